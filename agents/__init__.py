@@ -1,0 +1,1 @@
+"""Learn pruning decisions: Stable-Baselines3 algorithms and search baselines over one environment."""

@@ -1,0 +1,157 @@
+"""Checkpoints of one's own run: what it takes to go on as if nothing had happened.
+
+A folder holds `state.json` and the model archive it names. The archive is written first and `state.json`
+replaced last, so that whenever the process dies the folder holds one whole checkpoint, the old or the new.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
+
+from agents.errors import CheckpointError
+from agents.history import EpisodeHistory
+from agents.interface import Action, GymEnv, Observation
+
+STATE = "state.json"
+
+
+class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action]):
+    """Remembers the random state each episode starts from, so that a resumed run can start it again."""
+
+    def __init__(self, env: GymEnv) -> None:
+        super().__init__(env)
+        self.start_state: Mapping[str, Any] = {}
+        self._restart_from: Mapping[str, Any] | None = None
+
+    def restart_from(self, state: Mapping[str, Any]) -> None:
+        """Let the next episode start from this random state, whatever seed it is given."""
+        self._restart_from = state
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; see the class."""
+        if self._restart_from is not None:
+            self.unwrapped.np_random.bit_generator.state = self._restart_from
+            seed = self._restart_from = None
+        self.start_state = self.unwrapped.np_random.bit_generator.state
+        return self.env.reset(seed=seed, options=options)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run as it stood after an update."""
+
+    archive: Path  # Stable-Baselines3's own: policy, optimiser, counters
+    history: EpisodeHistory
+    random: Mapping[str, Any]
+
+    def restore(
+        self,
+        model_class: type[BaseAlgorithm],
+        env: RestartableEpisodes,
+        *,
+        device: str,
+        tensorboard_log: Path | None,
+    ) -> BaseAlgorithm:
+        """Return the model with its optimiser and counters, and set all random states back.
+
+        Raises:
+            CheckpointError: the archive is damaged.
+        """
+        log = str(tensorboard_log) if tensorboard_log else None
+        try:
+            model = model_class.load(self.archive, Monitor(env), device=device, tensorboard_log=log)
+        except (OSError, zipfile.BadZipFile, ValueError, KeyError, RuntimeError, EOFError) as error:
+            raise CheckpointError(f"cannot read {self.archive}: {_one_line(error)}; start afresh") from error
+        _restore_random(self.random, env)
+        return model
+
+
+def save_checkpoint(
+    folder: Path,
+    model: BaseAlgorithm,
+    *,
+    run: Mapping[str, Any],
+    history: EpisodeHistory,
+    env: RestartableEpisodes,
+) -> None:
+    """Write a checkpoint that takes the place of the last one in one step.
+
+    Args:
+        folder: where; made if need be.
+        model: the model between two rollouts.
+        run: what identifies the run, plain data.
+        history: its episodes so far.
+        env: the training environment, whose next episode has been reset but not stepped.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / f"model-{history.episodes}.zip"
+    partial = folder / "partial.zip"
+    model.save(partial)
+    os.replace(partial, archive)
+    state = {"run": run, "model": archive.name, "history": history.to_dict(), "random": _random_states(env)}
+    partial = folder / f"{STATE}.partial"
+    partial.write_text(json.dumps(state), encoding="utf-8")
+    os.replace(partial, folder / STATE)
+    for older in set(folder.glob("model-*.zip")) - {archive}:
+        older.unlink()
+
+
+def read_checkpoint(folder: Path, *, run: Mapping[str, Any]) -> Checkpoint | None:
+    """Return the checkpoint in `folder`, or None if none was written there yet.
+
+    Raises:
+        CheckpointError: it is damaged, or was made by another run than `run` describes.
+    """
+    if not (folder / STATE).exists():
+        return None
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        checkpoint = Checkpoint(
+            folder / state["model"], EpisodeHistory.from_dict(state["history"]), state["random"]
+        )
+        saved: Mapping[str, Any] = state["run"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read {folder / STATE}: {_one_line(error)}; start afresh") from error
+    for key, value in run.items():
+        if saved.get(key) != value:
+            raise CheckpointError(
+                f"{folder} was made with {key} {saved.get(key)!r}, this run has {value!r}; "
+                "resume with what it was started with, or start afresh"
+            )
+    return checkpoint
+
+
+def _random_states(env: RestartableEpisodes) -> dict[str, Any]:
+    _, keys, *rest = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002  Stable-Baselines3 draws from it
+    return {
+        "environment": env.start_state,
+        "numpy": [keys.tolist(), *rest],
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()],
+    }
+
+
+def _restore_random(states: Mapping[str, Any], env: RestartableEpisodes) -> None:
+    env.restart_from(states["environment"])
+    keys, *rest = states["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
+    torch.cuda.set_rng_state_all([torch.tensor(state, dtype=torch.uint8) for state in states["cuda"]])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

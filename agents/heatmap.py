@@ -1,0 +1,73 @@
+"""The picture of a run: what was pruned where; drawn with Pillow, which TensorBoard brings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+TITLES = ("static ratio", "runtime ratio")
+FONT = ImageFont.load_default(size=12)
+ROW = 15  # least height of a row in pixels; a label of the font's size stays clear of the next
+MAP_WIDTH, MAP_HEIGHT = 520, 240  # of one map in pixels; more groups than fit make it taller
+GAP, TOP, BOTTOM, SCALE = 16, 32, 44, 70  # pixels between maps, above, below, and for the colour bar
+# viridis at 0, 1/4, ... 1: even steps of ratio look like even steps of colour, also in grey
+COLOURS = np.array(
+    [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=np.float64
+)
+
+
+def ratio_heatmap(groups: Sequence[str], ratios: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Draw two heat maps side by side, static and runtime ratios, on a colour scale fixed to [0, 1].
+
+    Args:
+        groups: the rows' labels.
+        ratios: [episodes, groups, 2], static and runtime; at least one episode.
+
+    Returns:
+        The picture, [height, width, 3].
+    """
+    row = max(ROW, MAP_HEIGHT // len(groups))
+    height = row * len(groups)
+    labels = math.ceil(max(FONT.getlength(group) for group in groups)) + GAP
+    canvas = Image.new("RGB", (labels + 2 * (MAP_WIDTH + GAP) + SCALE, TOP + height + BOTTOM), "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, group in enumerate(groups):
+        draw.text((labels - 6, TOP + (index + 0.5) * row), group, "black", FONT, anchor="rm")
+    for index, title in enumerate(TITLES):
+        left = labels + index * (MAP_WIDTH + GAP)
+        cells = Image.fromarray(colours(ratios[:, :, index].T))
+        canvas.paste(cells.resize((MAP_WIDTH, height), Image.Resampling.NEAREST), (left, TOP))
+        draw.text((left + MAP_WIDTH / 2, TOP / 2), title, "black", FONT, anchor="mm")
+        _draw_episode_axis_(draw, left, TOP + height, episodes=len(ratios))
+    _draw_scale_(canvas, draw, labels + 2 * (MAP_WIDTH + GAP), height)
+    return np.asarray(canvas)
+
+
+def colours(ratios: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return the colour of each ratio in [0, 1], one more dimension of 3 at the end."""
+    anchors = np.linspace(0.0, 1.0, len(COLOURS))
+    channels = [np.interp(ratios, anchors, COLOURS[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def _draw_episode_axis_(draw: ImageDraw.ImageDraw, left: float, top: float, *, episodes: int) -> None:
+    step = next(
+        step for step in (n * 10**power for power in range(9) for n in (1, 2, 5)) if episodes / step <= 8
+    )
+    for episode in range(step, episodes + 1, step):
+        x = left + (episode - 0.5) / episodes * MAP_WIDTH
+        draw.line((x, top, x, top + 4), "black")
+        draw.text((x, top + 6), str(episode), "black", FONT, anchor="mt")
+    draw.text((left + MAP_WIDTH / 2, top + 26), "episode", "black", FONT, anchor="mt")
+
+
+def _draw_scale_(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, height: int) -> None:
+    ramp = np.linspace(1.0, 0.0, height)[:, None].repeat(14, axis=1)
+    canvas.paste(Image.fromarray(colours(ramp)), (left, TOP))
+    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+        draw.text((left + 18, TOP + (1.0 - value) * height), f"{value:.2f}", "black", FONT, anchor="lm")
+    draw.text((left + SCALE - GAP, TOP + height + 26), "share pruned", "black", FONT, anchor="rt")

@@ -1,0 +1,62 @@
+"""What a run has seen so far: how many episodes, the best of them, and every ratio for the heat maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.rollout import EpisodeResult
+
+
+class EpisodeHistory:
+    """The episodes of one run, in order; it goes to JSON and back with a checkpoint."""
+
+    def __init__(self, groups: Sequence[str]) -> None:
+        self.groups = tuple(groups)
+        self.best: EpisodeResult | None = None
+        self.best_episode = 0  # counted from 1
+        self._ratios: list[list[list[float]]] = []
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes have ended."""
+        return len(self._ratios)
+
+    @property
+    def steps(self) -> int:
+        """How many environment steps those episodes took."""
+        return self.episodes * len(self.groups)
+
+    @property
+    def ratios(self) -> NDArray[np.float64]:
+        """Static and runtime ratio of each group in each episode, [episodes, groups, 2]."""
+        return np.array(self._ratios, dtype=np.float64).reshape(-1, len(self.groups), 2)
+
+    def add(self, result: EpisodeResult) -> None:
+        """Count one more episode; of equal rewards the earlier stays the best."""
+        decisions = [result.plan[group] for group in self.groups]
+        self._ratios.append([[entry["static_ratio"], entry["runtime_ratio"]] for entry in decisions])
+        if self.best is None or result.total > self.best.total:
+            self.best = result
+            self.best_episode = self.episodes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, fit for JSON."""
+        return {
+            "groups": list(self.groups),
+            "best": self.best and self.best.to_dict(),
+            "best_episode": self.best_episode,
+            "ratios": self._ratios,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EpisodeHistory:
+        """Build a history from what `to_dict` returned."""
+        history = cls(data["groups"])
+        history.best = data["best"] and EpisodeResult.from_dict(data["best"])
+        history.best_episode = data["best_episode"]
+        history._ratios = data["ratios"]
+        return history

@@ -1,0 +1,119 @@
+"""What a run writes to TensorBoard beside Stable-Baselines3's own rollout, train and time curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.heatmap import ratio_heatmap
+from agents.history import EpisodeHistory
+from agents.rollout import EpisodeResult
+
+
+class TensorBoardCallback(BaseCallback):
+    """Writes rewards, costs and ratios of each episode, and a heat map and the best plan at each update.
+
+    The x axis counts environment steps, as Stable-Baselines3's own curves do. Without a TensorBoard log it
+    does nothing.
+    """
+
+    def __init__(self, history: EpisodeHistory, hyperparameters: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._history = history
+        self._hyperparameters = hyperparameters
+        self._writer: SummaryWriter | None = None
+
+    def write_episode(self, result: EpisodeResult) -> None:
+        """Write the scalars of the episode that the history counted last."""
+        if self._writer is None:
+            return
+        for tag, value in self._scalars(result).items():
+            self._writer.add_scalar(tag, value, self._history.steps)
+        self._writer.flush()  # an episode can take minutes; whoever watches wants to see it now
+
+    def write_overview(self) -> None:
+        """Write the heat maps of all episodes so far and the best plan as a table."""
+        if self._writer is None:
+            return
+        picture = ratio_heatmap(self._history.groups, self._history.ratios)
+        self._writer.add_image("prune/heatmap", picture, self._history.steps, dataformats="HWC")
+        self._writer.add_text("prune/best_plan", best_plan_table(self._history), self._history.steps)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the log; nothing more can be written."""
+        if self._writer is not None:
+            self.logger.close()
+
+    def _on_training_start(self) -> None:
+        formats = [
+            entry for entry in self.logger.output_formats if isinstance(entry, TensorBoardOutputFormat)
+        ]
+        if not formats:
+            return
+        self._writer = formats[0].writer
+        if self._history.episodes:
+            self._hide_events_from(self._history.steps + 1)
+        hparams = HParam(flatten(self._hyperparameters), {"reward/best": 0.0})
+        formats[0].write({"hparams": hparams}, {"hparams": ()})
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.write_overview()
+
+    def _hide_events_from(self, step: int) -> None:
+        """Have TensorBoard forget what the interrupted run wrote after its last checkpoint."""
+        assert self._writer is not None
+        assert self._writer.file_writer is not None
+        restart = Event(step=step, session_log=SessionLog(status=SessionLog.START))
+        self._writer.file_writer.add_event(restart)
+
+    def _scalars(self, result: EpisodeResult) -> dict[str, float]:
+        best = self._history.best
+        scalars = {f"reward/{part}": value for part, value in result.reward.items() if part != "total"}
+        scalars |= {"reward/last": result.total, "reward/best": best.total if best else result.total}
+        scalars |= {
+            "prune/macs": result.macs,
+            "prune/params": result.params,
+            "episode": self._history.episodes,
+        }
+        if result.accuracy is not None:
+            scalars["prune/accuracy"] = result.accuracy
+        for group, decision in result.plan.items():
+            scalars |= {f"{name}/{group}": ratio for name, ratio in decision.items()}
+        return scalars
+
+
+def best_plan_table(history: EpisodeHistory) -> str:
+    """Return the best plan so far as a Markdown table."""
+    if history.best is None:
+        return "no episode yet"
+    rows = [
+        f"| {group} | {decision['static_ratio']:.3f} | {decision['runtime_ratio']:.3f} |"
+        for group, decision in history.best.plan.items()
+    ]
+    head = f"Episode {history.best_episode}, reward {history.best.total:.4f}"
+    return "\n".join([head, "", "| group | static ratio | runtime ratio |", "| --- | --- | --- |", *rows])
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float | None]:
+    """Return nested plain data as one level, `a.b` for b inside a; what is not a number becomes text.
+
+    Example:
+        >>> flatten({"gamma": 1.0, "policy_kwargs": {"net_arch": [64, 64]}})
+        {'gamma': 1.0, 'policy_kwargs.net_arch': '[64, 64]'}
+    """
+    flat: dict[str, bool | str | float | None] = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat

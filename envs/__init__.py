@@ -1,0 +1,1 @@
+"""Pruning decisions as Gymnasium environments."""

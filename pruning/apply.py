@@ -1,0 +1,86 @@
+"""Carry a plan out: the order of operations, written once."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pruning.calibration import Calibration
+from pruning.compensation import COMPENSATIONS
+from pruning.cost import Widths, plan_widths
+from pruning.criteria import CRITERIA, select
+from pruning.graph import ChannelGraph
+from pruning.plan import PruningPlan
+from pruning.runtime import GateSite, attach_gates_, fit_gate, load_gates_
+from pruning.surgery import Structure, axis_cuts, cut_
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a plan is carried out, by registered names."""
+
+    criterion: str = "l1"
+    compensation: str = "least-squares"
+    round_to: int = 1  # units of every group are rounded to a multiple of this
+
+
+DEFAULT_METHOD = Method()
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed network and how its shape differs from the dense one's."""
+
+    model: nn.Module
+    structure: Structure
+    gates: tuple[GateSite, ...]
+    widths: Widths
+
+
+@torch.no_grad()
+def apply_plan(
+    model: nn.Module,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    calibration: Calibration,
+    *,
+    method: Method = DEFAULT_METHOD,
+) -> Compressed:
+    """Compress a copy of `model` as `plan` says; the input model is left untouched.
+
+    Args:
+        model: the dense network.
+        graph: its groups, from `trace`.
+        plan: ratios per group; groups it does not name stay whole.
+        calibration: of the dense network.
+        method: criterion, compensation and rounding.
+
+    Raises:
+        PlanError: the plan asks for what the network cannot do.
+        UnknownNameError: the plan names an unknown group, or the method an unknown part.
+    """
+    widths = plan_widths(graph, plan, round_to=method.round_to)
+    criterion, compensation = CRITERIA[method.criterion], COMPENSATIONS[method.compensation]
+    pruned = [(group, int(count)) for group, count in zip(graph.prunable, widths.kept, strict=True)]
+    kept = {
+        group.name: select(criterion(model, group, calibration), count)
+        for group, count in pruned
+        if count < group.units
+    }
+    model = copy.deepcopy(model)
+    cuts = axis_cuts(model, graph, kept)
+    compensation.apply_(model, graph, cuts, calibration)
+    inputs = {cut.owner: cut.kept for cut in cuts if cut.axis == "in"}
+    gates = [
+        fit_gate(model, group, kept.get(group.name, torch.arange(count)), int(executed), inputs, calibration)
+        for (group, count), executed in zip(pruned, widths.executed, strict=True)
+        if executed < count
+    ]
+    model, structure = cut_(model, graph, kept)
+    sites = tuple(gate.site for gate in gates)
+    attach_gates_(model, sites)
+    load_gates_(model, gates)
+    return Compressed(model, structure, sites, widths)

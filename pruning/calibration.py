@@ -1,0 +1,252 @@
+"""One pass over inputs of the dense network: second moments per reader, and what gates are fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pruning.errors import DataError
+from pruning.graph import ChannelGraph
+from pruning.surgery import TRANSPOSED
+
+POSITIONS_PER_IMAGE = 64  # sampled output positions of a layer; 64 x 512 images give every layer 32k rows
+WIDE = 8192  # input dimensions above which the full covariance (0.5 GB) gives way to sampled rows
+WIDE_ROWS = 2048
+
+
+class Covariance(Protocol):
+    """What least squares needs to know of a reader's inputs (one convolution group of them)."""
+
+    def regression(self, removed: Tensor, kept: Tensor, *, ridge: float) -> Tensor:
+        """Return C[R,S] (C[S,S] + lambda I)^-1, [len(removed), len(kept)], lambda = ridge * mean diagonal."""
+        ...
+
+    def energy(self, weight: Tensor) -> Tensor:
+        """Return w' C w for each row of `weight`: [rows, dimensions] -> [rows]."""
+        ...
+
+
+@dataclass(frozen=True)
+class FullCovariance:
+    """A covariance matrix: [dimensions, dimensions], float64."""
+
+    matrix: Tensor
+
+    def regression(self, removed: Tensor, kept: Tensor, *, ridge: float) -> Tensor:
+        """See Covariance."""
+        inner = self.matrix[kept][:, kept]
+        damped = _damped(inner, ridge * self.matrix.diagonal().mean())
+        return torch.cholesky_solve(self.matrix[kept][:, removed], torch.linalg.cholesky(damped)).T
+
+    def energy(self, weight: Tensor) -> Tensor:
+        """See Covariance."""
+        return ((weight @ self.matrix) * weight).sum(1)
+
+
+@dataclass(frozen=True)
+class SampledCovariance:
+    """A covariance known by sampled, centred rows: [rows, dimensions], with fewer rows than dimensions."""
+
+    rows: Tensor
+
+    def regression(self, removed: Tensor, kept: Tensor, *, ridge: float) -> Tensor:
+        """See Covariance. Solved in the space of rows: X_R' (X_S X_S' + n lambda I)^-1 X_S."""
+        inner, outer = self.rows[:, kept], self.rows[:, removed]
+        penalty = ridge * self.rows.square().mean()
+        damped = _damped(inner @ inner.T, len(self.rows) * penalty)
+        return outer.T @ torch.cholesky_solve(inner, torch.linalg.cholesky(damped))
+
+    def energy(self, weight: Tensor) -> Tensor:
+        """See Covariance."""
+        return (weight @ self.rows.T).square().mean(1)
+
+
+def _damped(matrix: Tensor, penalty: Tensor) -> Tensor:
+    # the floor keeps the factorisation alive where all inputs are constant (a dead layer)
+    floor = 1e-10 * matrix.diagonal().max() + torch.finfo(matrix.dtype).tiny ** 0.5
+    return matrix + (penalty + floor) * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of a reader's unfolded input u, per convolution group."""
+
+    mean: Tensor  # [conv groups, dimensions], float64
+    covariances: tuple[Covariance, ...]  # one per convolution group
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one pass over the calibration inputs leaves behind."""
+
+    moments: Mapping[str, Moments]  # reader -> moments of its input
+    pooled: Mapping[str, Tensor]  # writer that may take a gate -> [images, cin], mean over positions
+    magnitudes: Mapping[str, Tensor]  # its readers -> [images, cin], root mean square over positions
+
+
+class _FullSums:
+    """Running sums over batches, about a pivot that keeps the differences small."""
+
+    def __init__(self, u: Tensor) -> None:
+        groups, _, dimensions = u.shape
+        self._total = 0
+        self._pivot = u.mean(1, keepdim=True)
+        self._first = torch.zeros(groups, dimensions, dtype=torch.float64, device=u.device)
+        self._second = torch.zeros(groups, dimensions, dimensions, dtype=torch.float64, device=u.device)
+
+    def add(self, u: Tensor) -> None:
+        """Take in inputs [conv groups, rows, dimensions]."""
+        centred = u - self._pivot
+        self._total += u.size(1)
+        self._first += centred.sum(1).double()
+        self._second += (centred.mT @ centred).double()
+
+    def moments(self) -> Moments:
+        """Return mean and covariance of all that was added."""
+        shift = self._first / self._total
+        covariance = self._second / self._total - shift[:, :, None] * shift[:, None, :]
+        return Moments(
+            self._pivot[:, 0].double() + shift, tuple(FullCovariance(group) for group in covariance)
+        )
+
+
+class _SampledRows:
+    """Rows kept as they are, for readers too wide for a covariance matrix."""
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+
+    def add(self, u: Tensor) -> None:
+        """Take in inputs [conv groups, rows, dimensions]."""
+        self._rows.append(u)
+
+    def moments(self) -> Moments:
+        """Return the mean and, as a covariance, an even sample of the centred rows."""
+        rows = torch.cat(self._rows, dim=1)
+        rows = rows[:, :: -(-rows.size(1) // WIDE_ROWS)].double()
+        mean = rows.mean(1)
+        return Moments(mean, tuple(SampledCovariance(group) for group in rows - mean[:, None]))
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module, graph: ChannelGraph, inputs: Iterable[Tensor], *, seed: int = 0
+) -> Calibration:
+    """Observe the dense network on calibration inputs (architecture decision 3).
+
+    Args:
+        model: the dense network; run in evaluation mode and left as it was.
+        graph: its groups.
+        inputs: batches of images, [batch, channels, height, width]; labels are not needed.
+        seed: of the sampled positions.
+
+    Raises:
+        DataError: there is no input, or the network's activations on it are not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    readers = {name for name in _readers(graph) if not isinstance(model.get_submodule(name), TRANSPOSED)}
+    sums: dict[str, _FullSums | _SampledRows] = {}
+    pooled: dict[str, list[Tensor]] = {group.layers[0]: [] for group in graph.prunable if not group.ungated}
+    magnitudes: dict[str, list[Tensor]] = {
+        reader.owner: [] for group in graph.prunable if not group.ungated for reader in group.readers
+    }
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            if name in readers:
+                u = unfolded(module, x, generator)
+                if name not in sums:
+                    sums[name] = _SampledRows() if u.size(2) > WIDE else _FullSums(u)
+                sums[name].add(u)
+            flat = _by_channel(module, x)
+            if name in pooled:
+                pooled[name].append(flat.mean(2))
+            if name in magnitudes:
+                magnitudes[name].append(flat.square().mean(2).sqrt())
+
+        return hook
+
+    _run(model, inputs, {name: watch(name) for name in {*readers, *pooled, *magnitudes}})
+    calibration = Calibration(
+        moments={name: found.moments() for name, found in sums.items()},
+        pooled={name: torch.cat(found) for name, found in pooled.items()},
+        magnitudes={name: torch.cat(found) for name, found in magnitudes.items()},
+    )
+    _check_finite(calibration)
+    return calibration
+
+
+def _readers(graph: ChannelGraph) -> list[str]:
+    return list(dict.fromkeys(reader.owner for group in graph.prunable for reader in group.readers))
+
+
+def _run(model: nn.Module, inputs: Iterable[Tensor], hooks: Mapping[str, Callable[..., None]]) -> None:
+    training = model.training
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks.items()]
+    device = next(model.parameters()).device
+    seen = 0
+    try:
+        model.eval()
+        for batch in inputs:
+            model(batch.to(device))
+            seen += len(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+    if not seen:
+        raise DataError("there is no calibration image; give at least one")
+
+
+def _check_finite(calibration: Calibration) -> None:
+    for name, moments in calibration.moments.items():
+        if not moments.mean.isfinite().all():
+            raise DataError(f"the inputs of layer {name} are not finite on the calibration images")
+
+
+def _by_channel(module: nn.Module, x: Tensor) -> Tensor:
+    """Return [images, channels, positions]."""
+    if x.dim() == 2:
+        return x[:, :, None]
+    return x.flatten(1, -2).mT if isinstance(module, nn.Linear) else x.flatten(2)
+
+
+def unfolded(module: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return what a reader's kernel sees at sampled output positions.
+
+    Args:
+        module: a convolution (not a transposed one) or linear layer.
+        x: its input, [batch, channels, ...], or [batch, ..., features] for a linear layer.
+        generator: chooses at most POSITIONS_PER_IMAGE positions, the same for all images of the batch.
+
+    Returns:
+        [conv groups, rows, dimensions]: dimensions as in a row of the layer's flattened weight.
+    """
+    if isinstance(module, nn.Linear):
+        x = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
+        places = _sampled(x.size(1), generator)
+        return x[:, places].reshape(1, -1, x.size(-1))
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    windows: Tensor = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    spatial = len(module.kernel_size)
+    for dim, (size, stride, dilation) in enumerate(
+        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
+    ):
+        windows = windows.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    sizes = windows.shape[2 : 2 + spatial]
+    at: tuple[Tensor, ...] = torch.unravel_index(_sampled(sizes.numel(), generator), sizes)
+    where: tuple[Any, ...] = (slice(None), slice(None), *at)
+    seen = windows[where]  # [batch, channels, positions, *kernel]
+    return seen.unflatten(1, (module.groups, -1)).transpose(2, 3).movedim(1, 0).flatten(3).flatten(1, 2)
+
+
+def _sampled(count: int, generator: torch.Generator) -> Tensor:
+    if count <= POSITIONS_PER_IMAGE:
+        return torch.arange(count)
+    return torch.randperm(count, generator=generator)[:POSITIONS_PER_IMAGE]

@@ -1,0 +1,267 @@
+"""Multiply-adds, parameters and bytes of any plan by arithmetic, without surgery; measured latency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils import benchmark
+
+from pruning.errors import PlanError
+from pruning.graph import ChannelGraph, ChannelGroup, LayerShape, Member
+from pruning.plan import PruningPlan, kept_units
+from pruning.registry import unknown_name
+from pruning.surgery import bare_tensor
+
+Counts = NDArray[np.int64]  # one per prunable group
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Units per prunable group, in the graph's order: `kept` after the cut, of those `executed` per input."""
+
+    kept: Counts
+    executed: Counts
+
+
+def plan_widths(graph: ChannelGraph, plan: PruningPlan, *, round_to: int = 1) -> Widths:
+    """Return the unit counts that a plan comes to.
+
+    Raises:
+        PlanError: the plan names a frozen group, or asks for a gate where none can be.
+        UnknownNameError: it names a group that the network does not have.
+    """
+    _check_names(graph, plan)
+    kept = [kept_units(g.units, plan[g.name].static_ratio, round_to=round_to) for g in graph.prunable]
+    executed = [
+        kept_units(count, plan[group.name].runtime_ratio)
+        for group, count in zip(graph.prunable, kept, strict=True)
+    ]
+    return Widths(np.array(kept, dtype=np.int64), np.array(executed, dtype=np.int64))
+
+
+def _check_names(graph: ChannelGraph, plan: PruningPlan) -> None:
+    groups = {group.name: group for group in graph.groups}
+    for name, decision in plan.decisions.items():
+        if name not in groups:
+            raise unknown_name("channel group", name, groups)
+        group = groups[name]
+        if group.frozen and (decision.static_ratio or decision.runtime_ratio):
+            raise PlanError(f"group {name!r} is frozen ({group.frozen}); take it out of the plan")
+        if group.ungated and decision.runtime_ratio:
+            raise PlanError(
+                f"group {name!r} takes no runtime gate ({group.ungated}); set its runtime_ratio to 0"
+            )
+
+
+@dataclass(frozen=True)
+class Bilinear:
+    """Sum over rows of coefficient * (in0 + in1 . n) * (out0 + out1 . n), for unit counts n: [groups]."""
+
+    coefficient: NDArray[np.float64]  # [rows]
+    in0: NDArray[np.float64]  # [rows]
+    in1: NDArray[np.float64]  # [rows, groups]
+    out0: NDArray[np.float64]
+    out1: NDArray[np.float64]
+
+    def __call__(self, counts: Counts) -> float:
+        """Return the sum for these unit counts."""
+        ins, outs = self.in0 + self.in1 @ counts, self.out0 + self.out1 @ counts
+        return float(self.coefficient @ (ins * outs))
+
+
+class _Axes:
+    """How many positions of each axis a unit of each group holds, and how many always stay."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self._groups = graph.prunable
+        self._per_unit: dict[tuple[str, str], NDArray[np.float64]] = {}
+        for number, group in enumerate(self._groups):
+            for axis, members in _members_by_axis(group).items():
+                for member in members:
+                    counts = self._per_unit.setdefault((member.owner, axis), np.zeros(len(self._groups)))
+                    counts[number] += len(member.channels[0])
+
+    def of(self, owner: str, axis: str, size: int) -> tuple[float, NDArray[np.float64]]:
+        """Return (positions that always stay, positions per unit of each group)."""
+        per_unit = self._per_unit.get((owner, axis), np.zeros(len(self._groups)))
+        units = np.array([group.units for group in self._groups])
+        return size - float(per_unit @ units), per_unit
+
+    def one(self) -> tuple[float, NDArray[np.float64]]:
+        """Return the factor 1, for what does not depend on an axis."""
+        return 1.0, np.zeros(len(self._groups))
+
+
+def _members_by_axis(group: ChannelGroup) -> dict[str, tuple[Member, ...]]:
+    return {"out": (*group.writers, *group.carriers), "in": group.readers, "parameter": group.parameters}
+
+
+Row = tuple[float, tuple[float, NDArray[np.float64]], tuple[float, NDArray[np.float64]]]
+
+
+def _bilinear(rows: list[Row], groups: int) -> Bilinear:
+    blank = np.zeros((0, groups))
+    return Bilinear(
+        coefficient=np.array([row[0] for row in rows]),
+        in0=np.array([row[1][0] for row in rows]),
+        in1=np.stack([row[1][1] for row in rows]) if rows else blank,
+        out0=np.array([row[2][0] for row in rows]),
+        out1=np.stack([row[2][1] for row in rows]) if rows else blank,
+    )
+
+
+class CostModel:
+    """Prices plans on one network: exactly what is counted on the network once it is cut.
+
+    Args:
+        graph: the network's groups.
+        model: the dense network.
+        shifts_bias: whether the compensation moves a lost mean into a bias (`Compensation.shifts_bias`):
+            a reader that has neither a bias nor a BatchNorm to absorb it then gains one.
+    """
+
+    def __init__(self, graph: ChannelGraph, model: nn.Module, *, shifts_bias: bool = False) -> None:
+        self.groups = graph.prunable
+        axes = _Axes(graph)
+        self._macs = _bilinear(_mac_rows(graph, axes), len(self.groups))
+        parameter_rows, byte_rows = _tensor_rows(graph, model, axes)
+        self._params = _bilinear(parameter_rows, len(self.groups))
+        self._bytes = _bilinear(byte_rows, len(self.groups))
+        self._gate_inputs = _bilinear(_gate_rows(graph, axes), len(self.groups))
+        self._new_biases = _new_biases(graph, model, axes) if shifts_bias else []
+        self._units = np.array([group.units for group in self.groups], dtype=np.int64)
+
+    @property
+    def dense(self) -> Widths:
+        """The widths of the network before it is pruned."""
+        return Widths(self._units, self._units)
+
+    def macs(self, widths: Widths) -> int:
+        """Multiply-adds for one image: what is executed, gates included."""
+        return round(self._macs(widths.executed)) + self._gates(widths)
+
+    def params(self, widths: Widths) -> int:
+        """Parameters after the cut, gates included."""
+        gated = widths.kept[widths.executed < widths.kept]
+        return (
+            round(self._params(widths.kept)) + self._biases(widths) + self._gates(widths) + int(gated.sum())
+        )
+
+    def bytes(self, widths: Widths) -> int:
+        """Bytes of the tensors in the weights file (parameters and buffers), without its header; no gates."""
+        return round(self._bytes(widths.kept)) + 4 * self._biases(widths)
+
+    def _gates(self, widths: Widths) -> int:
+        gated = (widths.executed < widths.kept).astype(np.float64)
+        if not gated.any():
+            return 0
+        table = self._gate_inputs
+        inputs = table.in0 + table.in1 @ widths.kept
+        return round(float((gated * inputs) @ widths.kept))
+
+    def _biases(self, widths: Widths) -> int:
+        total = 0.0
+        for touched, (fixed, per_unit) in self._new_biases:
+            if (widths.kept < self._units)[touched].any():
+                total += fixed + float(per_unit @ widths.kept)
+        return round(total)
+
+
+def _mac_rows(graph: ChannelGraph, axes: _Axes) -> list[Row]:
+    rows = []
+    for layer in graph.layers.values():
+        ins = axes.one() if layer.depthwise else axes.of(layer.name, "in", layer.cin)
+        applied = layer.positions * layer.kernel
+        coefficient = applied if layer.depthwise else applied / layer.conv_groups
+        rows.append((float(coefficient), ins, axes.of(layer.name, "out", layer.cout)))
+    return rows
+
+
+def _tensor_rows(graph: ChannelGraph, model: nn.Module, axes: _Axes) -> tuple[list[Row], list[Row]]:
+    parameters = dict(model.named_parameters())
+    params: list[Row] = []
+    sizes: list[Row] = []
+    bare = {member.owner: member.axis for group in graph.groups for member in group.parameters}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        row = _tensor_row(graph, model, axes, name, bare)
+        sizes.append((row[0] * tensor.element_size(), row[1], row[2]))
+        if name in parameters:
+            params.append(row)
+    return params, sizes
+
+
+def _tensor_row(
+    graph: ChannelGraph, model: nn.Module, axes: _Axes, name: str, bare: Mapping[str, int]
+) -> Row:
+    tensor = bare_tensor(model, name)
+    owner, _, attribute = name.rpartition(".")
+    if name in bare:
+        size = tensor.size(bare[name])
+        return tensor.numel() / size, axes.one(), axes.of(name, "parameter", size)
+    layer = graph.layers.get(owner)
+    if layer is not None and attribute == "weight":
+        ins = axes.one() if layer.depthwise else axes.of(owner, "in", layer.cin)
+        dense = layer.cout * (1 if layer.depthwise else layer.cin)
+        return tensor.numel() / dense, ins, axes.of(owner, "out", layer.cout)
+    if tensor.dim() == 1:
+        return 1.0, axes.one(), axes.of(owner, "out", len(tensor))
+    return float(tensor.numel()), axes.one(), axes.one()
+
+
+def _gate_rows(graph: ChannelGraph, axes: _Axes) -> list[Row]:
+    """One row for each prunable group: the inputs of its writer, which its gate would read."""
+    writers = [graph.layers[group.layers[0]] for group in graph.prunable]
+    return [(1.0, axes.of(layer.name, "in", layer.cin), axes.one()) for layer in writers]
+
+
+def _new_biases(
+    graph: ChannelGraph, model: nn.Module, axes: _Axes
+) -> list[tuple[NDArray[np.bool_], tuple[float, NDArray[np.float64]]]]:
+    found = []
+    for layer in graph.layers.values():
+        if needs_bias(model, layer):
+            touched = axes.of(layer.name, "in", layer.cin)[1] > 0
+            found.append((touched, axes.of(layer.name, "out", layer.cout)))
+    return found
+
+
+def needs_bias(model: nn.Module, layer: LayerShape) -> bool:
+    """Whether a shift of the layer's output would need a bias that it does not have."""
+    module: Any = model.get_submodule(layer.name)
+    return module.bias is None and layer.batch_norm is None
+
+
+def count_params(model: nn.Module) -> int:
+    """Count the parameters of a network as it stands."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module], input_shape: tuple[int, ...], *, device: str = "cpu", rounds: int = 5
+) -> dict[str, float]:
+    """Return each network's median milliseconds for one image, measured in turn within one run.
+
+    Args:
+        models: name -> network in evaluation mode; timed in interleaved rounds, so that a machine whose
+            speed drifts favours none.
+        input_shape: of one image.
+        device: where the networks are.
+        rounds: how often each is timed, for at least 0.05 s each.
+    """
+    x = torch.randn((1, *input_shape), device=device)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for name, model in models.items():
+                timer = benchmark.Timer(
+                    "model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads()
+                )
+                times[name].append(timer.blocked_autorange(min_run_time=0.05).median)
+    return {name: 1e3 * sorted(found)[math.floor(len(found) / 2)] for name, found in times.items()}

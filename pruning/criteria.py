@@ -1,0 +1,53 @@
+"""Score a group's units; larger means keep. A registry: add one function to add a criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pruning.calibration import Calibration
+from pruning.graph import ChannelGroup, Member
+from pruning.registry import Registry
+from pruning.surgery import TRANSPOSED
+
+Criterion = Callable[[nn.Module, ChannelGroup, Calibration], Tensor]  # -> [units], float64
+
+CRITERIA: Registry[Criterion] = Registry("criterion")
+
+
+@CRITERIA.register("l1")
+def l1(model: nn.Module, group: ChannelGroup, calibration: Calibration) -> Tensor:
+    """Return the summed magnitude of the weights that write each unit (Li et al. 2017).
+
+    Summed over all writers before ranking: a residual stream has one fate, so a channel that is weak in one
+    block but strong in another must stay.
+    """
+    scores = [per_unit(member, _rows(model, member.owner).abs().sum(1)) for member in group.writers]
+    return torch.stack(scores).sum(0)
+
+
+def per_unit(member: Member, values: Tensor) -> Tensor:
+    """Sum values of one per position over each unit's positions: [positions] -> [units]."""
+    return torch.stack([values[list(positions)].sum() for positions in member.channels])
+
+
+def _rows(model: nn.Module, layer: str) -> Tensor:
+    """Return a writer's weight as [cout, everything else], float64."""
+    module = model.get_submodule(layer)
+    weight = module.weight.detach().double().cpu()  # type: ignore[operator]
+    if isinstance(module, TRANSPOSED):  # [cin, cout / groups, ...]
+        weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.flatten(1)
+
+
+def select(scores: Tensor, count: int) -> Tensor:
+    """Return the numbers of the `count` best-scoring units, ascending.
+
+    Example:
+        >>> select(torch.tensor([0.1, 3.0, 0.2, 2.0]), 2).tolist()
+        [1, 3]
+    """
+    # stable: equal scores keep the lower number, so a plan cuts alike on every device
+    return scores.argsort(descending=True, stable=True)[:count].sort().values

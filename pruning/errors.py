@@ -1,0 +1,33 @@
+"""Named errors for the user's mistakes; each message is one line that says the way out."""
+
+
+class PruningError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class UnknownNameError(PruningError):
+    """A registry, a network or a layer pattern was asked for a name it does not hold."""
+
+
+class UntraceableModelError(PruningError):
+    """The model cannot be traced at all, so nothing in it can be pruned safely."""
+
+
+class WeightsError(PruningError):
+    """A weights file is missing, damaged, or does not fit the network."""
+
+
+class DataError(PruningError):
+    """Images or labels are missing, damaged, of the wrong shape or type, or out of range."""
+
+
+class PlanError(PruningError):
+    """A pruning plan is malformed or names what the network does not have."""
+
+
+class BudgetError(PruningError):
+    """A budget is malformed."""
+
+
+class ImpossibleBudgetError(BudgetError):
+    """No plan reaches the budget; the message says the smallest that can be reached."""

@@ -1,0 +1,91 @@
+"""Measure a network: accuracy, agreement with the dense network, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pruning.errors import DataError
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # (images [batch, ...], labels [batch])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of a plan. Shares are of the dense network."""
+
+    accuracy: float | None  # 0 to 1; None without labels
+    macs: int  # for one image; with gates: expected if skipped
+    params: int
+    bytes: int  # of the weights file
+    latency_ms: float | None = None  # median for one image; None where it was not measured
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Evaluation:
+        """Build an evaluation from what `to_dict` returned."""
+        return cls(**data)
+
+
+@torch.inference_mode()
+def predictions(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
+    """Return (logits [images, classes], labels [images]) of a network in evaluation mode.
+
+    Raises:
+        DataError: there is no image, or the network's output is not one row of logits per image.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        found = [(model(images.to(device)), labels.to(device)) for images, labels in batches]
+    finally:
+        model.train(training)
+    if not found:
+        raise DataError("there is no image to evaluate on; give at least one")
+    logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if logits.dim() != 2 or len(logits) != len(labels):
+        raise DataError(
+            f"expected logits of shape [images, classes], the network returned {tuple(logits.shape)}"
+        )
+    return logits, labels
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of images whose largest logit is the label's."""
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+def divergence(logits: Tensor, dense_logits: Tensor) -> float:
+    """Return the mean Kullback-Leibler divergence KL(dense || compressed) over images, in nats."""
+    dense, compressed = (functional.log_softmax(found.double(), dim=1) for found in (dense_logits, logits))
+    return float(functional.kl_div(compressed, dense, reduction="batchmean", log_target=True))
+
+
+def weights_bytes(model: nn.Module) -> int:
+    """Return the size of the network's weights as a safetensors file."""
+    return len(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+
+
+def evaluate(model: nn.Module, batches: Batches, *, macs: int) -> Evaluation:
+    """Measure a network on labelled images; latency is measured side by side with others (`measure_latency`).
+
+    Args:
+        model: the network.
+        batches: of (images, labels).
+        macs: its multiply-adds, from a CostModel.
+    """
+    return Evaluation(
+        accuracy=accuracy(*predictions(model, batches)),
+        macs=macs,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        bytes=weights_bytes(model),
+    )

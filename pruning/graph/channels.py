@@ -1,0 +1,136 @@
+"""Channel numbers, and tensors of them that shadow a network's activations.
+
+An index tensor has the shape of an activation and names, at each entry, the channel that the entry
+belongs to; CONSTANT marks entries that belong to none. Dimensions along which the numbers do not vary
+have stride 0, so that most index tensors take no memory and "varies along" is a look at the strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+CONSTANT = -1
+
+
+def varying(index: Tensor) -> tuple[int, ...]:
+    """Return the dimensions along which a settled index tensor varies."""
+    return tuple(d for d in range(index.dim()) if index.size(d) > 1 and index.stride(d) != 0)
+
+
+def spread(ids: Tensor, shape: Sequence[int], dim: int) -> Tensor:
+    """Return the index tensor of `shape` that holds `ids` along `dim` and is constant elsewhere."""
+    view = [1] * len(shape)
+    view[dim] = -1
+    return ids.view(view).expand(tuple(shape))
+
+
+def profile(index: Tensor, dim: int) -> Tensor:
+    """Return the channel numbers along `dim`, at the first place of every other dimension."""
+    for other in reversed(range(index.dim())):
+        if other != dim:
+            index = index.select(other, 0)
+    return index
+
+
+def at_first(index: Tensor, dims: Sequence[int]) -> Tensor:
+    """Return the index tensor with each of `dims` narrowed to its first place."""
+    for dim in dims:
+        index = index.narrow(dim, 0, 1)
+    return index
+
+
+class Channels:
+    """All channel numbers of one trace: which are tied together, which are frozen and why."""
+
+    def __init__(self) -> None:
+        self._parent = torch.empty(0, dtype=torch.long)
+        self._opaque: dict[
+            int, str
+        ] = {}  # stand for a whole value: they freeze what they meet, and tie nothing
+        self._frozen: list[tuple[Tensor, str]] = []
+
+    def create(self, count: int) -> Tensor:
+        """Return `count` fresh channel numbers."""
+        start = len(self._parent)
+        fresh = torch.arange(start, start + count)
+        self._parent = torch.cat([self._parent, fresh])
+        return fresh
+
+    def opaque(self, shape: Sequence[int], reason: str) -> Tensor:
+        """Return an index tensor for a value whose channels are not understood."""
+        number = self.create(1)
+        self._opaque[int(number)] = reason
+        return number.squeeze(0).expand(tuple(shape))
+
+    def find(self, ids: Tensor) -> Tensor:
+        """Return the representative of each number; CONSTANT stays."""
+        if not len(self._parent):
+            return ids
+        return torch.where(ids >= 0, self._parent[ids.clamp(min=0)], ids)
+
+    def settle(self, index: Tensor) -> Tensor:
+        """Return `index` by representatives, with stride 0 wherever it does not vary."""
+        dims = varying(index)
+        core = self.find(at_first(index, [d for d in range(index.dim()) if d not in dims]))
+        for dim in dims:
+            first = core.narrow(dim, 0, 1)
+            if bool((core == first).all()):
+                core = first
+        return core.expand(index.shape)
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Let the channels of two index tensors of one shape live and die together, entry by entry."""
+        pairs = torch.stack([self.find(a).flatten(), self.find(b).flatten()])
+        pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs >= 0).all(0)].unique(dim=1)
+        for one, other in pairs.T.tolist():
+            self._tie_pair(one, other)
+        while not torch.equal(jumped := self._parent[self._parent], self._parent):
+            self._parent = jumped
+
+    def _tie_pair(self, one: int, other: int) -> None:
+        for this, that in ((one, other), (other, one)):
+            if this in self._opaque:  # representatives of opaque numbers are themselves: they are never tied
+                self.freeze(torch.tensor([that]), self._opaque[this])
+                return
+        roots = sorted(self._root(number) for number in (one, other))
+        self._parent[roots[1]] = roots[0]
+
+    def _root(self, number: int) -> int:
+        while (parent := int(self._parent[number])) != number:
+            number = parent
+        return number
+
+    def freeze(self, ids: Tensor, reason: str) -> None:
+        """Forbid to prune the channels in `ids`."""
+        ids = ids.unique()
+        self._frozen.append((ids[ids >= 0], reason))
+
+    def frozen_reasons(self) -> dict[int, str]:
+        """Return representative -> the first reason that froze it."""
+        reasons: dict[int, str] = {}
+        for ids, reason in self._frozen:
+            for number in self.find(ids).tolist():
+                reasons.setdefault(number, reason)
+        return reasons
+
+    def separate(self, index: Tensor) -> Tensor:
+        """Tie channels until the index tensor varies along one dimension only, and return it settled.
+
+        A tensor from which entries were cut must still be a box. The dimension that keeps the most
+        choice is kept; of equals the last, which is the one inside the groups of a channel shuffle.
+        """
+        index = self.settle(index)
+        dims = varying(index)
+        if len(dims) < 2:
+            return index
+        keep = max(dims, key=lambda dim: (len(profile(index, dim).unique()), dim))
+        others = [dim for dim in dims if dim != keep]
+        first = at_first(index, others).expand(index.shape)
+        self.tie(index.contiguous(), first.contiguous())
+        mixed = (index >= 0) != (first >= 0)
+        if bool(mixed.any()):
+            self.freeze(index, "its channels are interleaved with constants")
+        return self.settle(index)

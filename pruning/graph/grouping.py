@@ -1,0 +1,123 @@
+"""From tied channel numbers to named groups of units."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from pruning.graph import moves  # noqa: F401  (files its rules)
+from pruning.graph.records import ChannelGraph, ChannelGroup, Member
+from pruning.graph.rules import rule_for
+from pruning.graph.walk import Slot, Walk, trace_program, walk_program
+
+Unit = dict[int, list[int]]  # slot number -> positions of the unit in it
+
+
+def find_groups(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
+    """Trace a network and tie its channels into groups (architecture decision 5).
+
+    Args:
+        model: any module whose `forward` takes one batch of images; it is not changed.
+        input_shape: shape of one image, (channels, height, width).
+
+    Raises:
+        UntraceableModelError: the network cannot be traced or does not run on such an image.
+    """
+    traced = trace_program(model)
+    walk = walk_program(traced, input_shape, rule_for)
+    _freeze_shared_parameters(traced, walk)
+    return ChannelGraph(
+        groups=_groups(walk),
+        layers=walk.layers,
+        constants={key: constant for key, constant in walk.constants.items() if constant.size},
+        program=copy.deepcopy(traced.graph),
+        input_shape=tuple(input_shape),
+    )
+
+
+def _freeze_shared_parameters(traced: nn.Module, walk: Walk) -> None:
+    owners = defaultdict(set)
+    for name, parameter in traced.named_parameters(remove_duplicate=False):
+        owners[id(parameter)].add(name.rpartition(".")[0])
+    shared = set().union(*(names for names in owners.values() if len(names) > 1))
+    for slot in walk.slots.values():
+        if slot.owner in shared:
+            walk.channels.freeze(slot.ids, f"{slot.owner} shares its weights with another layer")
+
+
+def _groups(walk: Walk) -> tuple[ChannelGroup, ...]:
+    slots = list(walk.slots.values())
+    by_fate: dict[tuple[tuple[int, int], ...], list[tuple[int, Unit]]] = defaultdict(list)
+    for number, unit in _units(walk, slots).items():
+        writers = [slot for slot in unit if slots[slot].role == "writers"]
+        if writers:
+            # units of one fate: the same number of channels in the same layers, so one price for each
+            layers = sorted(slot for slot in unit if slots[slot].role != "constants")
+            fate = tuple((slot, len(unit[slot])) for slot in layers)
+            by_fate[fate].append((number, unit))
+    frozen = walk.channels.frozen_reasons()
+    found = []
+    for units in by_fate.values():
+        reasons = {frozen.get(number) for number, _ in units}
+        for reason in reasons:
+            members = [unit for number, unit in units if frozen.get(number) == reason]
+            found.append(_group(walk, slots, members, reason))
+    return _named(found)
+
+
+def _units(walk: Walk, slots: Sequence[Slot]) -> dict[int, Unit]:
+    units: dict[int, Unit] = defaultdict(lambda: defaultdict(list))
+    for number, slot in enumerate(slots):
+        for position, channel in enumerate(walk.channels.find(slot.ids).tolist()):
+            if channel >= 0:
+                units[channel][number].append(position)
+    return units
+
+
+def _group(walk: Walk, slots: Sequence[Slot], units: list[Unit], frozen: str | None) -> ChannelGroup:
+    members: dict[str, list[Member]] = defaultdict(list)
+    for number in sorted(set().union(*units)):
+        slot = slots[number]
+        channels = tuple(tuple(unit.get(number, ())) for unit in units)
+        members[slot.role].append(Member(slot.owner, channels, slot.axis))
+    order = list(walk.layers)
+    writers = sorted(members.pop("writers"), key=lambda member: order.index(member.owner))
+    group = ChannelGroup(
+        name=writers[0].owner,
+        units=len(units),
+        writers=tuple(writers),
+        carriers=tuple(members["carriers"]),
+        readers=tuple(members["readers"]),
+        parameters=tuple(members["parameters"]),
+        constants=tuple(members["constants"]),
+        frozen=frozen,
+    )
+    return replace(group, ungated=_why_ungated(group, walk))
+
+
+def _why_ungated(group: ChannelGroup, walk: Walk) -> str | None:
+    """A gate silences channels between one writer and its readers; only per-channel operators lie there."""
+    if group.frozen is not None:
+        return "it is frozen"
+    if len(group.writers) > 1:
+        return "several layers write these channels"
+    if any(walk.layers[member.owner].calls > 1 for member in (*group.writers, *group.readers)):
+        return "a layer that writes or reads them is called more than once"
+    return None
+
+
+def _named(groups: list[ChannelGroup]) -> tuple[ChannelGroup, ...]:
+    """Order by first writer, then by lowest channel; a writer's further groups get #1, #2, ..."""
+    order = list(dict.fromkeys(group.name for group in groups))
+    groups = sorted(groups, key=lambda group: (order.index(group.name), group.writers[0].channels[0][0]))
+    seen: dict[str, int] = defaultdict(int)
+    named = []
+    for group in groups:
+        number = seen[group.name]
+        seen[group.name] += 1
+        named.append(replace(group, name=f"{group.name}#{number}" if number else group.name))
+    return tuple(named)

@@ -1,0 +1,122 @@
+"""What a trace finds: which channels live and die together, and what each layer costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import fx
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """The positions that one tensor axis gives to a group.
+
+    `owner` is a layer's name, a parameter's name (with the `axis` it is sliced along), or the key of a
+    shape constant. `channels[u]` are the positions of unit `u`: [units, channels per unit].
+    """
+
+    owner: str
+    channels: tuple[tuple[int, ...], ...]
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that must live and die together, in units that go together.
+
+    Writers produce the channels, readers consume them, carriers hold one value per channel (BatchNorm,
+    depthwise convolution), parameters do so without a layer around them, constants are sizes written
+    into `forward` that count them.
+    """
+
+    name: str
+    units: int
+    writers: tuple[Member, ...]
+    carriers: tuple[Member, ...] = ()
+    readers: tuple[Member, ...] = ()
+    parameters: tuple[Member, ...] = ()
+    constants: tuple[Member, ...] = ()
+    frozen: str | None = None  # why it must not be pruned; None: it may be
+    ungated: str | None = None  # why it takes no runtime gate; None: it may
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the writers, in execution order."""
+        return tuple(member.owner for member in self.writers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ChannelGroup:
+        """Build a group from what `to_dict` returned, also after a round trip through JSON."""
+        roles = ("writers", "carriers", "readers", "parameters", "constants")
+        members = {role: tuple(_member(entry) for entry in data[role]) for role in roles}
+        return cls(**{**data, **members})
+
+
+def _member(entry: Mapping[str, Any]) -> Member:
+    channels = tuple(tuple(positions) for positions in entry["channels"])
+    return Member(owner=entry["owner"], channels=channels, axis=entry["axis"])
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What a convolution or linear layer computes for one image."""
+
+    name: str
+    cin: int
+    cout: int
+    kernel: int  # positions in the kernel: 9 for 3x3, 1 for a linear layer
+    conv_groups: int
+    positions: int  # where the kernel is applied, over all calls of the layer
+    calls: int
+    depthwise: bool
+    batch_norm: str | None  # the BatchNorm that alone consumes its output
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one image; biases are not counted."""
+        return self.positions * self.kernel * (self.cin // self.conv_groups) * self.cout
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeConstant:
+    """A size written into `forward` that counts channels: it changes when they go.
+
+    `path` leads to the literal in the node's arguments, e.g. ("args", 1, 0); for `split` and `chunk`,
+    which are rewritten with explicit sizes, it is ("split", piece).
+    """
+
+    key: str
+    node: str
+    path: tuple[str | int, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """Everything pruning needs to know of a network's structure."""
+
+    groups: tuple[ChannelGroup, ...]  # in the order of their first writers
+    layers: Mapping[str, LayerShape]
+    constants: Mapping[str, ShapeConstant]
+    program: fx.Graph
+    input_shape: tuple[int, ...]  # of one image
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups a plan may prune."""
+        return tuple(group for group in self.groups if group.frozen is None)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the dense network for one image."""
+        return sum(layer.macs for layer in self.layers.values())
+
+    def group(self, name: str) -> ChannelGroup:
+        """Return the group of that name; the caller has checked that there is one."""
+        return next(group for group in self.groups if group.name == name)

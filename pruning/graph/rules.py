@@ -1,0 +1,272 @@
+"""One small rule per operation that computes; operations that only move data run on the index tensor.
+
+What is in none of the tables has no rule: the walk freezes the channels it touches, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pruning.graph.channels import at_first, profile, spread, varying
+from pruning.graph.records import LayerShape
+from pruning.graph.walk import Call, Rule, Walk
+
+LAYER_RULES: dict[type[nn.Module], Rule] = {}
+FUNCTION_RULES: dict[Any, Rule] = {}  # keyed by function, or by name for methods and foreign functions
+
+
+def rule_for(call: Call) -> Rule | None:
+    """Return the rule for an operator, by the exact type of its module or by its function."""
+    if call.module is not None:
+        return LAYER_RULES.get(type(call.module))  # a subclass may compute anything
+    target = call.node.target
+    qualified = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+    return FUNCTION_RULES.get(target) or FUNCTION_RULES.get(qualified)
+
+
+def layer_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Return a decorator that files a rule for layers of exactly these types."""
+
+    def file(rule: Rule) -> Rule:
+        LAYER_RULES.update(dict.fromkeys(types, rule))
+        return rule
+
+    return file
+
+
+def function_rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Return a decorator that files a rule for functions, and for methods or foreign functions by name."""
+
+    def file(rule: Rule) -> Rule:
+        FUNCTION_RULES.update(dict.fromkeys(targets, rule))
+        return rule
+
+    return file
+
+
+@layer_rule(
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear
+)
+def weight_layer(walk: Walk, call: Call) -> Any:
+    """A layer that reads all channels of its input and writes new ones; a depthwise one carries them."""
+    module: Any = call.module
+    dim = call.value.dim() - 1 if isinstance(module, nn.Linear) else 1
+    shape = _layer_shape(call, module)
+    cin = walk.along(call.index_args[0], dim, call)
+    _record_layer(walk, shape)
+    if _is_touched_by_hooks(module):
+        return walk.freeze(call, f"{shape.name} has hooks that may rewrite its weight")
+    if cin is None:
+        cin = walk.channels.opaque((shape.cin,), f"{shape.name} reads its channels across another dimension")
+    if shape.depthwise:
+        cout = cin.repeat_interleave(shape.cout // shape.cin)
+        walk.add_slot("carriers", shape.name, cout)
+        return spread(cout, call.value.shape, dim)
+    known = walk.slots.get(("writers", shape.name))
+    cout = known.ids if known else walk.channels.create(shape.cout)
+    for ids in (cin, cout):
+        by_group = ids.reshape(shape.conv_groups, -1)
+        walk.channels.tie(by_group, by_group[:1].expand_as(by_group).contiguous())
+    walk.add_slot("readers", shape.name, cin)
+    walk.add_slot("writers", shape.name, cout)
+    return spread(cout, call.value.shape, dim)
+
+
+def _layer_shape(call: Call, module: Any) -> LayerShape:
+    linear = isinstance(module, nn.Linear)
+    cin, cout = (
+        (module.in_features, module.out_features) if linear else (module.in_channels, module.out_channels)
+    )
+    conv_groups = 1 if linear else module.groups
+    # a transposed convolution applies its kernel once per input position
+    applied = call.args[0] if getattr(module, "transposed", False) else call.value
+    return LayerShape(
+        name=str(call.node.target),
+        cin=cin,
+        cout=cout,
+        kernel=1 if linear else math.prod(module.kernel_size),
+        conv_groups=conv_groups,
+        positions=applied[:1].numel() // applied.size(-1 if linear else 1),
+        calls=1,
+        depthwise=1 < conv_groups == cin and not getattr(module, "transposed", False),
+        batch_norm=_sole_batch_norm(call),
+    )
+
+
+def _sole_batch_norm(call: Call) -> str | None:
+    users = list(call.node.users)
+    if len(users) != 1 or users[0].op != "call_module":
+        return None
+    name = str(users[0].target)
+    owner = call.node.graph.owning_module
+    assert owner is not None
+    batch_norm = owner.get_submodule(name)
+    known = type(batch_norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return name if known and batch_norm.running_mean is not None else None
+
+
+def _record_layer(walk: Walk, shape: LayerShape) -> None:
+    earlier = walk.layers.get(shape.name)
+    if earlier is not None:  # called again: the work adds up, and no BatchNorm may absorb a shift for both
+        positions = earlier.positions + shape.positions
+        shape = replace(shape, positions=positions, calls=earlier.calls + 1, batch_norm=None)
+    walk.layers[shape.name] = shape
+
+
+def _is_touched_by_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_pre_hooks)  # such as the older weight_norm and spectral_norm
+
+
+@layer_rule(
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
+)
+def per_channel_norm(walk: Walk, call: Call) -> Any:
+    """One set of values per channel; the channels pass through."""
+    ids = walk.along(call.index_args[0], 1, call)
+    if ids is None:
+        return walk.freeze(call, f"{call.name} normalises across channels")
+    walk.add_slot("carriers", call.name, ids)
+    return spread(ids, call.value.shape, 1)
+
+
+@layer_rule(nn.PReLU)
+def prelu(walk: Walk, call: Call) -> Any:
+    """One slope per channel, or one for all."""
+    module: Any = call.module
+    return pointwise(walk, call) if module.num_parameters == 1 else per_channel_norm(walk, call)
+
+
+@layer_rule(nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d, nn.RMSNorm)
+@function_rule(F.layer_norm, F.group_norm, F.local_response_norm, F.normalize)
+def mixing_norm(walk: Walk, call: Call) -> Any:
+    """A norm over several channels changes its value when one of them goes."""
+    walk.channels.freeze(call.index_args[0], f"{call.name} mixes channels")
+    return call.index_args[0]
+
+
+@layer_rule(
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+    nn.Softsign, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Tanhshrink, nn.Hardtanh, nn.Hardswish,
+    nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.Identity, nn.Dropout, nn.Dropout1d,
+    nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
+)  # fmt: skip
+@function_rule(
+    F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.softsign,
+    F.sigmoid, F.logsigmoid, F.tanh, F.tanhshrink, F.hardtanh, F.hardswish, F.hardsigmoid, F.hardshrink,
+    F.softshrink, F.threshold, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.relu_,
+    torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.exp, torch.log, torch.sqrt, torch.rsqrt,
+    torch.abs, torch.square, torch.clamp, torch.neg, torch.erf, torch.reciprocal, torch.zeros_like,
+    torch.ones_like, operator.neg, operator.abs, "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "exp",
+    "log", "sqrt", "rsqrt", "abs", "square", "clamp", "clamp_",
+    "torchvision.ops.stochastic_depth.stochastic_depth",  # the identity outside of training
+    "neg", "contiguous", "clone", "detach", "float", "half", "double", "to", "type", "type_as", "cpu",
+    "cuda",
+)  # fmt: skip
+def pointwise(walk: Walk, call: Call) -> Any:
+    """Every entry on its own: the channels pass through."""
+    return call.index_args[0]
+
+
+@function_rule(
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.isub, operator.imul,
+    operator.itruediv, operator.pow, operator.floordiv, operator.mod, torch.add, torch.sub, torch.mul,
+    torch.div, torch.multiply, torch.subtract, torch.true_divide, torch.pow, torch.maximum, torch.minimum,
+    "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "pow", "multiply", "maximum", "minimum",
+)  # fmt: skip
+def join(walk: Walk, call: Call) -> Any:
+    """Entry by entry over two tensors: their channels live and die together."""
+    indices = (*call.index_args, *call.index_kwargs.values())
+    nodes = (*call.node.args, *call.node.kwargs.values())
+    operands = [pair for pair in zip(indices, nodes, strict=True) if isinstance(pair[0], Tensor)]
+    result, source = operands[0]
+    for index, node in operands[1:]:
+        result = _join_pair(walk, call, (result, source), (index, node))
+    return result.expand(call.value.shape)
+
+
+def _join_pair(walk: Walk, call: Call, one: tuple[Tensor, Any], other: tuple[Tensor, Any]) -> Tensor:
+    shape = torch.broadcast_shapes(one[0].shape, other[0].shape)
+    a, b = (index.view((1,) * (len(shape) - index.dim()) + tuple(index.shape)) for index, _ in (one, other))
+    for small, large in ((a, b), (b, a)):
+        if any(small.size(dim) == 1 for dim in varying(large)) and bool((small >= 0).any()):
+            # one channel spread over many: it is read here, not tied
+            walk.channels.freeze(small, f"{call.name} spreads it over other channels")
+            return large.expand(shape)
+    a, b = (walk.channels.separate(index.expand(shape)) for index in (a, b))
+    for index, (plain, source) in ((a, other), (b, one)):
+        if bool((index >= 0).any()) and bool((plain < 0).any()):
+            _meet_constant(walk, call, index, plain, source)
+    shared = [dim for dim in range(len(shape)) if dim not in {*varying(a), *varying(b)}]
+    core_a, core_b = torch.broadcast_tensors(at_first(a, shared), at_first(b, shared))
+    walk.channels.tie(core_a, core_b)
+    return walk.channels.separate(torch.where(core_a >= 0, core_a, core_b).expand(shape))
+
+
+def _meet_constant(walk: Walk, call: Call, index: Tensor, constant: Tensor, source: Any) -> None:
+    """A constant of one value per channel must be cut with them: a parameter can be, others cannot."""
+    offset = index.dim() - constant.dim()
+    dims = [dim for dim in varying(index) if dim >= offset and constant.size(dim - offset) > 1]
+    if not dims:
+        return
+    if source.op == "get_attr" and bool((constant < 0).all()):
+        walk.add_slot("parameters", str(source.target), profile(index, dims[0]), axis=dims[0] - offset)
+    else:
+        walk.channels.freeze(index, f"{call.name} joins it with a constant per channel")
+
+
+@layer_rule(
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.LPPool1d,
+    nn.LPPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.Upsample, nn.UpsamplingNearest2d,
+    nn.UpsamplingBilinear2d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d,
+    nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ConstantPad2d,
+)  # fmt: skip
+@function_rule(
+    F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.lp_pool1d,
+    F.lp_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool1d,
+    F.adaptive_max_pool2d, F.adaptive_max_pool3d, F.interpolate, F.upsample, torch.max_pool2d,
+)  # fmt: skip
+def within_channel(walk: Walk, call: Call) -> Any:
+    """Works on each channel's positions alone."""
+    ids = walk.along(call.index_args[0], 1, call) if isinstance(call.value, Tensor) else None
+    if ids is None:
+        return walk.freeze(call, f"{call.name} works across channels")
+    return spread(ids, call.value.shape, 1)
+
+
+@function_rule(
+    torch.mean, torch.sum, torch.amax, torch.amin, torch.max, torch.min, torch.var, torch.std,
+    torch.logsumexp, torch.argmax, "mean", "sum", "amax", "amin", "max", "min", "var", "std", "argmax",
+)  # fmt: skip
+def reduction(walk: Walk, call: Call) -> Any:
+    """Reduces dimensions; those over channels change their value when one goes."""
+    if isinstance(call.argument(1, "other"), Tensor):
+        return join(walk, call)  # torch.max(a, b)
+    index = call.index_args[0]
+    dims = call.argument(1, "dim")
+    dims = range(index.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    reduced = {dim % index.dim() for dim in dims}
+    if reduced & set(varying(index)):
+        return walk.freeze(call, f"{call.name} reduces over channels")
+    first = at_first(index, sorted(reduced))
+    return pytree.tree_map_only(Tensor, lambda value: first.reshape(value.shape), call.value)
+
+
+@layer_rule(nn.Softmax, nn.LogSoftmax)
+@function_rule(F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
+def softmax(walk: Walk, call: Call) -> Any:
+    """Mixes the entries along one dimension."""
+    index = call.index_args[0]
+    dim = call.module.dim if call.module is not None else call.argument(1, "dim")
+    if dim is None or dim % index.dim() in varying(index):
+        walk.channels.freeze(index, f"{call.name} mixes channels")
+    return index

@@ -1,0 +1,233 @@
+"""Networks by name: the embedded ones, torchvision's, timm's, and a user's own file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from pruning.errors import PruningError, UnknownNameError
+from pruning.registry import Registry, unknown_name
+from pruning.resnets import PaddedShortcut, ProjectedShortcut, ResNet
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """How to build a network, and what its input looks like."""
+
+    name: str
+    build: Callable[[], nn.Module]  # weights drawn anew from torch's global generator at each call
+    input_shape: Shape  # channels, height, width
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.input_shape) != 3 or min(self.input_shape) < 1:
+            raise PruningError(
+                f"network {self.name!r}: the input size must be three positive numbers, "
+                f"channels, height and width; got {tuple(self.input_shape)}"
+            )
+        channels = self.input_shape[0]
+        if not len(self.mean) == len(self.std) == channels:
+            raise PruningError(
+                f"network {self.name!r}: mean and std need one number per input channel ({channels}), "
+                f"got {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
+            raise PruningError(
+                f"network {self.name!r}: mean must be finite and std positive, got {self.mean} and {self.std}"
+            )
+
+
+NETWORKS: Registry[Callable[[], NetworkSpec]] = Registry("network")
+
+
+def _cifar_resnet(depth: int) -> NetworkSpec:
+    blocks = (depth - 2) // 6  # two convolutions a block, three stages, and the stem and linear layer
+    return NetworkSpec(
+        name=f"cifar_resnet{depth}",
+        build=partial(ResNet, 3, (16, 32, 64), blocks, shortcut=PaddedShortcut),
+        input_shape=(3, 32, 32),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+
+
+for _depth in (20, 32, 44, 56, 110):
+    NETWORKS.register(f"cifar_resnet{_depth}")(partial(_cifar_resnet, _depth))
+
+
+@NETWORKS.register("digits_resnet")
+def digits_resnet() -> NetworkSpec:
+    """Return the embedded default: scikit-learn's 8x8 digits, nine channel groups."""
+    return NetworkSpec(
+        name="digits_resnet",
+        build=partial(ResNet, 1, (16, 24, 40), 2, shortcut=ProjectedShortcut),
+        input_shape=(1, 8, 8),
+        mean=(0.3053,),
+        std=(0.3760,),
+    )
+
+
+def resolve_network(
+    spec: str,
+    *,
+    input_size: Shape | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> NetworkSpec:
+    """Return the network that `spec` names; what is given replaces the network's own preprocessing.
+
+    Args:
+        spec: a registered name, `torchvision/NAME`, `timm/NAME`, or `file.py:factory`, where `factory` is a
+            callable without arguments that returns the module.
+        input_size: channels, height, width; needed for `file.py:factory`.
+        mean: of pixels in [0, 1], one per channel; 0 for `file.py:factory` unless given.
+        std: likewise; 1 for `file.py:factory` unless given.
+
+    Raises:
+        UnknownNameError: no such name.
+        PruningError: a package or file is missing, the file does not work, or a size or mean makes no sense.
+
+    Example:
+        >>> resolve_network("cifar_resnet20").input_shape
+        (3, 32, 32)
+    """
+    kind, _, name = spec.partition("/")
+    if ".py:" in spec:
+        network = _from_file(spec, input_size)
+    elif kind in _ZOOS and name:
+        network = _ZOOS[kind](name)
+    elif spec in NETWORKS:
+        network = NETWORKS[spec]()
+    else:
+        raise unknown_name("network", spec, [*NETWORKS, *(f"{zoo}/NAME" for zoo in _ZOOS), "file.py:factory"])
+    return replace(
+        network,
+        input_shape=input_size or network.input_shape,
+        mean=tuple(network.mean if mean is None else mean),
+        std=tuple(network.std if std is None else std),
+    )
+
+
+def _from_torchvision(name: str) -> NetworkSpec:
+    models = _imported("torchvision.models")
+    known = models.list_models(module=models)  # the classifiers; detectors and the like live in submodules
+    if name not in known:
+        raise _unknown_in_zoo("torchvision", name, known)
+    preprocessing = models.get_model_weights(name).DEFAULT.transforms()
+    side = preprocessing.crop_size[0]
+    return NetworkSpec(
+        name=f"torchvision/{name}",
+        build=partial(models.get_model, name, weights=None),
+        input_shape=(3, side, side),
+        mean=tuple(preprocessing.mean),
+        std=tuple(preprocessing.std),
+    )
+
+
+def _from_timm(name: str) -> NetworkSpec:
+    timm = _imported("timm")
+    if not timm.is_model(name):
+        raise _unknown_in_zoo("timm", name, timm.list_models())
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # the part after the dot names no known weights
+        raise _unknown_in_zoo("timm", name, timm.list_pretrained(f"{name.partition('.')[0]}.*")) from error
+    data = _imported("timm.data").resolve_data_config(pretrained_cfg=config.to_dict())
+    return NetworkSpec(
+        name=f"timm/{name}",
+        build=partial(timm.create_model, name, pretrained=False),
+        input_shape=tuple(data["input_size"]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
+
+
+_ZOOS: dict[str, Callable[[str], NetworkSpec]] = {"torchvision": _from_torchvision, "timm": _from_timm}
+
+
+def _imported(module: str) -> ModuleType:
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        way_out = 'pip install "secateur[zoo]"'
+        raise PruningError(
+            f"networks from {package} need that package ({_one_line(error)}): {way_out}"
+        ) from error
+    except RuntimeError as error:  # compiled for another torch
+        raise PruningError(
+            f"{package} does not fit the installed torch ({_one_line(error)}): install versions that match"
+        ) from error
+
+
+def _unknown_in_zoo(zoo: str, name: str, known: Sequence[str]) -> UnknownNameError:
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return UnknownNameError(f"{zoo} has no image classifier named {name!r}.{hint}")
+
+
+def _from_file(spec: str, input_size: Shape | None) -> NetworkSpec:
+    path, _, name = spec.rpartition(":")
+    if input_size is None:
+        raise PruningError(
+            f"{spec!r}: a network from a file needs its input size: channels, height and width"
+        )
+    factory = getattr(_executed(Path(path)), name, None)
+    if not callable(factory):
+        raise PruningError(f"{path} defines no callable {name!r}; write FILE.py:NAME_OF_A_FUNCTION")
+    return NetworkSpec(
+        name=spec,
+        build=partial(_built, spec, factory),
+        input_shape=input_size,
+        mean=(0.0,) * input_size[0],
+        std=(1.0,) * input_size[0],
+    )
+
+
+def _executed(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise PruningError(f"there is no network file {path}")
+    found = importlib.util.spec_from_file_location(f"secateur_user_{path.stem}", path.resolve())
+    assert found is not None  # the name ends in .py
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module  # dataclasses and pickle look their module up by name
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:  # the file may import its neighbours, as when it is run
+        sys.path.append(folder)  # last, so that it hides nothing
+    try:
+        found.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise PruningError(
+            f"{path} cannot be executed: {type(error).__name__}: {_one_line(error)}"
+        ) from error
+    return module
+
+
+def _built(spec: str, factory: Callable[[], object]) -> nn.Module:
+    try:
+        model = factory()
+    except Exception as error:
+        raise PruningError(
+            f"{spec}: the factory raised {type(error).__name__}: {_one_line(error)}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise PruningError(f"{spec}: the factory must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

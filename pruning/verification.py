@@ -1,0 +1,115 @@
+"""Trace a network, and believe only what is seen: cutting a group must equal silencing it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.graph import ChannelGraph, ChannelGroup, find_groups
+from pruning.surgery import KeptUnits, cut
+
+logger = logging.getLogger(__name__)
+
+NOT_EQUAL = "cutting it does not equal silencing it"
+
+
+def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
+    """Return the network's channel groups, each checked by cutting some of its units.
+
+    A group whose cut does not equal its silenced twin is frozen with that reason.
+
+    Args:
+        model: any module whose `forward` takes one batch of images; it is not changed.
+        input_shape: shape of one image, (channels, height, width).
+
+    Raises:
+        UntraceableModelError: the network cannot be traced or does not run on such an image.
+    """
+    graph = find_groups(model, input_shape)
+    if _agrees(model, graph, graph.prunable):
+        return graph
+    # together they fail: admit one after the other, so that a good group does not pay for a bad one
+    accepted: list[ChannelGroup] = []
+    for group in graph.prunable:
+        if _agrees(model, graph, [*accepted, group]):
+            accepted.append(group)
+        else:
+            logger.warning("%s is frozen: %s", group.name, NOT_EQUAL)
+    good = {group.name for group in accepted}
+    groups = (
+        group
+        if group.frozen or group.name in good
+        else replace(group, frozen=NOT_EQUAL, ungated="it is frozen")
+        for group in graph.groups
+    )
+    return replace(graph, groups=tuple(groups))
+
+
+@contextmanager
+def silenced(model: nn.Module, graph: ChannelGraph, kept: KeptUnits) -> Iterator[nn.Module]:
+    """Yield the model with the pruned units' values set to zero at every reader's input."""
+    masks: dict[str, Tensor] = {}
+    for group in graph.groups:
+        gone = set(range(group.units)) - set(kept[group.name].tolist()) if group.name in kept else set()
+        for member in group.readers:
+            mask = masks.setdefault(member.owner, torch.ones(graph.layers[member.owner].cin))
+            mask[[channel for unit in gone for channel in member.channels[unit]]] = 0
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(_masking(mask)) for name, mask in masks.items()
+    ]
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _masking(mask: Tensor) -> Any:
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x, *others = args
+        shape = [1] * x.dim()
+        shape[-1 if isinstance(module, nn.Linear) else 1] = -1
+        return (x * mask.view(shape).to(x), *others)
+
+    return hook
+
+
+@torch.no_grad()
+def _agrees(model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    kept = {group.name: _some_units(group.units, generator) for group in groups if group.units > 1}
+    model = copy.deepcopy(model).eval()
+    parameter = next(model.parameters(), torch.empty(0))
+    example = torch.randn((2, *graph.input_shape), generator=generator).to(parameter.device, parameter.dtype)
+    try:
+        small = cut(model, graph, kept)(example)
+    except Exception as error:  # a stranger's forward may raise anything once its sizes change
+        logger.debug("a trial cut failed: %s", error)
+        return False
+    with silenced(model, graph, kept):
+        expected = model(example)
+    return _close(small, expected)
+
+
+def _some_units(units: int, generator: torch.Generator) -> Tensor:
+    stay = torch.randperm(units, generator=generator)[: max(1, round(0.6 * units))]
+    return stay.sort().values
+
+
+def _close(value: Any, expected: Any) -> bool:
+    pairs = zip(_tensors(value), _tensors(expected), strict=True)
+    return all(
+        one.shape == other.shape and bool((one - other).abs().max() <= 1e-3 * (1e-6 + other.abs().max()))
+        for one, other in pairs
+    )
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

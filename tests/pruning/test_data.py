@@ -1,0 +1,231 @@
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from pruning.data import Images, ImageSplits, check_labels, load_splits
+from pruning.errors import DataError, UnknownNameError
+from pruning.networks import NetworkSpec, resolve_network
+
+DATA = Path(os.environ.get("SECATEUR_DATA", Path(__file__).parents[3] / "shared" / "data"))
+COLOUR = NetworkSpec("colour", nn.Identity, (3, 4, 5), (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
+GREY = NetworkSpec("grey", nn.Identity, (1, 4, 5), (0.0,), (1.0,))
+PARTS = [field.name for field in fields(ImageSplits)]
+
+
+def arrays(count=60, shape=(4, 5, 3), **replaced):
+    """Images that can be told apart: the first two pixels of image i spell i; test images come last."""
+    images = np.random.RandomState(0).randint(0, 256, (count + 10, *shape)).astype(np.uint8)
+    flat = images.reshape(count + 10, -1)
+    flat[:, 0], flat[:, 1] = np.arange(count + 10) % 256, np.arange(count + 10) // 256
+    labels = (np.arange(count + 10) % 10).astype(np.uint8)
+    made = {
+        "train_images": images[:count],
+        "train_labels": labels[:count],
+        "test_images": images[count:],
+        "test_labels": labels[count:],
+    }
+    return {key: value for key, value in (made | replaced).items() if value is not None}
+
+
+def npz(folder, **content):
+    path = folder / "images.npz"
+    np.savez(path, **content)
+    return path
+
+
+def numbers(images):
+    """Recover which images these are, of the grey network's."""
+    pixels = (images.images.flatten(1)[:, :2] * 255).round().long()
+    return (pixels[:, 0] + 256 * pixels[:, 1]).tolist()
+
+
+def refusal(path, network=COLOUR):
+    with pytest.raises(DataError) as caught:
+        load_splits(f"npz:{path}", network)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load_splits("digits", resolve_network("digits_resnet"))
+
+
+class TestDigits:
+    def test_every_image_is_in_one_split_only(self, splits):
+        network = resolve_network("digits_resnet")
+        found = []
+        for part in PARTS:
+            pixels = getattr(splits, part).images * network.std[0] + network.mean[0]
+            found += [row.round().int().numpy().tobytes() for row in pixels.flatten(1) * 16]
+        wanted = [row.astype(np.int32).tobytes() for row in load_digits().data]
+        assert sorted(found) == sorted(wanted)
+
+    def test_images_keep_their_labels(self, splits):
+        network = resolve_network("digits_resnet")
+        bunch = load_digits()
+        label_of = {
+            row.astype(np.int32).tobytes(): label for row, label in zip(bunch.data, bunch.target, strict=True)
+        }
+        pixels = ((splits.reward.images * network.std[0] + network.mean[0]) * 16).round().int()
+        assert [label_of[row.numpy().tobytes()] for row in pixels.flatten(1)] == splits.reward.labels.tolist()
+
+    def test_sizes_are_the_stated_ones_and_every_class_has_its_share(self, splits):
+        sizes = {part: len(getattr(splits, part)) for part in PARTS}
+        assert sizes == {"train": 645, "calibration": 247, "reward": 249, "validation": 249, "test": 407}
+        for part in PARTS:
+            counts = getattr(splits, part).labels.bincount()
+            assert counts.max() - counts.min() <= 3
+
+    def test_the_split_ignores_the_seed(self, splits):
+        again = load_splits("digits", resolve_network("digits_resnet"), seed=5)
+        assert torch.equal(again.train.images, splits.train.images)
+
+    def test_training_images_are_standardised(self, splits):
+        assert abs(splits.train.images.mean()) < 0.01
+        assert splits.train.images.std() == pytest.approx(1, abs=0.01)
+
+    def test_another_network_size_is_refused_with_both(self):
+        with pytest.raises(DataError, match=r"\[1, 8, 8\], but cifar_resnet20 takes \[3, 32, 32\]"):
+            load_splits("digits", resolve_network("cifar_resnet20"))
+
+
+class TestNpz:
+    def test_colour_images_are_normalised_channel_by_channel(self, tmp_path):
+        content = arrays()
+        test = load_splits(f"npz:{npz(tmp_path, **content)}", COLOUR).test
+        assert (test.images.dtype, test.labels.dtype) == (torch.float32, torch.int64)
+        wanted = (content["test_images"] / 255.0 - [0.1, 0.2, 0.3]) / [0.5, 1.0, 2.0]
+        np.testing.assert_allclose(test.images, wanted.transpose(0, 3, 1, 2), atol=1e-6)
+        assert test.labels.tolist() == content["test_labels"].tolist()
+
+    @pytest.mark.parametrize("count", [4, 5, 60, 2500])
+    def test_splits_are_disjoint_and_complete(self, tmp_path, count):
+        splits = load_splits(f"npz:{npz(tmp_path, **arrays(count, (4, 5)))}", GREY)
+        found = [number for part in PARTS for number in numbers(getattr(splits, part))]
+        assert sorted(found) == list(range(count + 10))
+        assert sorted(numbers(splits.test)) == list(range(count, count + 10))
+        assert all(len(getattr(splits, part)) >= 1 for part in PARTS)
+        for part in PARTS:
+            images = getattr(splits, part)
+            assert [number % 10 for number in numbers(images)] == images.labels.tolist()
+
+    def test_sizes_are_the_stated_ones_where_there_are_images_enough(self, tmp_path):
+        splits = load_splits(f"npz:{npz(tmp_path, **arrays(4000, (4, 5)))}", GREY)
+        assert [len(getattr(splits, part)) for part in PARTS] == [1976, 512, 512, 1000, 10]
+
+    def test_sizes_shrink_in_proportion_where_there_are_few(self, tmp_path):
+        splits = load_splits(f"npz:{npz(tmp_path, **arrays(1000, (4, 5)))}", GREY)
+        # three quarters of 1000 are held out, as 512 : 512 : 1000
+        assert [len(getattr(splits, part)) for part in PARTS] == [252, 189, 189, 370, 10]
+
+    def test_the_seed_decides_the_draw(self, tmp_path):
+        spec = f"npz:{npz(tmp_path, **arrays(60, (4, 5)))}"
+        first, again, other = (numbers(load_splits(spec, GREY, seed=seed).reward) for seed in (1, 1, 2))
+        assert first == again
+        assert first != other
+
+    def test_too_few_images_are_refused(self, tmp_path):
+        assert "has 3 training images" in refusal(npz(tmp_path, **arrays(3)))
+
+    @pytest.mark.parametrize(
+        ("replaced", "words"),
+        [
+            (
+                {"train_labels": None, "test_labels": None},
+                "lacks train_labels, test_labels; it holds train_images",
+            ),
+            ({"train_images": np.zeros((60, 4, 5, 3))}, "must be uint8 in 0..255, but is float64"),
+            (
+                {"test_images": np.full((10, 4, 5, 3), np.nan)},
+                "test_images must be uint8 in 0..255, but is float64 and holds NaN",
+            ),
+            ({"train_images": np.zeros((60, 60), np.uint8)}, r"got [60, 60]"),
+            ({"train_images": np.zeros(60, np.uint8)}, r"got [60]"),
+            (
+                {"train_images": np.zeros((60, 5, 4, 3), np.uint8)},
+                "are [3, 5, 4], but colour takes [3, 4, 5]",
+            ),
+            ({"train_images": np.zeros((60, 4, 5), np.uint8)}, "are [1, 4, 5], but colour takes [3, 4, 5]"),
+            ({"train_labels": np.zeros(60)}, "train_labels must be whole numbers [N], but is float64 [60]"),
+            ({"train_labels": np.zeros((60, 1), int)}, "must be whole numbers [N], but is int64 [60, 1]"),
+            ({"train_labels": np.zeros(59, int)}, "there are 60 train_images, but 59 train_labels"),
+            ({"test_labels": np.zeros(0, int)}, "test_labels is empty"),
+            ({"train_labels": np.array([None] * 60)}, "no archive of plain arrays"),
+        ],
+    )
+    def test_malformed_arrays_are_refused_in_one_line(self, tmp_path, replaced, words):
+        assert words in refusal(npz(tmp_path, **arrays(**replaced)))
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        assert "there is no data file" in refusal(tmp_path / "absent.npz")
+
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+    def test_a_truncated_file_is_called_so(self, tmp_path, share):
+        path = npz(tmp_path, **arrays())
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+        assert "is truncated, damaged" in refusal(path)
+
+    def test_a_flipped_byte_in_an_image_is_noticed(self, tmp_path):
+        path = npz(tmp_path, **arrays())
+        content = bytearray(path.read_bytes())
+        content[1000] ^= 0xFF
+        path.write_bytes(content)
+        assert "is truncated, damaged" in refusal(path)
+
+    def test_a_single_array_is_no_archive(self, tmp_path):
+        np.save(tmp_path / "one.npy", np.zeros(3))
+        assert "no archive of plain arrays" in refusal(tmp_path / "one.npy")
+
+    def test_real_images_load(self):
+        file = DATA / "cifar10" / "cifar10_subset.npz"
+        if not file.is_file():
+            pytest.skip(f"no images in {DATA} (set SECATEUR_DATA)")
+        splits = load_splits(f"npz:{file}", resolve_network("cifar_resnet20"))
+        check_labels(splits, 10)
+        assert len(splits.test) == 500
+        assert splits.train.images.std() == pytest.approx(1.1, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("label", "classes", "right"), [(9, 10, True), (10, 10, False), (-1, 10, False), (1, 1, False)]
+)
+def test_labels_are_checked_against_the_number_of_outputs(label, classes, right):
+    one, checked = (Images(torch.zeros(1, 1, 1, 1), torch.tensor([value])) for value in (0, label))
+    splits = ImageSplits(train=one, calibration=one, reward=checked, validation=one, test=one)
+    if right:
+        check_labels(splits, classes)
+    else:
+        with pytest.raises(DataError, match=rf"\[0, {classes}\).*found {label} among the reward images"):
+            check_labels(splits, classes)
+
+
+def test_batches_keep_the_order_and_lose_nothing():
+    images = Images(torch.arange(5.0).view(5, 1, 1, 1), torch.arange(5))
+    batches = list(images.batches(2))
+    assert [labels.tolist() for _, labels in batches] == [[0, 1], [2, 3], [4]]
+    assert [x.flatten().tolist() for x, _ in batches] == [[0.0, 1.0], [2.0, 3.0], [4.0]]
+    assert len(images) == 5
+
+
+def test_an_unknown_kind_suggests_the_nearest():
+    with pytest.raises(UnknownNameError, match="Did you mean 'digits'"):
+        load_splits("digit", GREY)
+
+
+@pytest.mark.parametrize("spec", ["npz", "npz:", "", "digits:extra"])
+def test_half_a_specification_is_refused(spec):
+    with pytest.raises(UnknownNameError):
+        load_splits(spec, GREY)
+
+
+def test_no_data_is_not_supported_yet():
+    with pytest.raises(DataError, match="not available yet"):
+        load_splits("none", GREY)
