@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias, cast
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 Observation: TypeAlias = NDArray[np.float32]  # [F], each feature in [0, 1]
 Action: TypeAlias = NDArray[np.float32]  # [2], runtime and static, each in [-1, 1]; zero is the uniform plan
@@ -29,6 +30,9 @@ class PruningEnvironment(Protocol):
 
     def validate(self, plan: Plan) -> float:
         """Return the plan's score on the validation split; higher is better."""
+
+    def carry_out(self, plan: Plan) -> nn.Module:
+        """Return a copy of the network, compressed as the plan says."""
 
 
 def pruning_environment(env: GymEnv) -> PruningEnvironment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -70,7 +70,7 @@ def apply_plan(
         for group, count in pruned
         if count < group.units
     }
-    model = copy.deepcopy(model)
+    dense, model = model, copy.deepcopy(model)
     cuts = axis_cuts(model, graph, kept)
     compensation.apply_(model, graph, cuts, calibration)
     inputs = {cut.owner: cut.kept for cut in cuts if cut.axis == "in"}
@@ -80,7 +80,15 @@ def apply_plan(
         if executed < count
     ]
     model, structure = cut_(model, graph, kept)
+    structure = replace(structure, biases=_gained_biases(dense, model, graph))
     sites = tuple(gate.site for gate in gates)
     attach_gates_(model, sites)
     load_gates_(model, gates)
     return Compressed(model, structure, sites, widths)
+
+
+def _gained_biases(dense: nn.Module, model: nn.Module, graph: ChannelGraph) -> tuple[str, ...]:
+    def has_bias(network: nn.Module, layer: str) -> bool:
+        return network.get_submodule(layer).bias is not None
+
+    return tuple(name for name in graph.layers if has_bias(model, name) and not has_bias(dense, name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from pruning.errors import PlanError
 from pruning.graph import ChannelGraph, ChannelGroup, LayerShape, Member
 from pruning.plan import PruningPlan, kept_units
 from pruning.registry import unknown_name
-from pruning.surgery import bare_tensor
+from pruning.surgery import TRANSPOSED, bare_tensor
 
 Counts = NDArray[np.int64]  # one per prunable group
 
@@ -158,6 +158,19 @@ class CostModel:
         """Bytes of the tensors in the weights file (parameters and buffers), without its header; no gates."""
         return round(self._bytes(widths.kept)) + 4 * self._biases(widths)
 
+    def vanishing_shares(self, price: Callable[[CostModel, Widths], int]) -> NDArray[np.float64]:
+        """Return, for each group, the share of a dense price saved if it vanished: [groups].
+
+        `price` is one of this class's methods, such as `CostModel.macs`.
+        """
+        whole = price(self, self.dense)
+        saved = []
+        for number in range(len(self.groups)):
+            without = self._units.copy()
+            without[number] = 0
+            saved.append(1 - price(self, Widths(without, without)) / whole)
+        return np.array(saved)
+
     def _gates(self, widths: Widths) -> int:
         gated = (widths.executed < widths.kept).astype(np.float64)
         if not gated.any():
@@ -235,7 +248,8 @@ def _new_biases(
 def needs_bias(model: nn.Module, layer: LayerShape) -> bool:
     """Whether a shift of the layer's output would need a bias that it does not have."""
     module: Any = model.get_submodule(layer.name)
-    return module.bias is None and layer.batch_norm is None
+    refitted = not isinstance(module, TRANSPOSED)  # calibration keeps no moments of their inputs
+    return refitted and module.bias is None and layer.batch_norm is None
 
 
 def count_params(model: nn.Module) -> int:

@@ -69,6 +69,14 @@ class RuntimeGate(nn.Module):
         self.mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
 
 
+class RuntimeGates(nn.ModuleDict):
+    """All gates of a network; passes on what it is given, since an nn.Sequential runs its last submodule too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
+
+
 @dataclass
 class _Silencer:
     """Hook before a reader: sets the channels of skipped units to zero."""
@@ -103,7 +111,7 @@ class FittedGate:
 
 def attach_gates_(model: nn.Module, sites: Iterable[GateSite]) -> None:
     """Add gates to a cut network, in place, as the submodule `runtime_gates`; their weights are zero."""
-    gates = nn.ModuleDict()
+    gates = RuntimeGates()
     for site in sites:
         gate = gates[_key(site.group)] = RuntimeGate(site)
         model.get_submodule(site.writer).register_forward_pre_hook(gate.choose)
@@ -175,8 +183,10 @@ def _input_norms(layer: Any) -> Tensor:
     weight = layer.weight.detach().double()
     if isinstance(layer, TRANSPOSED):
         return weight.flatten(1).norm(dim=1)
-    by_group = weight.unflatten(0, (getattr(layer, "groups", 1), -1)).flatten(3)
-    return by_group.square().sum((1, 3) if by_group.dim() > 3 else 1).sqrt().flatten()
+    by_group = weight.unflatten(
+        0, (getattr(layer, "groups", 1), -1)
+    )  # [groups, cout / groups, cin / groups, ...]
+    return by_group.unsqueeze(-1).flatten(3).square().sum((1, 3)).sqrt().flatten()
 
 
 def _places(model: nn.Module, reader: Member, kept: Tensor, inputs: KeptInputs) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -39,8 +39,9 @@ class Structure:
     """
 
     cuts: tuple[AxisCut, ...] = ()
-    constants: Mapping[str, int] | None = None
+    constants: Mapping[str, int] = field(default_factory=dict)
     form: Form = "module"
+    biases: tuple[str, ...] = ()  # layers that gained one from compensation
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON."""
@@ -50,7 +51,7 @@ class Structure:
     def from_dict(cls, data: Mapping[str, Any]) -> Structure:
         """Build a structure from what `to_dict` returned, also after a round trip through JSON."""
         cuts = tuple(AxisCut(**{**cut, "kept": tuple(cut["kept"])}) for cut in data["cuts"])
-        return cls(cuts=cuts, constants=data["constants"], form=data["form"])
+        return cls(cuts, data["constants"], data["form"], tuple(data["biases"]))
 
 
 def axis_cuts(model: nn.Module, graph: ChannelGraph, kept: KeptUnits) -> tuple[AxisCut, ...]:
@@ -126,16 +127,21 @@ def cut(model: nn.Module, graph: ChannelGraph, kept: KeptUnits) -> nn.Module:
     return cut_(copy.deepcopy(model), graph, kept)[0]
 
 
-def rebuild_(model: nn.Module, graph: ChannelGraph, structure: Structure) -> nn.Module:
+def rebuild_(model: nn.Module, graph: ChannelGraph | None, structure: Structure) -> nn.Module:
     """Cut a fresh model to a recorded structure, in place; return the model to use.
+
+    `graph` is needed for the form "graph" only; the weights are those of the fresh model.
 
     Raises:
         PruningError: the structure does not fit the model.
     """
     try:
+        for name in structure.biases:
+            layer: Any = model.get_submodule(name)
+            layer.bias = nn.Parameter(torch.zeros(_axis_size(model, name, "out", 0)))
         _cut_layers_(model, structure.cuts)
-        return model if structure.form == "module" else _graph_form(model, graph, structure.constants or {})
-    except (AttributeError, IndexError, KeyError, RuntimeError) as error:
+        return model if graph is None else _graph_form(model, graph, structure.constants)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         raise PruningError(f"the recorded structure does not fit {type(model).__name__}: {error}") from error
 
 
@@ -203,7 +209,21 @@ def _graph_form(model: nn.Module, graph: ChannelGraph, constants: Mapping[str, i
             _set_literal_(nodes[constant.node], constant.path, value)
     for name, sizes in pieces.items():
         _set_pieces_(nodes[name], [sizes[number] for number in sorted(sizes)])
-    return fx.GraphModule(model, program, class_name=type(model).__name__)
+    module = fx.GraphModule(model, program, class_name=type(model).__name__)
+    _adopt_(module, model)
+    return module
+
+
+def _adopt_(program: nn.Module, model: nn.Module) -> None:
+    """Give a program's modules also what `forward` never touches: the state-dict keys stay."""
+    for name, parameter in model._parameters.items():
+        program.register_parameter(name, parameter)
+    for name, buffer in model._buffers.items():
+        program.register_buffer(name, buffer, persistent=name not in model._non_persistent_buffers_set)
+    program._non_persistent_buffers_set.update(program._buffers.keys() - model._buffers.keys())
+    for name, child in model._modules.items():
+        if child is not None and program._modules.setdefault(name, child) is not child:
+            _adopt_(program.get_submodule(name), child)
 
 
 def _set_literal_(node: fx.Node, path: tuple[str | int, ...], value: int) -> None:

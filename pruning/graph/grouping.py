@@ -105,8 +105,13 @@ def _why_ungated(group: ChannelGroup, walk: Walk) -> str | None:
         return "it is frozen"
     if len(group.writers) > 1:
         return "several layers write these channels"
-    if any(walk.layers[member.owner].calls > 1 for member in (*group.writers, *group.readers)):
+    if not group.readers:
+        return "no layer reads these channels"
+    layers = [walk.layers[member.owner] for member in (*group.writers, *group.readers)]
+    if any(layer.calls > 1 for layer in layers):
         return "a layer that writes or reads them is called more than once"
+    if not all(layer.by_image for layer in layers):
+        return "a layer that writes or reads them sees the places of all images in one row"
     return None
 
 

@@ -74,6 +74,7 @@ class LayerShape:
     conv_groups: int
     positions: int  # where the kernel is applied, over all calls of the layer
     calls: int
+    by_image: bool  # whether the first dimension of its input counts the images
     depthwise: bool
     batch_norm: str | None  # the BatchNorm that alone consumes its output
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pruning.graph.channels import at_first, profile, spread, varying
 from pruning.graph.records import LayerShape
-from pruning.graph.walk import Call, Rule, Walk
+from pruning.graph.walk import BATCH, Call, Rule, Walk
 
 LAYER_RULES: dict[type[nn.Module], Rule] = {}
 FUNCTION_RULES: dict[Any, Rule] = {}  # keyed by function, or by name for methods and foreign functions
@@ -89,14 +89,17 @@ def _layer_shape(call: Call, module: Any) -> LayerShape:
     conv_groups = 1 if linear else module.groups
     # a transposed convolution applies its kernel once per input position
     applied = call.args[0] if getattr(module, "transposed", False) else call.value
+    applications = applied.numel() // applied.size(-1 if linear else 1)
     return LayerShape(
         name=str(call.node.target),
         cin=cin,
         cout=cout,
         kernel=1 if linear else math.prod(module.kernel_size),
         conv_groups=conv_groups,
-        positions=applied[:1].numel() // applied.size(-1 if linear else 1),
+        # a leading 1 is no batch: what is computed from constants is computed once for all images
+        positions=applications if applied.size(0) == 1 else applications // BATCH,
         calls=1,
+        by_image=call.args[0].size(0) == BATCH,
         depthwise=1 < conv_groups == cin and not getattr(module, "transposed", False),
         batch_norm=_sole_batch_norm(call),
     )
@@ -111,7 +114,8 @@ def _sole_batch_norm(call: Call) -> str | None:
     assert owner is not None
     batch_norm = owner.get_submodule(name)
     known = type(batch_norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    return name if known and batch_norm.running_mean is not None else None
+    shared = sum(node.op == "call_module" and node.target == name for node in call.node.graph.nodes) > 1
+    return name if known and not shared and batch_norm.running_mean is not None else None
 
 
 def _record_layer(walk: Walk, shape: LayerShape) -> None:

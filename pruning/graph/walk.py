@@ -143,6 +143,8 @@ class ChannelInterpreter(fx.Interpreter):
         rule = self._rules(call)
         if rule is None:
             return self.walk.freeze(call, f"no rule for {_kind(call)}")
+        if not call.args:
+            return self.walk.freeze(call, f"{call.name} takes its input by keyword")
         return rule(self.walk, call)
 
 
@@ -187,7 +189,7 @@ def walk_program(
     try:
         interpreter.run(example.to(reference.device, reference.dtype))
     except Exception as error:  # whatever a stranger's forward raises
-        cause = " ".join(str(error).split())
+        cause = " ".join(str(error).partition("While executing %")[0].split())  # fx adds its graph
         raise UntraceableModelError(
             f"the network does not run on an image of shape {tuple(input_shape)}: {cause}"
         ) from error

@@ -1,0 +1,31 @@
+"""Decode an action: from a point in [-1, 1]^2, centred on the budget, to a wish for the two ratios."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.budget import Limits
+
+RUNTIME, STATIC = 0, 1  # places in the action
+
+
+def decode_action(
+    action: NDArray[np.floating], *, even_ratio: float, limits: Limits, gated: bool
+) -> tuple[float, float]:
+    """Return the wished (static ratio, runtime ratio) (architecture decision 2).
+
+    Zero is the even static ratio that meets the budget; -1 prunes nothing, +1 as much as the limit allows.
+    Half of the runtime axis means no gate. Values beyond the box are clipped.
+
+    Args:
+        action: [2], runtime and static.
+        even_ratio: s0, for this and all later groups.
+        limits: the largest ratios.
+        gated: whether the group takes a runtime gate.
+    """
+    clipped = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
+    wish = float(clipped[STATIC])
+    reach = even_ratio if wish < 0 else max(0.0, limits.static - even_ratio)
+    runtime = limits.runtime * max(0.0, float(clipped[RUNTIME])) if gated else 0.0
+    return even_ratio + wish * reach, runtime

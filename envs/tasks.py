@@ -1,0 +1,117 @@
+"""Named tasks: a trained network, its images, and a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from envs.budget import Budget
+from envs.layer_pruning import LayerPruningEnv
+from pruning.data import ImageSplits, check_labels, load_splits
+from pruning.errors import WeightsError
+from pruning.networks import NetworkSpec, resolve_network
+from pruning.registry import Registry
+from pruning.training import dense_digits
+from pruning.weights import load_weights_
+
+DIGITS_BUDGET: Mapping[str, float] = {"macs": 0.2}  # tight enough that the allocation matters
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trained network with the images that decide about it and the images that judge it."""
+
+    network: NetworkSpec
+    model: nn.Module  # in evaluation mode
+    splits: ImageSplits
+    budget: Budget
+
+
+TASKS: Registry[Callable[[], Task]] = Registry("task")
+
+
+@TASKS.register("digits")
+def digits() -> Task:
+    """Return the embedded default: a small residual CNN on scikit-learn's digits; no download."""
+    return load_task("digits_resnet", data="digits", budget=Budget(DIGITS_BUDGET))
+
+
+def load_task(
+    model: str,
+    *,
+    data: str,
+    budget: Budget,
+    weights: Path | None = None,
+    input_size: tuple[int, int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: bool = False,
+) -> Task:
+    """Build a task from names.
+
+    Args:
+        model: a network as `resolve_network` understands it.
+        data: images as `load_splits` understands them.
+        budget: what may remain.
+        weights: a file of trained weights; may be left out for the embedded default, which trains itself.
+        input_size: (channels, height, width), where the network's name does not say.
+        mean: per channel, of pixels in [0, 1], where the network's name does not say.
+        std: likewise.
+        device: where the network goes.
+        seed: of the splits.
+        progress: show a bar while the embedded default trains.
+
+    Raises:
+        PruningError: a name is unknown, a file missing or damaged, or they do not fit together.
+    """
+    network = resolve_network(model, input_size=input_size, mean=mean, std=std)
+    splits = load_splits(data, network, seed=seed)
+    if weights is not None:
+        trained = network.build()
+        load_weights_(trained, weights)
+    elif (model, data) == ("digits_resnet", "digits"):
+        trained = dense_digits(progress=progress)
+    else:
+        raise WeightsError(f"{model} is untrained: name its trained weights with --weights")
+    trained = trained.eval().to(device)
+    check_labels(splits, _classes(trained, network))
+    return Task(network, trained, splits, budget)
+
+
+@torch.inference_mode()
+def _classes(model: nn.Module, network: NetworkSpec) -> int:
+    device = next(model.parameters()).device
+    return model(torch.zeros((1, *network.input_shape), device=device)).shape[-1]
+
+
+def task_env(task: Task, **settings: Any) -> LayerPruningEnv:
+    """Return a task's environment; `settings` are further arguments of LayerPruningEnv."""
+    return LayerPruningEnv(
+        task.model,
+        calibration=list(task.splits.calibration.batches()),
+        reward=list(task.splits.reward.batches()),
+        validation=list(task.splits.validation.batches()),
+        **{"budget": task.budget, **settings},
+    )
+
+
+def make_env(task: str | Task | None = None, **settings: Any) -> LayerPruningEnv:
+    """Make the environment for `gym.make("LayerPruning-v0", ...)`.
+
+    Args:
+        task: a registered name, a Task, or None where `settings` give the model and its images themselves.
+        settings: arguments of LayerPruningEnv; those given override the task's.
+
+    Raises:
+        PruningError: the task's name is unknown, or a setting is refused by LayerPruningEnv.
+    """
+    if task is None:
+        return LayerPruningEnv(**settings)
+    return task_env(TASKS[task]() if isinstance(task, str) else task, **settings)

@@ -1,0 +1,47 @@
+"""Admit or freeze groups by shell-style patterns on layer names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from pruning.errors import UnknownNameError
+from pruning.graph.records import ChannelGraph, ChannelGroup
+
+
+def restrict(graph: ChannelGraph, *, only: Sequence[str] = (), protect: Sequence[str] = ()) -> ChannelGraph:
+    """Return the graph with the groups frozen that the user wants left alone.
+
+    Args:
+        graph: of the network.
+        only: if there are any, a group is admitted if all its writers match one of them.
+        protect: a group is frozen if any of its writers matches one of them.
+
+    Raises:
+        UnknownNameError: a pattern matches no layer that writes prunable channels.
+    """
+    writers = {layer for group in graph.groups for layer in group.layers}
+    for pattern in (*only, *protect):
+        if not any(fnmatchcase(layer, pattern) for layer in writers):
+            near = difflib.get_close_matches(pattern, writers, n=1, cutoff=0.3)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UnknownNameError(
+                f"no layer matches the pattern {pattern!r}.{hint} `secateur describe` lists them"
+            )
+    return replace(graph, groups=tuple(_restricted(group, only, protect) for group in graph.groups))
+
+
+def _restricted(group: ChannelGroup, only: Sequence[str], protect: Sequence[str]) -> ChannelGroup:
+    if group.frozen is not None:
+        return group
+    if only and not all(_matches(layer, only) for layer in group.layers):
+        return replace(group, frozen="not admitted by --only", ungated="it is frozen")
+    if any(_matches(layer, protect) for layer in group.layers):
+        return replace(group, frozen="protected by --protect", ungated="it is frozen")
+    return group
+
+
+def _matches(layer: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(layer, pattern) for pattern in patterns)

@@ -1,0 +1,48 @@
+"""Carry several plans out and measure them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from pruning.apply import Compressed
+from pruning.cost import measure_latency
+from pruning.evaluation import Batches, Evaluation, evaluate
+from pruning.plan import PruningPlan
+from pruning.prunable import PrunableNetwork
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Networks under comparison, by name."""
+
+    compressed: Mapping[str, Compressed]
+    evaluations: Mapping[str, Evaluation]
+
+    @property
+    def gated(self) -> dict[str, int]:
+        """Return how many groups each network gates at run time."""
+        return {name: len(one.gates) for name, one in self.compressed.items()}
+
+
+def measure_rows(
+    network: PrunableNetwork, plans: Mapping[str, PruningPlan], images: Callable[[], Batches]
+) -> Rows:
+    """Carry plans out on copies of a network and measure them, their latencies in turn within one run.
+
+    Args:
+        network: the dense network.
+        plans: name -> plan.
+        images: returns the batches of (images, labels) to measure on, anew at each call.
+    """
+    compressed = {name: network.compress(plan) for name, plan in plans.items()}
+    models = {name: one.model for name, one in compressed.items()}
+    device = str(next(network.model.parameters()).device)
+    latencies = measure_latency(models, network.graph.input_shape, device=device)
+    evaluations = {
+        name: replace(
+            evaluate(one.model, images(), macs=network.cost.macs(one.widths)), latency_ms=latencies[name]
+        )
+        for name, one in compressed.items()
+    }
+    return Rows(compressed, evaluations)

@@ -1,0 +1,80 @@
+"""A dense network with everything that deciding about it needs: groups, moments, prices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+from pruning.apply import DEFAULT_METHOD, Compressed, Method, apply_plan
+from pruning.calibration import calibrate
+from pruning.compensation import COMPENSATIONS
+from pruning.cost import CostModel
+from pruning.criteria import CRITERIA
+from pruning.errors import PlanError
+from pruning.graph.patterns import restrict
+from pruning.plan import PruningPlan
+from pruning.sensitivity import error_curve
+from pruning.verification import trace
+
+CURVE_RATIOS = (0.25, 0.5, 0.75)
+
+
+class PrunableNetwork:
+    """Trace, calibrate and price a network once; then carry out any number of plans.
+
+    Args:
+        model: the dense network; it is never changed.
+        input_shape: shape of one image.
+        calibration: batches of images, without labels.
+        method: how plans are carried out.
+        only: patterns of layers to admit; see `restrict`.
+        protect: patterns of layers to freeze.
+        seed: of the positions sampled for calibration.
+
+    Raises:
+        UntraceableModelError: the network cannot be traced.
+        UnknownNameError: a pattern matches no layer, or the method names an unknown part.
+        PlanError: nothing is left to prune.
+        DataError: there is no calibration image, or activations are not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_shape: Sequence[int],
+        calibration: Iterable[Tensor],
+        *,
+        method: Method = DEFAULT_METHOD,
+        only: Sequence[str] = (),
+        protect: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        CRITERIA[method.criterion]  # unknown names are refused before the work begins
+        compensation = COMPENSATIONS[method.compensation]
+        self.model = model
+        self.method = method
+        self.graph = restrict(trace(model, input_shape), only=only, protect=protect)
+        if not self.graph.prunable:
+            reasons = sorted({group.frozen for group in self.graph.groups if group.frozen})
+            raise PlanError(f"no channel group may be pruned: {'; '.join(reasons)}")
+        self.calibration = calibrate(model, self.graph, calibration, seed=seed)
+        self.cost = CostModel(self.graph, model, shifts_bias=compensation.shifts_bias)
+
+    def compress(self, plan: PruningPlan) -> Compressed:
+        """Return a compressed copy; see `apply_plan`."""
+        return apply_plan(self.model, self.graph, plan, self.calibration, method=self.method)
+
+    def error_curves(self) -> tuple[tuple[float, ...], ...]:
+        """Return, for each prunable group, its readers' loss at each of CURVE_RATIOS."""
+        return tuple(
+            error_curve(
+                self.model,
+                self.graph,
+                group,
+                self.calibration,
+                ratios=CURVE_RATIOS,
+                criterion=self.method.criterion,
+            )
+            for group in self.graph.prunable
+        )

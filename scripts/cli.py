@@ -1,0 +1,54 @@
+"""`secateur VERB`: find the verb, run it, and turn every named error into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from agents import AgentError
+from pruning.errors import ImpossibleBudgetError, PruningError
+from pruning.registry import unknown_name
+from scripts.options import UsageError
+
+VERBS = {
+    "train": "learn a pruning policy and write policy, plan and compressed network",
+    "prune": "carry out a plan, a policy or an even allocation",
+    "evaluate": "measure a network, dense or compressed, on its test images",
+    "describe": "list channel groups, what is frozen and why, and the reachable budgets; changes nothing",
+    "benchmark": "measure this installation",
+}
+DONE, MISUSED, IMPOSSIBLE, INTERRUPTED = 0, 2, 3, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; return 0 done, 2 wrong usage or input, 3 budget impossible, 130 interrupted."""
+    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if verb in ("-h", "--help"):
+        print("usage: secateur VERB [--help] ...\n")
+        print("\n".join(f"  {name:<10} {text}" for name, text in VERBS.items()))
+        return DONE
+    return run_verb(verb, rest)
+
+
+def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
+    """Run one verb with its arguments (the process's own if None); return the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        if verb not in VERBS:
+            raise unknown_name("verb", verb, VERBS)
+        importlib.import_module(f"scripts.{verb}").run(sys.argv[1:] if argv is None else argv)
+    except ImpossibleBudgetError as error:
+        return _complain(error, IMPOSSIBLE)
+    except (PruningError, AgentError, UsageError) as error:
+        return _complain(error, MISUSED)
+    except KeyboardInterrupt:
+        print("secateur: interrupted; train goes on with --resume", file=sys.stderr)
+        return INTERRUPTED
+    return DONE
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"secateur: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

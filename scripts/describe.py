@@ -1,0 +1,114 @@
+"""List a network's channel groups, what is frozen and why, and the budgets that can be reached."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from torch import nn
+
+from envs.budget import Limits, smallest_shares
+from pruning.cost import CostModel
+from pruning.export import load_compressed
+from pruning.graph import ChannelGraph
+from pruning.graph.patterns import restrict
+from pruning.networks import resolve_network
+from pruning.verification import trace
+from pruning.weights import load_weights_
+from scripts import options
+from scripts.cli import run_verb
+from scripts.records import compressed_folder, console
+
+
+def build_parser() -> options.Parser:
+    """Return the parser of this verb."""
+    parser = options.Parser("describe", __doc__ or "")
+    options.add_network_flags(parser)
+    parser.set_defaults(model=None)
+    options.add_pruning_flags(parser)
+    parser.add_argument("--compressed", type=Path, metavar="DIR", help="a folder that train or prune wrote")
+    options.add_output_flags(parser, out=False)
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Carry the verb out."""
+    args = build_parser().parse(argv)
+    model, input_shape = _network(args)
+    graph = restrict(trace(model, input_shape), only=args.only, protect=args.protect)
+    record = describe(graph, CostModel(graph, model), round_to=args.round_to)
+    if args.json:
+        print(json.dumps(record, indent=2))
+    else:
+        _show(record, graph)
+
+
+def _network(args: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
+    if args.compressed:
+        loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
+        return loaded.model, loaded.network.input_shape
+    network = resolve_network(
+        args.model or "digits_resnet",
+        input_size=tuple(args.input_size) if args.input_size else None,
+        mean=args.mean,
+        std=args.std,
+    )
+    model = network.build().eval()
+    if args.weights is not None:
+        load_weights_(model, args.weights)
+    return model, network.input_shape
+
+
+def describe(graph: ChannelGraph, cost: CostModel, *, round_to: int = 1) -> dict[str, Any]:
+    """Return groups and reachable budgets as plain data.
+
+    Each group has `name`, `units`, `layers` (writers), `macs_share` (of the dense MACs, saved if it vanished;
+    null where it is frozen), `frozen` (null or the reason) and `ungated` (null, or why it takes no gate).
+    """
+    shares = dict(
+        zip(
+            (group.name for group in graph.prunable),
+            cost.vanishing_shares(CostModel.macs).tolist(),
+            strict=True,
+        )
+    )
+    groups = [
+        {
+            "name": group.name,
+            "units": group.units,
+            "layers": list(group.layers),
+            "macs_share": shares.get(group.name),
+            "frozen": group.frozen,
+            "ungated": group.ungated,
+        }
+        for group in graph.groups
+    ]
+    reachable = smallest_shares(cost, Limits(), round_to=round_to) if graph.prunable else {}
+    return {"groups": groups, "budgets": {name: [share, 1.0] for name, share in reachable.items()}}
+
+
+def _show(record: dict[str, Any], graph: ChannelGraph) -> None:
+    table = Table(
+        title=f"{len(graph.prunable)} prunable channel groups, {graph.macs / 1e6:.3f} M MACs",
+        title_justify="left",
+    )
+    for heading in ("group", "units", "writers", "MACs saved", "runtime gate", "frozen"):
+        table.add_column(heading, justify="right" if heading in ("units", "MACs saved") else "left")
+    for group in record["groups"]:
+        layers, share = group["layers"], group["macs_share"]
+        writers = ", ".join(layers[:2]) + (f" and {len(layers) - 2} more" if len(layers) > 2 else "")
+        gate = "-" if group["frozen"] else f"no: {group['ungated']}" if group["ungated"] else "yes"
+        saved = "-" if share is None else f"{share:.1%}"
+        table.add_row(group["name"], str(group["units"]), writers, saved, gate, group["frozen"] or "")
+    console().print(table)
+    for name, (smallest, _) in record["budgets"].items():
+        console().print(f"budget {name}: {smallest:.4f} to 1 can be reached")
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("describe"))

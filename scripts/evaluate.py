@@ -1,0 +1,78 @@
+"""Measure a network, dense or compressed, on its test images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from envs import Budget
+from pruning.cost import measure_latency
+from pruning.data import load_splits
+from pruning.evaluation import Evaluation, evaluate
+from pruning.export import load_compressed
+from pruning.files import write_json
+from pruning.verification import trace
+from scripts import options
+from scripts.cli import run_verb
+from scripts.records import METRICS, check_empty, compressed_folder, open_run, show_rows
+
+
+def build_parser() -> options.Parser:
+    """Return the parser of this verb."""
+    parser = options.Parser("evaluate", __doc__ or "")
+    options.add_network_flags(parser)
+    parser.set_defaults(model=None, data=None)
+    parser.add_argument("--compressed", type=Path, metavar="DIR", help="a folder that train or prune wrote")
+    options.add_output_flags(parser)
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Carry the verb out."""
+    args = build_parser().parse(argv)
+    if args.out is not None:
+        check_empty(args.out, overwrite=args.overwrite)
+    evaluation, gated = _compressed(args) if args.compressed else _dense(args)
+    if args.out is not None:
+        open_run(args.out, options.plain(args), overwrite=args.overwrite)
+        write_json(args.out / METRICS, evaluation.to_dict())
+    if args.json:
+        print(json.dumps(evaluation.to_dict()))
+    else:
+        name = str(args.compressed or args.model)
+        show_rows(f"{name}, test images", {"measured": evaluation.to_dict()}, gated={"measured": gated})
+
+
+def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
+    args.model, args.data = args.model or "digits_resnet", args.data or "digits"
+    task = options.task_of(args, Budget({"macs": 1.0}))
+    macs = trace(task.model, task.network.input_shape).macs
+    evaluation = evaluate(task.model, task.splits.test.batches(), macs=macs)
+    return _timed(evaluation, task.model, task.network.input_shape, args), 0
+
+
+def _compressed(args: argparse.Namespace) -> tuple[Evaluation, int]:
+    if args.weights is not None:
+        raise options.UsageError("--compressed holds its weights; leave out --weights")
+    loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
+    splits = load_splits(args.data or loaded.manifest.data, loaded.network, seed=args.seed)
+    model = loaded.model.to(options.device_of(args))
+    evaluation = evaluate(model, splits.test.batches(), macs=loaded.manifest.evaluation.macs)
+    return _timed(evaluation, model, loaded.network.input_shape, args), len(loaded.gates)
+
+
+def _timed(
+    evaluation: Evaluation, model: nn.Module, input_shape: tuple[int, ...], args: argparse.Namespace
+) -> Evaluation:
+    latency = measure_latency({"it": model}, input_shape, device=options.device_of(args))["it"]
+    return replace(evaluation, latency_ms=latency)
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("evaluate"))

@@ -1,0 +1,197 @@
+"""The flags that verbs share, the YAML file that may hold them, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+
+from envs import Budget, Task, load_task
+from pruning.apply import Method
+from pruning.compensation import COMPENSATIONS
+from pruning.criteria import CRITERIA
+
+
+class UsageError(Exception):
+    """The command line or its YAML file is wrong; one line that says the way out."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises UsageError, and reads any flag from `--config FILE.yaml` too."""
+
+    def __init__(self, verb: str, description: str) -> None:
+        super().__init__(prog=f"secateur {verb}", description=description, allow_abbrev=False)
+        self.add_argument(
+            "--config", type=Path, metavar="FILE", help="YAML file of flags; the command line wins"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError; argparse would print its usage and exit."""
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse the command line, its YAML file first.
+
+        Raises:
+            UsageError: a flag is unknown or its value wrong, here or in the YAML file.
+        """
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--config", type=Path)
+        config = finder.parse_known_args(argv)[0].config
+        args, unknown = self.parse_known_args([*(self._from_yaml(config) if config else []), *argv])
+        if unknown:
+            self._refuse(unknown[0])
+        return args
+
+    def _refuse(self, flag: str) -> NoReturn:
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        self.error(f"unknown argument {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+
+    def _from_yaml(self, path: Path) -> list[str]:
+        """Return a YAML file's keys as flags, so that both go through the same checks."""
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        if not isinstance(data, dict):
+            raise UsageError(f"{path} must map flags to values, such as episodes: 200")
+        flags: list[str] = []
+        for key, value in data.items():
+            flag = f"--{str(key).replace('_', '-')}"
+            action = self._option_string_actions.get(flag)
+            if action is None:
+                self._refuse(flag)
+            flags += _as_flags(flag, action, value)
+        return flags
+
+
+def _as_flags(flag: str, action: argparse.Action, value: Any) -> list[str]:
+    if isinstance(value, bool) and action.nargs == 0:
+        return [flag] if value else []
+    if value is None:
+        return []
+    values = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    repeats = isinstance(action, argparse._AppendAction)
+    return [part for one in values for part in (flag, one)] if repeats else [flag, *values]
+
+
+def add_network_flags(parser: Parser) -> None:
+    """Add the flags that name a network and its images."""
+    parser.add_argument(
+        "--model",
+        default="digits_resnet",
+        metavar="NAME",
+        help="digits_resnet (default), cifar_resnet20|32|44|56|110, torchvision/NAME, timm/NAME, FILE.py:FACTORY",
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="trained weights: safetensors or torch")
+    parser.add_argument("--data", default="digits", metavar="SPEC", help="digits (default) or npz:FILE")
+    parser.add_argument(
+        "--input-size", nargs=3, type=int, metavar=("C", "H", "W"), help="where the name does not say"
+    )
+    parser.add_argument("--mean", nargs="+", type=float, metavar="M", help="per channel, of pixels in [0, 1]")
+    parser.add_argument("--std", nargs="+", type=float, metavar="S", help="per channel, of pixels in [0, 1]")
+    parser.add_argument("--seed", type=int, default=0, help="of splits, calibration and learning (default 0)")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ..."
+    )
+
+
+def add_pruning_flags(parser: Parser) -> None:
+    """Add the flags that say how a plan is carried out, and on which layers."""
+    parser.add_argument("--criterion", default="l1", metavar="NAME", help=f"one of: {', '.join(CRITERIA)}")
+    parser.add_argument(
+        "--compensation", default="least-squares", metavar="NAME", help=f"one of: {', '.join(COMPENSATIONS)}"
+    )
+    parser.add_argument(
+        "--round-to", type=positive, default=1, metavar="N", help="keep units in multiples of N"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="admit groups whose writers all match; repeatable",
+    )
+    parser.add_argument(
+        "--protect",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="freeze groups with a matching writer; repeatable",
+    )
+
+
+def add_budget_flag(parser: Parser) -> None:
+    """Add the flag for budgets."""
+    parser.add_argument(
+        "--budget",
+        nargs="+",
+        default=["macs=0.5"],
+        metavar="NAME=SHARE",
+        help="what may remain: macs=0.5 params=0.6",
+    )
+
+
+def add_output_flags(parser: Parser, *, out: bool = True) -> None:
+    """Add the flags about what is written and shown."""
+    if out:
+        parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
+        parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def positive(text: str) -> int:
+    """Read a whole number of 1 or more, for `type=`."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """Return the torch device that --device names.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    if args.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise UsageError(f"--device {args.device} cannot be used here ({cause}); try auto or cpu") from error
+    return args.device
+
+
+def task_of(args: argparse.Namespace, budget: Budget) -> Task:
+    """Return the task that the flags describe."""
+    return load_task(
+        args.model,
+        data=args.data,
+        weights=args.weights,
+        input_size=tuple(args.input_size) if args.input_size else None,
+        mean=args.mean,
+        std=args.std,
+        budget=budget,
+        device=device_of(args),
+        seed=args.seed,
+        progress=not args.quiet,
+    )
+
+
+def method_of(args: argparse.Namespace) -> Method:
+    """Return how the flags say that plans are carried out."""
+    return Method(criterion=args.criterion, compensation=args.compensation, round_to=args.round_to)
+
+
+def plain(args: argparse.Namespace, *, without: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the flags as plain data, fit for JSON."""
+    entries = {name: value for name, value in vars(args).items() if name not in {*without, "config"}}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in entries.items()}

@@ -1,0 +1,114 @@
+"""Carry out a plan, a learned policy, or an even allocation; write the compressed network."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from agents import load_policy, run_episode, uniform
+from envs import Budget, LayerPruningEnv, Task, task_env
+from pruning.cost import plan_widths
+from pruning.export import save_compressed
+from pruning.files import write_json
+from pruning.graph import ChannelGraph
+from pruning.measuring import measure_rows
+from pruning.plan import LayerDecision, PruningPlan
+from pruning.prunable import PrunableNetwork
+from scripts import options
+from scripts.cli import run_verb
+from scripts.records import METRICS, check_empty, manifest_of, open_run, show
+
+
+def build_parser() -> options.Parser:
+    """Return the parser of this verb."""
+    parser = options.Parser("prune", __doc__ or "")
+    options.add_network_flags(parser)
+    options.add_budget_flag(parser)
+    options.add_pruning_flags(parser)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--plan", type=Path, metavar="FILE", help="a plan.json")
+    how.add_argument("--policy", type=Path, metavar="DIR", help="a policy that train wrote, within --budget")
+    how.add_argument("--allocation", choices=("uniform",), help="evenly, within --budget (default)")
+    parser.add_argument("--static-ratio", type=float, metavar="R", help="of every group, instead of a budget")
+    parser.add_argument(
+        "--runtime-ratio", type=float, metavar="R", help="of every group that takes a gate, likewise"
+    )
+    options.add_output_flags(parser)
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Carry the verb out."""
+    args = build_parser().parse(argv)
+    by_ratio = args.static_ratio is not None or args.runtime_ratio is not None
+    if by_ratio and (args.plan or args.policy):
+        raise options.UsageError(
+            "--static-ratio and --runtime-ratio replace --plan and --policy; give one of them"
+        )
+    if args.out is None:
+        raise options.UsageError("name the folder for the results with --out")
+    check_empty(args.out, overwrite=args.overwrite)
+    budget = Budget.parse(args.budget)
+    loaded = PruningPlan.load(args.plan) if args.plan else None
+    torch.manual_seed(args.seed)
+    task = options.task_of(args, budget)
+    if loaded is None and not by_ratio:
+        env = _env(task, args)
+        network, plan = env.network, _decide(env, args)
+    else:
+        network = _network(task, args)
+        plan = loaded or _even_plan(network.graph, args.static_ratio or 0.0, args.runtime_ratio or 0.0)
+    plan_widths(network.graph, plan)  # a plan that does not fit is refused before the work begins
+    _write(network, plan, task, args)
+
+
+def _env(task: Task, args: argparse.Namespace) -> LayerPruningEnv:
+    return task_env(
+        task, method=options.method_of(args), only=args.only, protect=args.protect, seed=args.seed
+    )
+
+
+def _network(task: Task, args: argparse.Namespace) -> PrunableNetwork:
+    return PrunableNetwork(
+        task.model,
+        task.network.input_shape,
+        [images for images, _ in task.splits.calibration.batches()],
+        method=options.method_of(args),
+        only=args.only,
+        protect=args.protect,
+        seed=args.seed,
+    )
+
+
+def _decide(env: LayerPruningEnv, args: argparse.Namespace) -> PruningPlan:
+    act = load_policy(args.policy, env) if args.policy else uniform
+    return PruningPlan.from_dict(run_episode(env, act).plan)
+
+
+def _even_plan(graph: ChannelGraph, static: float, runtime: float) -> PruningPlan:
+    """Return the plan that asks the same ratios of every group; a runtime ratio where there can be a gate."""
+    return PruningPlan(
+        {group.name: LayerDecision(static, 0.0 if group.ungated else runtime) for group in graph.prunable}
+    )
+
+
+def _write(network: PrunableNetwork, plan: PruningPlan, task: Task, args: argparse.Namespace) -> None:
+    rows = measure_rows(network, {"dense": PruningPlan(), "pruned": plan}, task.splits.test.batches)
+    open_run(args.out, options.plain(args), overwrite=args.overwrite)
+    plan.save(args.out / "plan.json")
+    manifest = manifest_of(task, args, plan, rows.evaluations["pruned"])
+    save_compressed(args.out / "compressed", rows.compressed["pruned"], manifest)
+    record = {
+        "rows": {name: row.to_dict() for name, row in rows.evaluations.items()},
+        "gated_groups": rows.gated,
+    }
+    write_json(args.out / METRICS, record)
+    show(record, f"{args.model}, test images", as_json=args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("prune"))

@@ -1,0 +1,57 @@
+import json
+import math
+import os
+import stat
+
+import pytest
+
+from pruning.files import read_json, write_json, written_whole
+
+
+def test_the_file_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "new" / "result.txt"
+    with written_whole(path) as temporary:
+        temporary.write_text("all")
+        assert not path.exists()
+        assert temporary.parent == path.parent  # the same file system, or the rename could not be atomic
+    assert path.read_text() == "all"
+    assert os.listdir(path.parent) == ["result.txt"]
+
+
+def test_after_an_error_the_old_file_stays_and_nothing_else_does(tmp_path):
+    path = tmp_path / "result.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="half way"), written_whole(path) as temporary:
+        temporary.write_text("new, but")
+        raise RuntimeError("half way")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["result.txt"]
+
+
+def test_the_file_has_the_permissions_of_any_other(tmp_path):
+    (tmp_path / "plain").write_text("")
+    with written_whole(tmp_path / "whole"):
+        pass
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "whole")]
+    assert modes[0] == modes[1]
+
+
+def test_json_comes_back_equal_and_ends_in_a_newline(tmp_path):
+    data = {"a": [1, 2.5, None], "ä": {"nested": True}}
+    write_json(tmp_path / "data.json", data)
+    assert read_json(tmp_path / "data.json") == data
+    assert (tmp_path / "data.json").read_text(encoding="utf-8").endswith("}\n")
+
+
+def test_nan_is_refused_and_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "data.json", {"a": math.nan})
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_not_json_or_not_there_raises(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(json.JSONDecodeError):
+        read_json(tmp_path / "bad.json")
+    with pytest.raises(OSError, match=r"gone\.json"):
+        read_json(tmp_path / "gone.json")

@@ -1,0 +1,84 @@
+import json
+import math
+
+import pytest
+
+from pruning.errors import PlanError
+from pruning.plan import LayerDecision, PruningPlan, kept_units
+
+
+@pytest.mark.parametrize(
+    ("units", "ratio", "kept"),
+    [(16, 0.0, 16), (16, 0.5, 8), (10, 0.25, 8), (10, 0.26, 7), (3, 0.5, 2), (8, 0.99, 1), (1, 0.9, 1)],
+)
+def test_kept_units_are_rounded_half_up_and_never_none(units, ratio, kept):
+    assert kept_units(units, ratio) == kept
+
+
+@pytest.mark.parametrize(
+    ("units", "ratio", "kept"),
+    [(64, 0.3, 48), (64, 0.99, 8), (12, 0.1, 12), (5, 0.5, 5), (20, 0.4, 16), (20, 0.39, 16)],
+)
+def test_kept_units_are_a_multiple_of_eight_where_asked_and_possible(units, ratio, kept):
+    assert kept_units(units, ratio, round_to=8) == kept
+
+
+@pytest.mark.parametrize("ratio", [1.0, -0.01, math.nan, math.inf, "0.5", None, True])
+@pytest.mark.parametrize("name", ["static_ratio", "runtime_ratio"])
+def test_a_ratio_outside_its_range_is_refused_in_one_line(name, ratio):
+    with pytest.raises(PlanError, match=f"'conv1': {name} must lie in") as caught:
+        PruningPlan({"conv1": LayerDecision(**{name: ratio})})
+    assert "\n" not in str(caught.value)
+
+
+def test_extending_a_plan_leaves_the_old_one_alone():
+    first = PruningPlan({"a": LayerDecision(0.1)})
+    second = first.with_decision("b", LayerDecision(0.2, 0.3)).with_decision("a", LayerDecision(0.4))
+    assert first == PruningPlan({"a": LayerDecision(0.1)})
+    assert second == PruningPlan({"a": LayerDecision(0.4), "b": LayerDecision(0.2, 0.3)})
+
+
+def test_what_a_plan_does_not_name_is_left_alone():
+    assert PruningPlan()["anything"] == LayerDecision(0.0, 0.0)
+
+
+def test_to_json_and_back_is_equal(tmp_path):
+    plan = PruningPlan({"layer1.0.conv1": LayerDecision(1 / 3, 0.1), "conv1#1": LayerDecision(0, 0.5)})
+    assert PruningPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    plan.save(tmp_path / "deep" / "plan.json")
+    assert PruningPlan.load(tmp_path / "deep" / "plan.json") == plan
+
+
+def test_a_saved_plan_has_the_published_form(tmp_path):
+    PruningPlan({"a": LayerDecision(0.5)}).save(tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text()) == {
+        "version": 1,
+        "decisions": {"a": {"static_ratio": 0.5, "runtime_ratio": 0.0}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "cannot read the plan"),
+        ("\xff", "cannot read the plan"),
+        ("[]", "not a pruning plan of version 1"),
+        ('{"version": 2, "decisions": {}}', "not a pruning plan of version 1"),
+        ('{"version": 1}', "'decisions' must map"),
+        ('{"version": 1, "decisions": {"a": 0.5}}', "group 'a': expected"),
+        ('{"version": 1, "decisions": {"a": {"static": 0.5}}}', "group 'a': expected"),
+        ('{"version": 1, "decisions": {"a": {"static_ratio": NaN}}}', "must lie in"),
+        ('{"version": 1, "decisions": {"a": {"static_ratio": "x"}}}', "must lie in"),
+    ],
+)
+def test_a_damaged_plan_is_refused_in_one_line(tmp_path, text, complaint):
+    path = tmp_path / "plan.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(PlanError, match=complaint) as caught:
+        PruningPlan.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_plan_is_refused(tmp_path):
+    with pytest.raises(PlanError, match=r"nowhere\.json"):
+        PruningPlan.load(tmp_path / "nowhere.json")
