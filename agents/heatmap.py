@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 TITLES = ("static ratio", "runtime ratio")
-FONT = ImageFont.load_default(size=12)
-ROW = 15  # least height of a row in pixels; a label of the font's size stays clear of the next
-MAP_WIDTH, MAP_HEIGHT = 520, 240  # of one map in pixels; more groups than fit make it taller
-GAP, TOP, BOTTOM, SCALE = 16, 32, 44, 70  # pixels between maps, above, below, and for the colour bar
+FONT = ImageFont.load_default(size=14)
+ROW = 17  # least height of a row in pixels; a label of the font's size stays clear of the next
+MAP_WIDTH, MAP_HEIGHT = (
+    360,
+    170,
+)  # of one map in pixels; narrow, as TensorBoard's cards are; more groups make it taller
+GAP, TOP, BOTTOM, SCALE = 16, 32, 48, 70  # pixels between maps, above, below, and for the colour bar
 # viridis at 0, 1/4, ... 1: even steps of ratio look like even steps of colour, also in grey
 COLOURS = np.array(
     [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=np.float64
@@ -21,7 +24,7 @@ COLOURS = np.array(
 
 
 def ratio_heatmap(groups: Sequence[str], ratios: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Draw two heat maps side by side, static and runtime ratios, on a colour scale fixed to [0, 1].
+    """Draw two heat maps, static ratios above runtime ratios, on a colour scale fixed to [0, 1].
 
     Args:
         groups: the rows' labels.
@@ -32,18 +35,19 @@ def ratio_heatmap(groups: Sequence[str], ratios: NDArray[np.float64]) -> NDArray
     """
     row = max(ROW, MAP_HEIGHT // len(groups))
     height = row * len(groups)
-    labels = math.ceil(max(FONT.getlength(group) for group in groups)) + GAP
-    canvas = Image.new("RGB", (labels + 2 * (MAP_WIDTH + GAP) + SCALE, TOP + height + BOTTOM), "white")
+    left = math.ceil(max(FONT.getlength(group) for group in groups)) + GAP
+    size = (left + MAP_WIDTH + GAP + SCALE, 2 * (TOP + height + BOTTOM))
+    canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
-    for index, group in enumerate(groups):
-        draw.text((labels - 6, TOP + (index + 0.5) * row), group, "black", FONT, anchor="rm")
     for index, title in enumerate(TITLES):
-        left = labels + index * (MAP_WIDTH + GAP)
+        top = TOP + index * (TOP + height + BOTTOM)
+        for number, group in enumerate(groups):
+            draw.text((left - 6, top + (number + 0.5) * row), group, "black", FONT, anchor="rm")
         cells = Image.fromarray(colours(ratios[:, :, index].T))
-        canvas.paste(cells.resize((MAP_WIDTH, height), Image.Resampling.NEAREST), (left, TOP))
-        draw.text((left + MAP_WIDTH / 2, TOP / 2), title, "black", FONT, anchor="mm")
-        _draw_episode_axis_(draw, left, TOP + height, episodes=len(ratios))
-    _draw_scale_(canvas, draw, labels + 2 * (MAP_WIDTH + GAP), height)
+        canvas.paste(cells.resize((MAP_WIDTH, height), Image.Resampling.NEAREST), (left, top))
+        draw.text((left + MAP_WIDTH / 2, top - TOP / 2), title, "black", FONT, anchor="mm")
+        _draw_episode_axis_(draw, left, top + height, episodes=len(ratios))
+        _draw_scale_(canvas, draw, left + MAP_WIDTH + GAP, top, height)
     return np.asarray(canvas)
 
 
@@ -56,7 +60,7 @@ def colours(ratios: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 def _draw_episode_axis_(draw: ImageDraw.ImageDraw, left: float, top: float, *, episodes: int) -> None:
     step = next(
-        step for step in (n * 10**power for power in range(9) for n in (1, 2, 5)) if episodes / step <= 8
+        step for step in (n * 10**power for power in range(9) for n in (1, 2, 5)) if episodes / step <= 6
     )
     for episode in range(step, episodes + 1, step):
         x = left + (episode - 0.5) / episodes * MAP_WIDTH
@@ -65,9 +69,9 @@ def _draw_episode_axis_(draw: ImageDraw.ImageDraw, left: float, top: float, *, e
     draw.text((left + MAP_WIDTH / 2, top + 26), "episode", "black", FONT, anchor="mt")
 
 
-def _draw_scale_(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, height: int) -> None:
+def _draw_scale_(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, height: int) -> None:
     ramp = np.linspace(1.0, 0.0, height)[:, None].repeat(14, axis=1)
-    canvas.paste(Image.fromarray(colours(ramp)), (left, TOP))
+    canvas.paste(Image.fromarray(colours(ramp)), (left, top))
     for value in (0.0, 0.25, 0.5, 0.75, 1.0):
-        draw.text((left + 18, TOP + (1.0 - value) * height), f"{value:.2f}", "black", FONT, anchor="lm")
-    draw.text((left + SCALE - GAP, TOP + height + 26), "share pruned", "black", FONT, anchor="rt")
+        draw.text((left + 18, top + (1.0 - value) * height), f"{value:.2f}", "black", FONT, anchor="lm")
+    draw.text((left + SCALE - GAP, top + height + 26), "share pruned", "black", FONT, anchor="rt")

@@ -146,7 +146,8 @@ def rebuild_(model: nn.Module, graph: ChannelGraph | None, structure: Structure)
 
 
 def _cut_layers_(model: nn.Module, cuts: Iterable[AxisCut]) -> None:
-    for one in cuts:
+    # outputs first: a grouped convolution cut to one input per group would pass for a depthwise one
+    for one in sorted(cuts, key=lambda one: one.axis == "in"):
         kept = torch.tensor(one.kept, dtype=torch.long)
         if one.axis == "parameter":
             owner, _, name = one.owner.rpartition(".")

@@ -35,9 +35,13 @@ def unit(cin: int, cout: int, kernel: int = 3, **options) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(cout), nn.ReLU())
 
 
+def bare(cin: int, cout: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(cin, cout, 3, padding=1, bias=False), nn.ReLU())
+
+
 class Head(nn.Sequential):
-    def __init__(self, cin: int) -> None:
-        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(cin, 5))
+    def __init__(self, cin: int, bias: bool = True) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(cin, 5, bias=bias))
 
 
 class Residual(nn.Module):
@@ -93,16 +97,11 @@ class Grouped(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """Grouped convolutions with a channel shuffle between, written with the sizes of the tensor."""
+    """A channel shuffle behind a (grouped) convolution, written with the sizes of the tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 3) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = (
-            unit(3, 12),
-            unit(12, 12, groups=3),
-            unit(12, 6, groups=3),
-            Head(6),
-        )
+        self.a, self.b, self.c, self.head = unit(3, 12), unit(12, 12, groups=groups), unit(12, 6), Head(6)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.b(self.a(x))
@@ -328,6 +327,7 @@ EXAMPLES = {
     "depthwise": Example(Depthwise),
     "grouped": Example(Grouped),
     "shuffled": Example(Shuffled),
+    "shuffled-ungrouped": Example(lambda: Shuffled(groups=1)),
     "shuffled-constants": Example(ShuffledByConstants),
     "shuffled-module": Example(ShuffledByModule),
     "flatten": Example(lambda: Flattened(False)),
@@ -354,4 +354,5 @@ EXAMPLES = {
     "group-norm": Example(lambda: Normed(nn.GroupNorm(2, 6))),
     "attention": Example(Attention),
     "unused-head": Example(UnusedHead),
+    "bias-free": Example(lambda: nn.Sequential(bare(3, 6), bare(6, 8), Head(8, bias=False))),
 }

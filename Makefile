@@ -1,0 +1,34 @@
+# Two commands do everything on a machine that has Python (3.10 or newer) and make:
+#   make demo    install, then learn a pruning policy for a small residual CNN
+#   make test    install, then run the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint check clean
+
+# the stamps record what was installed; they age when the list of dependencies changes
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-checks: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/secateur train --budget macs=0.2 --episodes 150 --out runs/demo --overwrite
+
+test: $(VENV)/installed-checks
+	$(BIN)/python -m pytest --numprocesses auto
+
+lint: $(VENV)/installed-checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

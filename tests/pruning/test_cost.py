@@ -1,0 +1,140 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pruning.calibration import calibrate
+from pruning.compensation import COMPENSATIONS
+from pruning.cost import CostModel, Widths, count_params, measure_latency, plan_widths
+from pruning.errors import PlanError, UnknownNameError
+from pruning.plan import LayerDecision, PruningPlan
+from pruning.surgery import axis_cuts, cut
+from tests.pruning.example_networks import EXAMPLES
+from tests.pruning.oracles import counted_bytes, counted_macs, counted_params, example, random_kept
+
+
+def widths_of(graph, kept, executed=None):
+    """The widths of an explicit choice of units."""
+    counts = np.array([len(kept[group.name]) for group in graph.prunable], dtype=np.int64)
+    return Widths(counts, counts if executed is None else np.array(executed, dtype=np.int64))
+
+
+@pytest.mark.parametrize("name", list(EXAMPLES))
+class TestEveryExample:
+    def test_costs_when_dense_what_is_counted(self, name):
+        model, graph, images = example(name)
+        cost = CostModel(graph, model)
+        assert cost.macs(cost.dense) == graph.macs == counted_macs(model, images[0])
+        assert cost.params(cost.dense) == counted_params(model) == count_params(model)
+        assert cost.bytes(cost.dense) == counted_bytes(model)
+
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_costs_when_cut_what_is_counted(self, name, seed):
+        model, graph, images = example(name)
+        kept = random_kept(graph, seed)
+        cost, widths, small = CostModel(graph, model), widths_of(graph, kept), cut(model, graph, kept)
+        assert cost.macs(widths) == counted_macs(small, images[0])
+        assert cost.params(widths) == counted_params(small)
+        assert cost.bytes(widths) == counted_bytes(small)
+
+    @pytest.mark.parametrize("compensation", list(COMPENSATIONS))
+    def test_counts_the_biases_that_compensation_adds(self, name, compensation):
+        model, graph, images = example(name)
+        method, kept = COMPENSATIONS[compensation], random_kept(graph)
+        changed = copy.deepcopy(model)
+        method.apply_(changed, graph, axis_cuts(model, graph, kept), calibrate(model, graph, [images]))
+        small, widths = cut(changed, graph, kept), widths_of(graph, kept)
+        cost = CostModel(graph, model, shifts_bias=method.shifts_bias)
+        assert cost.params(widths) == counted_params(small)
+        assert cost.bytes(widths) == counted_bytes(small)
+
+    def test_executes_what_a_network_cut_to_the_executed_units_would_run(self, name):
+        model, graph, images = example(name)
+        kept = random_kept(graph, seed=5)
+        executed = [
+            len(kept[group.name]) if group.ungated else max(1, len(kept[group.name]) - 2)
+            for group in graph.prunable
+        ]
+        runs = {
+            group.name: kept[group.name][:count]
+            for group, count in zip(graph.prunable, executed, strict=True)
+        }
+        small = cut(model, graph, kept)
+        gates = [
+            (small.get_submodule(group.layers[0]), len(kept[group.name]))
+            for group, count in zip(graph.prunable, executed, strict=True)
+            if count < len(kept[group.name])
+        ]
+        inputs = [getattr(writer, "in_channels", getattr(writer, "in_features", 0)) for writer, _ in gates]
+        gate_macs = sum(cin * units for cin, (_, units) in zip(inputs, gates, strict=True))
+        cost, widths = CostModel(graph, model), widths_of(graph, kept, executed)
+        assert cost.macs(widths) == counted_macs(cut(model, graph, runs), images[0]) + gate_macs
+        biases = sum(units for _, units in gates)
+        assert cost.params(widths) == counted_params(small) + gate_macs + biases
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "attention"])  # it multiplies activations
+def test_multiply_adds_agree_with_pytorchs_own_counter(name):
+    model, graph, images = example(name)
+    with FlopCounterMode(display=False) as counter:
+        model(images[:1])
+    assert graph.macs == counter.get_total_flops() // 2
+
+
+def test_a_plain_network_by_hand():
+    model, graph, _ = example("plain")
+    cost = CostModel(graph, model)
+    # 3x3, 3 -> 6 on 6x6; 3x3, 6 -> 8 with stride 2 on 3x3; linear 8 -> 5
+    assert cost.macs(cost.dense) == 9 * 3 * 6 * 36 + 9 * 6 * 8 * 9 + 8 * 5
+    assert cost.params(cost.dense) == 9 * 3 * 6 + 2 * 6 + 9 * 6 * 8 + 2 * 8 + 8 * 5 + 5
+    kept, executed = np.array([4, 8]), np.array([2, 8])
+    gate = 3 * 4
+    assert cost.macs(Widths(kept, executed)) == 9 * 3 * 2 * 36 + 9 * 2 * 8 * 9 + 8 * 5 + gate
+    assert cost.params(Widths(kept, executed)) == (
+        9 * 3 * 4 + 2 * 4 + 9 * 4 * 8 + 2 * 8 + 8 * 5 + 5 + gate + 4
+    )
+
+
+class TestPlanWidths:
+    def test_are_of_all_units_then_of_the_survivors(self):
+        _, graph, _ = example("plain")
+        plan = PruningPlan({"0.0": LayerDecision(0.5, 0.4), "1.0": LayerDecision(0.0, 0.5)})
+        widths = plan_widths(graph, plan)
+        assert widths.kept.tolist() == [3, 8]
+        assert widths.executed.tolist() == [2, 4]  # 3 * 0.6 = 1.8
+
+    def test_are_rounded_to_a_multiple(self):
+        _, graph, _ = example("plain")
+        assert plan_widths(graph, PruningPlan({"1.0": LayerDecision(0.4)}), round_to=4).kept[1] == 4
+
+    def test_refuse_a_group_that_is_not_there(self):
+        with pytest.raises(UnknownNameError, match=r"no channel group named '1\.1'\. Did you mean '1\.0'\?"):
+            plan_widths(example("plain")[1], PruningPlan({"1.1": LayerDecision(0.5)}))
+
+    def test_refuse_a_frozen_group_with_the_reason(self):
+        _, graph, _ = example("softmax")
+        with pytest.raises(PlanError, match=r"group 'conv\.0' is frozen \(operator mixes channels\)"):
+            plan_widths(graph, PruningPlan({"conv.0": LayerDecision(0.5)}))
+        plan_widths(graph, PruningPlan({"conv.0": LayerDecision(0.0)}))
+
+    def test_refuse_a_gate_where_none_can_be(self):
+        _, graph, _ = example("residual")
+        with pytest.raises(PlanError, match=r"'stem\.0' takes no runtime gate \(several layers write"):
+            plan_widths(graph, PruningPlan({"stem.0": LayerDecision(0.5, 0.1)}))
+        plan_widths(graph, PruningPlan({"stem.0": LayerDecision(0.5, 0.0)}))
+
+
+def test_a_network_without_prunable_groups_still_has_a_price():
+    model, graph, _ = example("mlp")
+    graph = replace(graph, groups=tuple(replace(group, frozen="all") for group in graph.groups))
+    cost = CostModel(graph, model)
+    assert cost.macs(cost.dense) == 7 * 9 + 9 * 4
+
+
+def test_latency_is_measured_for_each_network_by_name():
+    found = measure_latency({"a": example("mlp")[0], "b": torch.nn.Identity()}, (7,), rounds=1)
+    assert set(found) == {"a", "b"}
+    assert 0 < found["b"] < found["a"] < 100

@@ -1,0 +1,84 @@
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from pruning.errors import UntraceableModelError
+from pruning.verification import NOT_EQUAL, silenced, trace
+from tests.pruning.example_networks import EXAMPLES, Branching, Head, unit
+from tests.pruning.oracles import assert_untouched, example, random_kept, silenced_output, snapshot
+
+
+class CountsItsChannels(nn.Module):
+    """Its value depends on how many channels there are, which no rule can see."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = unit(3, 6), unit(6, 8), Head(8)
+
+    def forward(self, x):
+        x = self.b(self.a(x))
+        return self.head(x * x.shape[1])
+
+
+class AddsATensorOfItsOwn(nn.Module):
+    """A constant per channel that is made in the forward cannot be cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = unit(3, 6), unit(6, 8), Head(8)
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x)) + torch.arange(8.0).view(8, 1, 1))
+
+
+@pytest.mark.parametrize("name", list(EXAMPLES))
+class TestEveryExample:
+    def test_stands_the_trial_cut(self, name):
+        model, graph, _ = example(name)
+        assert trace(model, graph.input_shape).groups == graph.groups
+
+    def test_is_silenced_as_by_weights_of_zero(self, name):
+        model, graph, images = example(name)
+        kept = random_kept(graph)
+        with torch.no_grad(), silenced(model, graph, kept) as silent:
+            found = silent(images)
+        torch.testing.assert_close(found, silenced_output(model, graph, kept, images), rtol=1e-5, atol=1e-5)
+
+    def test_is_left_as_it_was(self, name):
+        model, graph, _ = example(name)
+        model = copy.deepcopy(model).train()
+        before = snapshot(model)
+        trace(model, graph.input_shape)
+        with silenced(model, graph, random_kept(graph)):
+            pass
+        assert_untouched(model, before)
+        assert model.training
+
+
+@pytest.mark.parametrize("network", [CountsItsChannels, AddsATensorOfItsOwn])
+def test_a_group_that_cannot_be_cut_is_frozen_and_the_others_are_not(network, caplog):
+    with caplog.at_level(logging.WARNING, logger="pruning"):
+        graph = trace(network(), (3, 6, 6))
+    assert {group.name: group.frozen for group in graph.groups} == {
+        "a.0": None,
+        "b.0": NOT_EQUAL,
+        "head.2": "it is the network's output",
+    }
+    assert graph.group("b.0").ungated == "it is frozen"
+    assert caplog.messages == [f"b.0 is frozen: {NOT_EQUAL}"]
+
+
+def test_silencing_ends_with_the_block_even_after_an_error():
+    model, graph, images = example("plain")
+    expected = model(images)
+    with pytest.raises(RuntimeError, match="stop"), silenced(model, graph, random_kept(graph)):
+        raise RuntimeError("stop")
+    assert torch.equal(model(images), expected)
+
+
+def test_a_network_that_branches_on_values_is_refused():
+    with pytest.raises(UntraceableModelError, match="cannot trace Branching"):
+        trace(Branching(), (3, 6, 6))
