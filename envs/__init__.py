@@ -5,7 +5,7 @@ import gymnasium as gym
 from envs.budget import Budget, Limits
 from envs.layer_pruning import LayerPruningEnv
 from envs.observation import LayerObservation
-from envs.tasks import TASKS, Task, load_task, make_env, task_env
+from envs.tasks import TASKS, Task, count_classes, load_task, make_env, task_env
 
 __all__ = [
     "TASKS",
@@ -14,6 +14,7 @@ __all__ = [
     "LayerPruningEnv",
     "Limits",
     "Task",
+    "count_classes",
     "load_task",
     "make_env",
     "task_env",

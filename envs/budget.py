@@ -97,8 +97,8 @@ class BudgetKeeper:
         for name, share in smallest_shares(cost, limits, round_to=round_to).items():
             if name in budget.shares and share > budget.shares[name]:
                 raise ImpossibleBudgetError(
-                    f"budget {name}={budget.shares[name]:g} cannot be reached: the smallest is {share:.4f}, "
-                    f"with {limits.static:.0%} of every prunable group removed"
+                    f"budget {name}={budget.shares[name]:g} cannot be reached: the smallest is "
+                    f"{rounded_up(share)}, with {limits.static:.0%} of every prunable group removed"
                 )
 
     def _at(self, ratio: float) -> Counts:
@@ -211,6 +211,11 @@ def smallest_shares(cost: CostModel, limits: Limits, *, round_to: int = 1) -> di
         name: price(cost, Widths(counts, counts)) / price(cost, cost.dense)
         for name, price in MEASURES.items()
     }
+
+
+def rounded_up(share: float) -> str:
+    """Return a share with four decimals, so that the smallest reachable share can be asked for as shown."""
+    return f"{math.ceil(share * 1e4) / 1e4:.4f}"
 
 
 def _last(choices: list[int], fits: Callable[[int], bool]) -> int:

@@ -62,7 +62,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     v0: first version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012 (declared so by gym.Env)
+    # declared so by gym.Env, whose checker asks for a frame rate even of text
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012
     observation_names = LayerObservation._fields
     observation_version = OBSERVATION_VERSION
 

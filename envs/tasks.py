@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from envs.budget import Budget
 from envs.layer_pruning import LayerPruningEnv
 from pruning.data import ImageSplits, check_labels, load_splits
-from pruning.errors import WeightsError
+from pruning.errors import DataError, WeightsError
 from pruning.networks import NetworkSpec, resolve_network
 from pruning.registry import Registry
 from pruning.training import dense_digits
@@ -81,14 +81,29 @@ def load_task(
     else:
         raise WeightsError(f"{model} is untrained: name its trained weights with --weights")
     trained = trained.eval().to(device)
-    check_labels(splits, _classes(trained, network))
+    check_labels(splits, count_classes(trained, network))
     return Task(network, trained, splits, budget)
 
 
 @torch.inference_mode()
-def _classes(model: nn.Module, network: NetworkSpec) -> int:
-    device = next(model.parameters()).device
-    return model(torch.zeros((1, *network.input_shape), device=device)).shape[-1]
+def count_classes(model: nn.Module, network: NetworkSpec) -> int:
+    """Return how many logits a network gives for one image.
+
+    Raises:
+        DataError: it does not run on an image of that shape, or its output is not one row of logits.
+    """
+    parameter = next(model.parameters())
+    image = torch.zeros((1, *network.input_shape)).to(parameter)
+    try:
+        logits = model(image)
+    except Exception as error:  # a stranger's forward may raise anything
+        raise DataError(
+            f"{network.name} does not run on an image of shape {list(network.input_shape)} "
+            f"({' '.join(str(error).split())}); give the right --input-size"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise DataError(f"{network.name} must return logits of shape [images, classes] for a batch of images")
+    return logits.shape[1]
 
 
 def task_env(task: Task, **settings: Any) -> LayerPruningEnv:

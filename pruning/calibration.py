@@ -30,6 +30,13 @@ class Covariance(Protocol):
         """Return w' C w for each row of `weight`: [rows, dimensions] -> [rows]."""
         ...
 
+    def factor(self, order: Tensor, *, ridge: float) -> Tensor:
+        """Return L, [dimensions, rank], zero above its diagonal, with LL' = C + lambda I in the given order.
+
+        The corner L[k:, k:] is then a factor of what the first k inputs cannot explain of the others.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class FullCovariance:
@@ -46,6 +53,11 @@ class FullCovariance:
     def energy(self, weight: Tensor) -> Tensor:
         """See Covariance."""
         return ((weight @ self.matrix) * weight).sum(1)
+
+    def factor(self, order: Tensor, *, ridge: float) -> Tensor:
+        """See Covariance."""
+        damped = _damped(self.matrix[order][:, order], ridge * self.matrix.diagonal().mean())
+        return torch.linalg.cholesky(damped)
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,10 @@ class SampledCovariance:
     def energy(self, weight: Tensor) -> Tensor:
         """See Covariance."""
         return (weight @ self.rows.T).square().mean(1)
+
+    def factor(self, order: Tensor, *, ridge: float) -> Tensor:
+        """See Covariance. Without the ridge, which would give it full rank."""
+        return torch.linalg.qr(self.rows[:, order], mode="r").R.T / len(self.rows) ** 0.5
 
 
 def _damped(matrix: Tensor, penalty: Tensor) -> Tensor:

@@ -105,10 +105,13 @@ def load_compressed(folder: Path, *, network: str | None = None) -> LoadedNetwor
         structure = Structure.from_dict(record["structure"])
         gates = tuple(GateSite.from_dict(gate) for gate in record["gates"])
         manifest = _manifest(record)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PruningError(f"{folder / STRUCTURE} is damaged ({error!r}); write the folder anew") from error
-    model = _rebuilt(spec, structure)
-    attach_gates_(model, gates)
+        model = _rebuilt(spec, structure)
+        attach_gates_(model, gates)
+    except PruningError:
+        raise
+    except Exception as error:  # a damaged record fails in a dozen ways, by where it is damaged
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise PruningError(f"{folder / STRUCTURE} is damaged ({cause}); write the folder anew") from error
     load_weights_(model, folder / WEIGHTS)
     return LoadedNetwork(model.eval(), spec, manifest, gates)
 

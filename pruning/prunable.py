@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pruning.apply import DEFAULT_METHOD, Compressed, Method, apply_plan
@@ -11,7 +12,7 @@ from pruning.calibration import calibrate
 from pruning.compensation import COMPENSATIONS
 from pruning.cost import CostModel
 from pruning.criteria import CRITERIA
-from pruning.errors import PlanError
+from pruning.errors import PlanError, WeightsError
 from pruning.graph.patterns import restrict
 from pruning.plan import PruningPlan
 from pruning.sensitivity import error_curve
@@ -34,6 +35,7 @@ class PrunableNetwork:
 
     Raises:
         UntraceableModelError: the network cannot be traced.
+        WeightsError: a weight or a BatchNorm statistic is NaN or infinite.
         UnknownNameError: a pattern matches no layer, or the method names an unknown part.
         PlanError: nothing is left to prune.
         DataError: there is no calibration image, or activations are not finite.
@@ -52,6 +54,7 @@ class PrunableNetwork:
     ) -> None:
         CRITERIA[method.criterion]  # unknown names are refused before the work begins
         compensation = COMPENSATIONS[method.compensation]
+        _check_finite(model)
         self.model = model
         self.method = method
         self.graph = restrict(trace(model, input_shape), only=only, protect=protect)
@@ -70,7 +73,6 @@ class PrunableNetwork:
         return tuple(
             error_curve(
                 self.model,
-                self.graph,
                 group,
                 self.calibration,
                 ratios=CURVE_RATIOS,
@@ -78,3 +80,9 @@ class PrunableNetwork:
             )
             for group in self.graph.prunable
         )
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{name} holds NaN or infinity; the training that wrote it diverged")

@@ -70,7 +70,7 @@ class RuntimeGate(nn.Module):
 
 
 class RuntimeGates(nn.ModuleDict):
-    """All gates of a network; passes on what it is given, since an nn.Sequential runs its last submodule too."""
+    """All gates of a network; passes its input on, since an nn.Sequential runs its last submodule too."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`."""

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pruning.calibration import Calibration
-from pruning.compensation import refit, relative_error
-from pruning.criteria import CRITERIA, select
-from pruning.graph import ChannelGraph, ChannelGroup, Member
+from pruning.calibration import Calibration, Moments
+from pruning.compensation import RIDGE
+from pruning.criteria import CRITERIA
+from pruning.graph import ChannelGroup, Member
 from pruning.plan import kept_units
 
 
 @torch.no_grad()
 def error_curve(
     model: nn.Module,
-    graph: ChannelGraph,
     group: ChannelGroup,
     calibration: Calibration,
     *,
@@ -30,24 +29,34 @@ def error_curve(
     The loss is the share of output variance that least squares cannot restore, averaged over the readers:
     0 is none, 1 is all. Readers without moments (transposed convolutions) do not count.
     """
-    scores = CRITERIA[criterion](model, group, calibration)
-    curve = []
-    for ratio in ratios:
-        kept = select(scores, kept_units(group.units, ratio))
-        losses = [_loss(model, graph, reader, kept, calibration) for reader in group.readers]
-        known = [loss for loss in losses if loss is not None]
-        curve.append(sum(known) / len(known) if known else 0.0)
-    return tuple(curve)
+    ranking = CRITERIA[criterion](model, group, calibration).argsort(descending=True, stable=True)
+    counts = [kept_units(group.units, ratio) for ratio in ratios]
+    losses = [
+        _losses(model.get_submodule(reader.owner), reader, ranking, counts, calibration.moments[reader.owner])
+        for reader in group.readers
+        if reader.owner in calibration.moments
+    ]
+    return tuple(torch.tensor(losses).mean(0).tolist()) if losses else (0.0,) * len(counts)
 
 
-def _loss(
-    model: nn.Module, graph: ChannelGraph, reader: Member, kept: torch.Tensor, calibration: Calibration
-) -> float | None:
-    moments = calibration.moments.get(reader.owner)
-    if moments is None:
-        return None
-    gone = set(range(len(reader.channels))) - set(kept.tolist())
-    lost = {channel for unit in gone for channel in reader.channels[unit]}
-    stays = [channel for channel in range(graph.layers[reader.owner].cin) if channel not in lost]
-    layer: Any = model.get_submodule(reader.owner)
-    return relative_error(layer.weight, refit(layer.weight, moments, torch.tensor(stays)), moments)
+def _losses(
+    layer: Any, reader: Member, ranking: Tensor, counts: Sequence[int], moments: Moments
+) -> list[float]:
+    """Return one reader's loss for each number of kept units, from one factorisation for all of them."""
+    weight = layer.weight.double()
+    cin, block = weight.size(1), weight[0, 0].numel()
+    ranked = torch.tensor(reader.channels)[ranking]  # [units, channels per unit], best first
+    ranked = ranked[ranked < cin].unflatten(0, (len(ranking), -1))  # the pattern repeats in every conv group
+    others = torch.ones(cin, dtype=torch.bool).index_fill_(0, ranked.flatten(), False).nonzero()[:, 0]
+    channels = torch.cat([others, ranked.flatten()])
+    order = (channels[:, None] * block + torch.arange(block)).flatten().to(weight.device)
+    starts = [(len(others) + count * ranked.size(1)) * block for count in counts]
+    total, lost = 0.0, [0.0] * len(counts)
+    for covariance, rows in zip(
+        moments.covariances, weight.flatten(1).unflatten(0, (len(moments.covariances), -1)), strict=True
+    ):
+        factor, ordered = covariance.factor(order, ridge=RIDGE), rows[:, order]
+        total += float((ordered @ factor).square().sum())
+        for number, start in enumerate(starts):
+            lost[number] += float((ordered[:, start:] @ factor[start:, start:]).square().sum())
+    return [loss / total if total > 0 else 0.0 for loss in lost]

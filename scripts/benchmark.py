@@ -35,7 +35,7 @@ def build_parser() -> options.Parser:
         type=Path,
         default=Path(os.environ.get("SECATEUR_DATA", "../shared/data")),
         metavar="DIR",
-        help="holds cifar10/cifar10_subset.npz and weights/*.th (default $SECATEUR_DATA; the README says where from)",
+        help="holds cifar10/cifar10_subset.npz and weights/*.th, see the README (default $SECATEUR_DATA)",
     )
     parser.add_argument("--episodes", type=options.positive, default=20, metavar="N", help="a network (20)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, ...")

@@ -41,7 +41,7 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
         importlib.import_module(f"scripts.{verb}").run(sys.argv[1:] if argv is None else argv)
     except ImpossibleBudgetError as error:
         return _complain(error, IMPOSSIBLE)
-    except (PruningError, AgentError, UsageError) as error:
+    except (PruningError, AgentError, UsageError, OSError) as error:  # OSError: a full disk, no such folder
         return _complain(error, MISUSED)
     except KeyboardInterrupt:
         print("secateur: interrupted; train goes on with --resume", file=sys.stderr)

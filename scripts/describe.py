@@ -12,7 +12,8 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from envs.budget import Limits, smallest_shares
+from envs.budget import Limits, rounded_up, smallest_shares
+from pruning.compensation import COMPENSATIONS
 from pruning.cost import CostModel
 from pruning.export import load_compressed
 from pruning.graph import ChannelGraph
@@ -39,9 +40,11 @@ def build_parser() -> options.Parser:
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
     args = build_parser().parse(argv)
+    compensation = COMPENSATIONS[args.compensation]
     model, input_shape = _network(args)
     graph = restrict(trace(model, input_shape), only=args.only, protect=args.protect)
-    record = describe(graph, CostModel(graph, model), round_to=args.round_to)
+    cost = CostModel(graph, model, shifts_bias=compensation.shifts_bias)
+    record = describe(graph, cost, round_to=args.round_to)
     if args.json:
         print(json.dumps(record, indent=2))
     else:
@@ -50,6 +53,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _network(args: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
     if args.compressed:
+        options.refuse_weights(args)
         loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
         return loaded.model, loaded.network.input_shape
     network = resolve_network(
@@ -107,7 +111,7 @@ def _show(record: dict[str, Any], graph: ChannelGraph) -> None:
         table.add_row(group["name"], str(group["units"]), writers, saved, gate, group["frozen"] or "")
     console().print(table)
     for name, (smallest, _) in record["budgets"].items():
-        console().print(f"budget {name}: {smallest:.4f} to 1 can be reached")
+        console().print(f"budget {name}: {rounded_up(smallest)} to 1 can be reached")
 
 
 if __name__ == "__main__":

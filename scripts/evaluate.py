@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torch import nn
 
-from envs import Budget
+from envs import Budget, count_classes
 from pruning.cost import measure_latency
-from pruning.data import load_splits
+from pruning.data import check_labels, load_splits
 from pruning.evaluation import Evaluation, evaluate
 from pruning.export import load_compressed
 from pruning.files import write_json
@@ -58,10 +58,10 @@ def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
 
 
 def _compressed(args: argparse.Namespace) -> tuple[Evaluation, int]:
-    if args.weights is not None:
-        raise options.UsageError("--compressed holds its weights; leave out --weights")
+    options.refuse_weights(args)
     loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
     splits = load_splits(args.data or loaded.manifest.data, loaded.network, seed=args.seed)
+    check_labels(splits, count_classes(loaded.model, loaded.network))
     model = loaded.model.to(options.device_of(args))
     evaluation = evaluate(model, splits.test.batches(), macs=loaded.manifest.evaluation.macs)
     return _timed(evaluation, model, loaded.network.input_shape, args), len(loaded.gates)

@@ -40,9 +40,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: a flag is unknown or its value wrong, here or in the YAML file.
         """
-        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        finder.add_argument("--config", type=Path)
-        config = finder.parse_known_args(argv)[0].config
+        config = self.parse_known_args(argv)[0].config
         args, unknown = self.parse_known_args([*(self._from_yaml(config) if config else []), *argv])
         if unknown:
             self._refuse(unknown[0])
@@ -86,7 +84,8 @@ def add_network_flags(parser: Parser) -> None:
         "--model",
         default="digits_resnet",
         metavar="NAME",
-        help="digits_resnet (default), cifar_resnet20|32|44|56|110, torchvision/NAME, timm/NAME, FILE.py:FACTORY",
+        help="digits_resnet (default), cifar_resnet20|32|44|56|110, torchvision/NAME, timm/NAME, "
+        "FILE.py:FACTORY",
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="trained weights: safetensors or torch")
     parser.add_argument("--data", default="digits", metavar="SPEC", help="digits (default) or npz:FILE")
@@ -163,7 +162,7 @@ def device_of(args: argparse.Namespace) -> str:
     if args.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=args.device)
+        torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError) as error:
         cause = str(error).splitlines()[0]
         raise UsageError(f"--device {args.device} cannot be used here ({cause}); try auto or cpu") from error
@@ -186,8 +185,20 @@ def task_of(args: argparse.Namespace, budget: Budget) -> Task:
     )
 
 
+def refuse_weights(args: argparse.Namespace) -> None:
+    """Raise UsageError if --weights is given beside --compressed, which holds its own."""
+    if args.weights is not None:
+        raise UsageError("--compressed holds its weights; leave out --weights")
+
+
 def method_of(args: argparse.Namespace) -> Method:
-    """Return how the flags say that plans are carried out."""
+    """Return how the flags say that plans are carried out.
+
+    Raises:
+        UnknownNameError: there is no such criterion or compensation.
+    """
+    CRITERIA[args.criterion]
+    COMPENSATIONS[args.compensation]
     return Method(criterion=args.criterion, compensation=args.compensation, round_to=args.round_to)
 
 

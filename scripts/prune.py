@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> None:
         raise options.UsageError("name the folder for the results with --out")
     check_empty(args.out, overwrite=args.overwrite)
     budget = Budget.parse(args.budget)
+    options.method_of(args)  # unknown names are refused before the work begins
     loaded = PruningPlan.load(args.plan) if args.plan else None
     torch.manual_seed(args.seed)
     task = options.task_of(args, budget)

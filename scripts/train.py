@@ -53,12 +53,13 @@ def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
     args = build_parser().parse(argv)
     ALGORITHMS[args.algo]  # unknown names are refused before the work begins
+    method = options.method_of(args)
     budget = Budget.parse(args.budget)
     out = args.out or Path("runs") / args.model.replace("/", "-")
     _check_out(out, args)
     torch.manual_seed(args.seed)
     task = options.task_of(args, budget)
-    env = task_env(task, method=options.method_of(args), only=args.only, protect=args.protect, seed=args.seed)
+    env = task_env(task, method=method, only=args.only, protect=args.protect, seed=args.seed)
     open_run(out, _config(args), overwrite=args.overwrite)
     even = run_episode(env, uniform)
     # no one may use more than uniform does, so that a better row is not a row with a little more to spend
@@ -83,6 +84,8 @@ def _check_out(out: Path, args: argparse.Namespace) -> None:
         earlier = read_json(out / CONFIG)
     except (OSError, ValueError) as error:
         raise options.UsageError(f"{out} holds no run to resume ({error}); leave out --resume") from error
+    if not isinstance(earlier, dict):
+        raise options.UsageError(f"{out / CONFIG} is damaged; give another --out, or --overwrite")
     now = _config(args)
     changed = [name for name in now if earlier.get(name) != now[name] and name != "episodes"]
     if changed:

@@ -116,17 +116,19 @@ class Channels:
                 reasons.setdefault(number, reason)
         return reasons
 
-    def separate(self, index: Tensor) -> Tensor:
+    def separate(self, index: Tensor, *, preferred: Sequence[int] = ()) -> Tensor:
         """Tie channels until the index tensor varies along one dimension only, and return it settled.
 
         A tensor from which entries were cut must still be a box. The dimension that keeps the most
-        choice is kept; of equals the last, which is the one inside the groups of a channel shuffle.
+        choice is kept, among the preferred ones if it varies along any; of equals the last, which is the
+        one inside the groups of a channel shuffle.
         """
         index = self.settle(index)
         dims = varying(index)
         if len(dims) < 2:
             return index
-        keep = max(dims, key=lambda dim: (len(profile(index, dim).unique()), dim))
+        candidates = [dim for dim in dims if dim in preferred] or dims
+        keep = max(candidates, key=lambda dim: (len(profile(index, dim).unique()), dim))
         others = [dim for dim in dims if dim != keep]
         first = at_first(index, others).expand(index.shape)
         self.tie(index.contiguous(), first.contiguous())

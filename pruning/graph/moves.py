@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from pruning.graph.channels import profile, varying
@@ -31,22 +31,27 @@ def move(walk: Walk, call: Call) -> Any:
 @function_rule(torch.reshape, "view", "reshape", "expand")
 def resize(walk: Walk, call: Call) -> Any:
     """Takes the new sizes as arguments: the literal ones count channels."""
-    index = walk.channels.separate(_on_index(call))
+    # a size computed from the channels' number must be the one that changes: the others stay in the formula
+    computed = [dim for dim, size in enumerate(_sizes(call)) if isinstance(size, fx.Node)]
+    index = walk.channels.separate(_on_index(call), preferred=computed)
     for dim in varying(index):
         _size_constant(walk, call, index, dim)
     return index
 
 
+def _sizes(call: Call) -> Sequence[Any]:
+    sizes: tuple[Any, ...] = call.node.args[1:]
+    return sizes[0] if sizes and isinstance(sizes[0], (tuple, list)) else sizes
+
+
 def _size_constant(walk: Walk, call: Call, index: Tensor, dim: int) -> None:
-    arguments: tuple[Any, ...] = call.node.args[1:]
-    if not arguments:
+    sizes = _sizes(call)
+    if not sizes:
         walk.channels.freeze(index, f"{call.name} takes its sizes in a way that is not understood")
         return
-    nested = isinstance(arguments[0], (tuple, list))
-    sizes = arguments[0] if nested else arguments
     literal = sizes[dim] if dim < len(sizes) else None  # one computed torch.Size for all
     if isinstance(literal, int) and literal != -1:  # a computed size follows by itself
-        path = ("args", 1, dim) if nested else ("args", 1 + dim)
+        path = ("args", 1 + dim) if sizes == call.node.args[1:] else ("args", 1, dim)
         walk.add_constant(call.node, path, profile(index, dim))
 
 

@@ -76,7 +76,9 @@ class TestEveryExample:
         assert cost.params(widths) == counted_params(small) + gate_macs + biases
 
 
-@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "attention"])  # it multiplies activations
+@pytest.mark.parametrize(
+    "name", [name for name in EXAMPLES if name != "attention"]
+)  # it multiplies activations
 def test_multiply_adds_agree_with_pytorchs_own_counter(name):
     model, graph, images = example(name)
     with FlopCounterMode(display=False) as counter:

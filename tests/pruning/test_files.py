@@ -21,9 +21,14 @@ def test_the_file_appears_when_the_block_ends(tmp_path):
 def test_after_an_error_the_old_file_stays_and_nothing_else_does(tmp_path):
     path = tmp_path / "result.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="half way"), written_whole(path) as temporary:
-        temporary.write_text("new, but")
-        raise RuntimeError("half way")
+
+    def stop_half_way():
+        with written_whole(path) as temporary:
+            temporary.write_text("new, but")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        stop_half_way()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["result.txt"]
 

@@ -8,6 +8,7 @@ from torch import nn
 from pruning.errors import UntraceableModelError
 from pruning.graph import ChannelGroup, find_groups
 from pruning.networks import resolve_network
+from pruning.verification import trace
 from tests.pruning.example_networks import EXAMPLES, Branching, Head, unit
 from tests.pruning.oracles import assert_untouched, example, snapshot
 
@@ -177,7 +178,25 @@ def test_a_shuffle_leads_to_other_places_in_the_reader():
     for name in ("shuffled", "shuffled-ungrouped", "shuffled-constants", "shuffled-module"):
         graph = example(name)[1]
         assert members(graph, "b.0", "writers") == {"b.0": runs(0, 4, 8, count=4)}
-        assert members(graph, "b.0", "readers") == {"c.0": tuple((3 * k, 3 * k + 1, 3 * k + 2) for k in range(4))}
+        assert members(graph, "b.0", "readers") == {
+            "c.0": tuple((3 * k, 3 * k + 1, 3 * k + 2) for k in range(4))
+        }
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(6, 3), (9, 3), (12, 3), (8, 4)])
+def test_the_places_inside_the_groups_of_a_shuffle_are_what_is_pruned(channels, groups):
+    def shuffle(m, x):
+        x = m.conv(x)
+        n, c, h, w = x.shape
+        return m.head(x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w))
+
+    model = with_forward(shuffle, conv=unit(3, channels), head=Head(channels))
+    graph = trace(model, (3, 6, 6))
+    size = channels // groups
+    assert members(graph, "conv.0", "writers") == {
+        "conv.0": runs(*range(0, channels, size), count=size),
+    }
+    assert graph.group("conv.0").frozen is None
 
 
 def test_grouped_convolutions_tie_the_kth_channel_of_each_group():
@@ -201,7 +220,11 @@ def test_concatenated_channels_are_read_behind_each_other():
 def test_a_depthwise_convolution_carries_its_channels():
     graph = example("depthwise")[1]
     doubled = tuple((2 * k, 2 * k + 1) for k in range(8))
-    assert members(graph, "pw1.0", "carriers") == {"pw1.1": runs(0, count=8), "dw2.0": doubled, "dw2.1": doubled}
+    assert members(graph, "pw1.0", "carriers") == {
+        "pw1.1": runs(0, count=8),
+        "dw2.0": doubled,
+        "dw2.1": doubled,
+    }
     assert members(graph, "pw1.0", "readers") == {"pw2.0": doubled}
 
 
@@ -238,7 +261,9 @@ def test_bare_parameters_are_cut_along_their_channels():
 
 def test_a_pixel_shuffle_ties_the_channels_that_make_one():
     graph = example("pixel-shuffle")[1]
-    assert members(graph, "conv.0", "writers") == {"conv.0": tuple(tuple(range(4 * k, 4 * k + 4)) for k in range(3))}
+    assert members(graph, "conv.0", "writers") == {
+        "conv.0": tuple(tuple(range(4 * k, 4 * k + 4)) for k in range(3))
+    }
     assert members(graph, "conv.0", "readers") == {"last.0": runs(0, count=3)}
 
 
@@ -278,7 +303,9 @@ def test_a_network_that_branches_on_values_is_refused_in_one_line():
 
 
 def test_an_image_of_the_wrong_shape_is_refused_in_one_line():
-    with pytest.raises(UntraceableModelError, match=r"does not run on an image of shape \(4, 6, 6\)") as caught:
+    with pytest.raises(
+        UntraceableModelError, match=r"does not run on an image of shape \(4, 6, 6\)"
+    ) as caught:
         find_groups(EXAMPLES["plain"].model(), (4, 6, 6))
     assert "\n" not in str(caught.value)
     assert "executing" not in str(caught.value)
@@ -358,7 +385,12 @@ class TestLayerShapes:
         def twice(m, x):
             return m.head(m.norm(m.a(x)) + m.norm(m.b(x)))
 
-        layers = {"a": nn.Conv2d(3, 6, 1), "b": nn.Conv2d(3, 6, 1), "norm": nn.BatchNorm2d(6), "head": Head(6)}
+        layers = {
+            "a": nn.Conv2d(3, 6, 1),
+            "b": nn.Conv2d(3, 6, 1),
+            "norm": nn.BatchNorm2d(6),
+            "head": Head(6),
+        }
         graph = find_groups(with_forward(twice, **layers), (3, 6, 6))
         assert graph.layers["a"].batch_norm is graph.layers["b"].batch_norm is None
 

@@ -11,6 +11,7 @@ from pruning.surgery import AxisCut, Structure, axis_cuts, bare_tensor, cut, cut
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import assert_untouched, example, random_kept, silenced_output, snapshot
 
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", list(EXAMPLES))
 def test_cutting_channels_equals_silencing_them(name, seed):

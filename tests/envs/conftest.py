@@ -1,0 +1,48 @@
+"""A small residual network with images of its own, and its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from envs import LayerPruningEnv
+from tests.pruning.example_networks import EXAMPLES
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small only lose time to a second thread
+    yield
+    torch.set_num_threads(threads)
+
+
+def labelled(name: str, count: int = 24, seed: int = 1) -> tuple[nn.Module, Tensor, Tensor]:
+    """An example network, images, and labels of which the network knows about three quarters."""
+    model, images = EXAMPLES[name].model(), EXAMPLES[name].images(count, seed)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    labels[::4] = (labels[::4] + 1) % 4
+    return model, images, labels
+
+
+def loader(images: Tensor, labels: Tensor, **settings: Any) -> DataLoader:
+    return DataLoader(TensorDataset(images, labels), batch_size=8, **settings)
+
+
+def make_small_env(name: str = "residual", **settings: Any) -> LayerPruningEnv:
+    model, images, labels = labelled(name)
+    batches = list(zip(images.split(8), labels.split(8), strict=True))
+    given = {"calibration": batches, "reward": batches, "budget": {"macs": 0.5}, **settings}
+    return LayerPruningEnv(settings.pop("model", model), **{k: v for k, v in given.items() if k != "model"})
+
+
+@pytest.fixture
+def small_env() -> Callable[..., LayerPruningEnv]:
+    """Make the environment of an example network; settings go to LayerPruningEnv."""
+    return make_small_env

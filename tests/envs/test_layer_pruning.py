@@ -1,0 +1,260 @@
+import copy
+import json
+import math
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env as check_for_gymnasium
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.env_checker import check_env as check_for_sb3
+
+import envs  # noqa: F401  (registers LayerPruning-v0)
+from envs import Budget, LayerPruningEnv, Limits
+from pruning.apply import Method
+from pruning.cost import plan_widths
+from pruning.errors import (
+    BudgetError,
+    DataError,
+    ImpossibleBudgetError,
+    PlanError,
+    UnknownNameError,
+    WeightsError,
+)
+from pruning.evaluation import accuracy, predictions
+from pruning.plan import PruningPlan
+from tests.envs.conftest import labelled, loader, make_small_env
+from tests.pruning.oracles import assert_untouched, counted_macs, counted_params, snapshot
+
+ZERO = np.zeros(2, dtype=np.float32)
+
+
+def play(env, actions):
+    """Take the actions; return the rewards, the last flags, and all infos."""
+    env.reset()
+    rewards, infos = [], []
+    for action in actions:
+        _, reward, terminated, truncated, info = env.step(np.array(action, dtype=np.float32))
+        rewards.append(reward)
+        infos.append(info)
+    return rewards, (terminated, truncated), infos
+
+
+def random_actions(env, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (len(env.group_names), 2)).astype(np.float32)
+
+
+def result_of(env, actions):
+    return play(env, actions)[2][-1]["episode_result"]
+
+
+def objects(name="residual", **settings):
+    model, images, labels = labelled(name)
+    batches = list(zip(images.split(8), labels.split(8), strict=True))
+    return {"model": model, "calibration": batches, "reward": batches, "budget": {"macs": 0.5}, **settings}
+
+
+def test_gymnasiums_checker_is_silent_on_python_objects():
+    env = gym.make("LayerPruning-v0", **objects(), render_mode="ansi")
+    check_for_gymnasium(env.unwrapped)
+    play(env, random_actions(env.unwrapped))  # through the wrappers, which check each step too
+
+
+def test_sb3s_checker_is_silent_on_python_objects():
+    check_for_sb3(gym.make("LayerPruning-v0", **objects()).unwrapped)
+
+
+def test_the_same_actions_make_the_same_episode_whatever_the_seed(small_env):
+    env, other = small_env(), small_env()
+    actions = random_actions(env)
+    env.reset(seed=1)
+    first = play(env, actions)
+    other.reset(seed=2)
+    assert play(env, actions) == first == play(other, actions)
+
+
+def test_only_the_last_step_is_rewarded_and_terminates(small_env):
+    env = small_env("projected")
+    rewards, flags, infos = play(env, random_actions(env))
+    assert rewards[:-1] == [0.0] * (len(rewards) - 1)
+    assert rewards[-1] == infos[-1]["episode_result"]["reward"]["total"] > 0.0
+    assert flags == (True, False)
+    assert [info["group"] for info in infos] == list(env.group_names)
+    assert all("episode_result" not in info for info in infos[:-1])
+
+
+def test_info_is_plain_data(small_env):
+    env = small_env()
+    *_, infos = play(env, random_actions(env))
+    for info in infos:
+        assert json.loads(json.dumps(info)) == info
+        assert copy.deepcopy(info) == pickle.loads(pickle.dumps(info)) == info
+
+
+def test_equal_plans_are_carried_out_once(small_env, monkeypatch):
+    env = small_env()
+    carried_out = []
+    compress = env.network.compress
+    monkeypatch.setattr(env.network, "compress", lambda plan: carried_out.append(plan) or compress(plan))
+    actions = random_actions(env)
+    first = result_of(env, actions)
+    assert result_of(env, actions) == first
+    assert len(carried_out) == 1
+    result_of(env, -actions)
+    assert len(carried_out) == 2
+    env.set_budget(Budget({"macs": 0.5}))
+    assert result_of(env, actions) == first
+    assert len(carried_out) == 2
+
+
+def test_the_dense_network_is_never_changed():
+    model, images, labels = labelled("projected")
+    before = snapshot(model)
+    env = make_small_env("projected", model=model, validation=[(images, labels)])
+    for seed in range(3):
+        plan = result_of(env, random_actions(env, seed))["plan"]
+        env.validate(plan)
+        env.carry_out(plan)
+    assert_untouched(model, before)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["residual", "projected", "concat", "grouped", "bias-free", "flatten"]),
+    st.integers(0, 1000),
+    st.sampled_from([{"macs": 0.5}, {"params": 0.6}, {"macs": 0.7, "params": 0.6}]),
+)
+def test_a_plan_says_what_was_priced_and_costs_what_was_promised(network, seed, budget):
+    env = make_small_env(network, budget=budget)
+    result = result_of(env, random_actions(env, seed))
+    assert all(result[name] <= share for name, share in budget.items())
+    widths = plan_widths(env.network.graph, PruningPlan.from_dict(result["plan"]))
+    cost = env.network.cost
+    assert cost.macs(widths) / cost.macs(cost.dense) == result["macs"]
+    model, images, _ = labelled(network)
+    small = env.carry_out(result["plan"])
+    assert counted_params(small) / counted_params(model) == result["params"]
+    if not any(one["runtime_ratio"] for one in result["plan"].values()):
+        assert counted_macs(small, images[0]) / counted_macs(model, images[0]) == result["macs"]
+
+
+def test_macs_are_those_counted_where_nothing_is_gated(small_env):
+    env = small_env("projected")
+    result = result_of(env, [ZERO] * len(env.group_names))
+    model, images, _ = labelled("projected")
+    small = env.carry_out(result["plan"])
+    assert counted_macs(small, images[0]) / counted_macs(model, images[0]) == result["macs"] <= 0.5
+
+
+def test_the_reward_is_the_accuracy_of_the_network_that_comes_out(small_env):
+    env = small_env()
+    result = result_of(env, random_actions(env))
+    _, images, labels = labelled("residual")
+    with torch.no_grad():
+        right = env.carry_out(result["plan"])(images).argmax(1) == labels
+    assert result["accuracy"] == result["reward"]["total"] == pytest.approx(float(right.double().mean()))
+
+
+def test_validation_images_validate_and_reward_images_do_where_there_are_none():
+    _, images, labels = labelled("residual", count=40, seed=9)
+    others = [(images, labels)]
+    env, without = make_small_env(validation=others), make_small_env()
+    plan = result_of(env, random_actions(env))["plan"]
+    assert env.validate(plan) == accuracy(*predictions(env.carry_out(plan), others))
+    assert without.validate(plan) == result_of(without, random_actions(without))["accuracy"]
+
+
+def test_a_changed_budget_binds_from_then_on(small_env):
+    env = small_env(budget={"macs": 0.9})
+    env.reset()
+    env.step(ZERO)
+    env.set_budget(Budget({"macs": 0.3}))  # begins an episode
+    result = result_of(env, [ZERO] * len(env.group_names))
+    assert 0.15 < result["macs"] <= 0.3
+
+
+def test_an_impossible_change_of_budget_leaves_the_environment_as_it_was(small_env):
+    env = small_env()
+    before = result_of(env, [ZERO] * len(env.group_names))
+    with pytest.raises(ImpossibleBudgetError):
+        env.set_budget(Budget({"macs": 0.001}))
+    assert result_of(env, [ZERO] * len(env.group_names)) == before
+
+
+def test_a_loader_that_shuffles_scores_like_a_list():
+    _, images, labels = labelled("residual")
+    settings = {"calibration": loader(images, labels), "reward": loader(images, labels, shuffle=True)}
+    env, listed = make_small_env(**settings), make_small_env()
+    actions = random_actions(env)
+    found, expected = result_of(env, actions), result_of(listed, actions)
+    assert found["plan"] == expected["plan"]
+    assert found["reward"] == pytest.approx(expected["reward"])
+    assert found["reward"]["divergence"] > 0.0
+
+
+@pytest.mark.parametrize("network", ["one-channel", "mlp", "conv1d", "conv3d"])
+def test_images_of_other_shapes_work(small_env, network):
+    env = small_env(network, budget={"macs": 0.8})
+    assert result_of(env, random_actions(env))["macs"] <= 0.8
+
+
+def test_frozen_layers_are_no_steps(small_env):
+    assert small_env("plain").group_names == ("0.0", "1.0")
+    assert small_env("plain", protect=["1.*"], budget={"macs": 0.8}).group_names == ("0.0",)
+    assert small_env("plain", only=["1.*"], budget={"macs": 0.8}).group_names == ("1.0",)
+
+
+def test_no_group_is_pruned_beyond_the_limits(small_env):
+    env = small_env("projected", limits=Limits(static=0.5, runtime=0.0), budget={"macs": 0.6})
+    plan = result_of(env, [(1.0, 1.0)] * len(env.group_names))["plan"]
+    assert all(one["static_ratio"] <= 0.5 and one["runtime_ratio"] == 0.0 for one in plan.values())
+
+
+def test_the_decisions_so_far_are_rendered_as_text(small_env):
+    env = small_env("plain", render_mode="ansi", budget={"macs": 0.5})
+    env.reset()
+    assert env.render().split() == ["group", "static", "runtime"]
+    env.step(np.array([0.0, 1.0], dtype=np.float32))
+    assert env.render().splitlines()[1].split() == [
+        "0.0",
+        "50.0%",
+        "0.0%",
+    ]  # with 2 of 6 the budget is not used up
+    assert small_env("plain").render() is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"budget": {"macs": 0.001}}, ImpossibleBudgetError, "cannot be reached: the smallest is"),
+        ({"budget": {"flops": 0.5}}, BudgetError, "no budget named 'flops'"),
+        ({"protect": ["stemm.*"]}, UnknownNameError, "Did you mean 'stem.*'?"),
+        ({"protect": ["*"]}, PlanError, "no channel group may be pruned: .*protected by --protect"),
+        ({"method": Method(criterion="l3")}, UnknownNameError, "no criterion named 'l3'"),
+        ({"method": Method(compensation="last-squares")}, UnknownNameError, "'least-squares'"),
+        ({"calibration": []}, DataError, "no calibration image"),
+        ({"reward": []}, DataError, "no image to evaluate on"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(settings, error, message):
+    with pytest.raises(error, match=message) as caught:
+        LayerPruningEnv(**objects(**settings))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tensor", ["stem.0.weight", "stem.1.running_var", "head.2.bias"])
+def test_weights_and_statistics_that_are_not_finite_are_refused(tensor):
+    given = objects()
+    given["model"].state_dict()[tensor].view(-1)[1] = math.nan
+    with pytest.raises(WeightsError, match=f"{tensor} holds NaN"):
+        LayerPruningEnv(**given)
+
+
+def test_images_that_are_not_finite_are_refused():
+    given = objects()
+    given["calibration"][0][0][0, 0, 0, 0] = math.inf
+    with pytest.raises(DataError, match="finite"):
+        LayerPruningEnv(**given)

@@ -1,0 +1,84 @@
+import math
+
+import numpy as np
+import pytest
+
+from envs import LayerObservation
+
+
+def observations(env, seed=0):
+    rng = np.random.default_rng(seed)
+    observation, _ = env.reset()
+    seen, terminated = [observation], False
+    while not terminated:
+        observation, _, terminated, _, _ = env.step(rng.uniform(-1, 1, 2).astype(np.float32))
+        seen.append(observation)
+    return np.array(seen)
+
+
+def first(env, **settings):
+    return LayerObservation(*env.reset()[0])
+
+
+@pytest.mark.parametrize("network", ["residual", "projected", "concat", "mlp", "transposed", "one-channel"])
+def test_observations_are_bounded_and_of_one_size_in_every_network(small_env, network):
+    env = small_env(network)
+    for seed in range(3):
+        seen = observations(env, seed)
+        assert seen.shape == (len(env.group_names) + 1, len(LayerObservation._fields))
+        assert seen.dtype == np.float32
+        assert (seen >= 0).all()
+        assert (seen <= 1).all()
+
+
+def test_the_features_are_named(small_env):
+    env = small_env()
+    assert env.observation_names == LayerObservation._fields
+    assert env.observation_space.shape == (len(env.observation_names),)
+
+
+def test_the_budget_is_seen_and_an_absent_one_reads_one(small_env):
+    seen = first(small_env(budget={"params": 0.75}))
+    assert (seen.macs_budget, seen.params_budget) == (1.0, 0.75)
+
+
+def test_features_of_a_plain_network_by_hand(small_env):
+    # conv 3->6 (6x6), conv 6->8 (stride 2: 3x3), linear 8->5, each with a BatchNorm but the last
+    env = small_env("plain", budget={"macs": 1.0})
+    macs = [9 * 3 * 6 * 36, 9 * 6 * 8 * 9, 8 * 5]
+    seen = [LayerObservation(*row) for row in observations(env)]
+    assert [one.depth for one in seen[:2]] == [0.0, 1.0]
+    assert seen[0].units == pytest.approx(math.log2(6) / 12)
+    assert seen[1].units == pytest.approx(math.log2(8) / 12)
+    assert (seen[0].writers, seen[0].readers, seen[0].kernel, seen[0].gated) == (0.0, 0.0, 1.0, 1.0)
+    assert seen[0].positions == pytest.approx(math.log2(36) / 16)
+    assert seen[0].macs_share == pytest.approx(math.sqrt((macs[0] + macs[1]) / sum(macs)))
+    assert seen[1].macs_share == pytest.approx(math.sqrt((macs[1] + macs[2]) / sum(macs)))
+    assert (seen[0].even_ratio, seen[0].macs_now) == (0.0, 1.0)
+
+
+def test_what_was_decided_is_seen_at_the_next_group(small_env):
+    env = small_env("plain", budget={"macs": 0.6})
+    env.reset()
+    observation, *_ = env.step(np.array([-1.0, 0.3], dtype=np.float32))
+    seen = LayerObservation(*observation)
+    env.step(np.zeros(2, dtype=np.float32))
+    assert seen.last_static > 0.0
+    assert seen.last_runtime == 0.0
+    assert seen.mean_static == pytest.approx(seen.last_static)  # of the one group decided
+    assert seen.macs_now < 1.0
+
+
+def test_a_trunk_has_several_writers_and_takes_no_gate(small_env):
+    seen = first(small_env("residual"))  # stem and second convolution of the block write together
+    assert seen.writers == 0.5
+    assert seen.gated == 0.0
+
+
+def test_the_ranks_order_the_groups(small_env):
+    env = small_env("projected")
+    seen = [LayerObservation(*row) for row in observations(env)][:-1]
+    by_error = sorted(seen, key=lambda one: one.error_50)
+    assert [one.error_rank for one in by_error] == sorted(one.error_rank for one in seen)
+    assert min(one.error_rank for one in seen) == 0.0
+    assert min(one.price_rank for one in seen) == 0.0

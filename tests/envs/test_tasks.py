@@ -1,0 +1,100 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env as check_for_gymnasium
+from safetensors.torch import save_file
+from stable_baselines3.common.env_checker import check_env as check_for_sb3
+from torch import nn
+
+import envs.tasks
+from envs import TASKS, Budget, LayerPruningEnv, count_classes, load_task, make_env
+from pruning.errors import DataError, UnknownNameError, WeightsError
+from pruning.networks import NetworkSpec, resolve_network
+from tests.pruning.example_networks import randomised
+
+HALF = Budget({"macs": 0.5})
+
+
+@pytest.fixture
+def _untrained_digits(monkeypatch):
+    """Stands in for the trained network, whose training takes half a minute."""
+    network = resolve_network("digits_resnet")
+    monkeypatch.setattr(envs.tasks, "dense_digits", lambda progress: randomised(network.build()))
+
+
+@pytest.mark.usefixtures("_untrained_digits")
+def test_both_checkers_are_silent_on_the_task_by_name():
+    env = gym.make("LayerPruning-v0", task="digits")
+    assert isinstance(env.unwrapped, LayerPruningEnv)
+    check_for_gymnasium(env.unwrapped)
+    check_for_sb3(env.unwrapped)
+
+
+@pytest.mark.usefixtures("_untrained_digits")
+def test_settings_override_the_tasks_own():
+    task = TASKS["digits"]()
+    env = make_env(task, budget={"macs": 0.9}, protect=["layer2*", "layer3*"])
+    assert env.group_names == ("conv1", "layer1.0.conv1", "layer1.1.conv1")
+    env.reset()
+    for _ in env.group_names:
+        *_, info = env.step(np.zeros(2, dtype=np.float32))
+    assert 0.8 < info["episode_result"]["macs"] <= 0.9
+
+
+@pytest.mark.usefixtures("_untrained_digits")
+def test_the_digits_task_is_ready_to_use():
+    task = TASKS["digits"]()
+    assert not task.model.training
+    assert (task.network.name, task.budget.shares) == ("digits_resnet", {"macs": 0.2})
+    assert len(task.splits.reward) > 200
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_name():
+    with pytest.raises(UnknownNameError, match=r"no task named 'digit'.*'digits'"):
+        make_env("digit")
+
+
+def test_weights_are_loaded(tmp_path):
+    model = randomised(resolve_network("digits_resnet").build())
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    task = load_task("digits_resnet", data="digits", budget=HALF, weights=tmp_path / "w.safetensors")
+    images = task.splits.test.images[:5]
+    with torch.no_grad():
+        assert torch.equal(task.model(images), model(images))
+
+
+def test_an_untrained_network_is_refused(tmp_path):
+    np.savez(
+        tmp_path / "d.npz",
+        train_images=np.zeros((40, 32, 32, 3), np.uint8),
+        train_labels=np.zeros(40, np.int64),
+        test_images=np.zeros((4, 32, 32, 3), np.uint8),
+        test_labels=np.zeros(4, np.int64),
+    )
+    with pytest.raises(WeightsError, match="cifar_resnet20 is untrained: name its trained weights"):
+        load_task("cifar_resnet20", data=f"npz:{tmp_path / 'd.npz'}", budget=HALF)
+
+
+def spec(shape=(1, 8, 8)):
+    return NetworkSpec("a.py:net", nn.Identity, shape, (0.0,) * shape[0], (1.0,) * shape[0])
+
+
+def test_the_classes_are_counted_on_an_image():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+    assert count_classes(net, spec()) == 7
+
+
+def test_a_network_that_does_not_run_on_its_input_size_is_refused_in_one_line():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+    with pytest.raises(
+        DataError, match=r"does not run on an image of shape \[3, 8, 8\].*--input-size"
+    ) as caught:
+        count_classes(net, spec((3, 8, 8)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("net", [nn.Conv2d(1, 2, 3), nn.LSTM(8, 4)])
+def test_a_network_that_gives_no_logits_is_refused(net):
+    with pytest.raises(DataError, match=r"logits of shape|does not run"):
+        count_classes(net, spec())

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from pruning.apply import Method
+from pruning.errors import DataError, PlanError, UnknownNameError, UntraceableModelError, WeightsError
+from pruning.plan import LayerDecision, PruningPlan
+from pruning.prunable import CURVE_RATIOS, PrunableNetwork
+from tests.pruning.example_networks import EXAMPLES, Branching
+from tests.pruning.oracles import assert_untouched, counted_params, snapshot
+
+
+def network(name="residual", **settings):
+    chosen = EXAMPLES[name]
+    return PrunableNetwork(chosen.model(), chosen.input_shape, [chosen.images(8)], **settings)
+
+
+def test_plans_are_carried_out_on_copies():
+    prunable = network("projected")
+    before = snapshot(prunable.model)
+    halves = PruningPlan({group.name: LayerDecision(0.5) for group in prunable.graph.prunable})
+    small = prunable.compress(halves)
+    assert counted_params(small.model) == prunable.cost.params(small.widths) < counted_params(prunable.model)
+    assert_untouched(prunable.model, before)
+
+
+@pytest.mark.parametrize("compensation", ["none", "least-squares"])
+def test_prices_know_the_biases_that_a_compensation_adds(compensation):
+    prunable = network("bias-free", method=Method(compensation=compensation))
+    small = prunable.compress(PruningPlan({"0.0": LayerDecision(0.5)}))
+    assert counted_params(small.model) == prunable.cost.params(small.widths)
+
+
+def test_there_is_one_curve_for_each_group_and_one_loss_for_each_ratio():
+    prunable = network("projected")
+    curves = prunable.error_curves()
+    assert len(curves) == len(prunable.graph.prunable)
+    assert all(len(curve) == len(CURVE_RATIOS) for curve in curves)
+    assert all(0 <= a <= b <= c <= 1 for a, b, c in curves)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"method": Method(criterion="nothing")}, UnknownNameError),
+        ({"method": Method(compensation="nothing")}, UnknownNameError),
+        ({"only": ["nothing"]}, UnknownNameError),
+        ({"protect": ["*"]}, PlanError),
+    ],
+)
+def test_what_makes_no_sense_is_refused(settings, error):
+    with pytest.raises(error) as caught:
+        network(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_cannot_be_traced_is_refused():
+    with pytest.raises(UntraceableModelError):
+        PrunableNetwork(Branching(), (3, 6, 6), [torch.randn(2, 3, 6, 6)])
+
+
+def test_without_calibration_images_there_is_no_network():
+    with pytest.raises(DataError):
+        PrunableNetwork(EXAMPLES["residual"].model(), (3, 6, 6), [])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("tensor", ["a.0.weight", "b.1.running_mean"])
+def test_a_weight_or_statistic_that_is_not_finite_is_named(tensor, value):
+    model = EXAMPLES["residual"].model()
+    model.state_dict()[tensor].view(-1)[0] = value
+    with pytest.raises(WeightsError, match=f"{tensor} holds NaN or infinity"):
+        PrunableNetwork(model, (3, 6, 6), [EXAMPLES["residual"].images()])

@@ -1,0 +1,305 @@
+"""Each mistake gets one line on standard error and the right exit code, and leaves nothing behind."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def flags(material, tmp_path):
+    return [*material.flags, "--out", tmp_path / "out"]
+
+
+@pytest.fixture
+def with_arrays(material, tmp_path):
+    """Flags with an altered copy of the images and labels."""
+
+    def write(**changed):
+        np.savez(tmp_path / "changed.npz", **{**material.arrays(), **changed})
+        return [*material.flags, "--data", f"npz:{tmp_path / 'changed.npz'}", "--out", tmp_path / "out"]
+
+    return write
+
+
+@pytest.fixture
+def with_weights(material, tmp_path):
+    """Flags with an altered copy of the weights; None takes a tensor away."""
+
+    def write(**changed):
+        state = {**load_file(material.weights), **changed}
+        kept = {name: tensor for name, tensor in state.items() if tensor is not None}
+        save_file(kept, tmp_path / "changed.safetensors")
+        return [*material.flags, "--weights", tmp_path / "changed.safetensors", "--out", tmp_path / "out"]
+
+    return write
+
+
+@pytest.fixture
+def compressed(finished_run, tmp_path):
+    """A copy of a compressed network, to be damaged."""
+    return shutil.copytree(finished_run / "compressed", tmp_path / "compressed")
+
+
+def altered(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["trian"], "no verb named 'trian'. Did you mean 'train'?"),
+        (
+            ["train", "--model", "cifar_resnet21"],
+            "no network named 'cifar_resnet21'. Did you mean 'cifar_resnet",
+        ),
+        (["train", "--epsiodes", "3"], "unknown argument --epsiodes; did you mean --episodes?"),
+        (["prune", "--algo", "ppo"], "unknown argument --algo"),
+        (["train", "--episodes", "0"], "argument --episodes: must be 1 or more, got 0"),
+        (["train", "--episodes", "many"], "argument --episodes: invalid"),
+        (["train", "--algo", "ppoo"], "no algorithm named 'ppoo'. Did you mean 'ppo'?"),
+        (["train", "--data", "digit"], "no kind of data named 'digit'. Did you mean 'digits'?"),
+        (["train", "--data", "none"], "without data is not available yet; give --data digits or npz:FILE"),
+        (["train", "--config"], "argument --config: expected one argument"),
+        (["prune", "--allocation", "even"], "invalid choice: 'even'"),
+        (["prune"], "name the folder for the results with --out"),
+        (["benchmark", "everything"], "invalid choice: 'everything'"),
+        (["benchmark", "env", "--assets", "/nowhere"], "there is no folder /nowhere; name it with --assets"),
+        (["describe", "--compensation", "last-squares"], "Did you mean 'least-squares'?"),
+        (["describe", "--compressed", "x", "--weights", "y"], "--compressed holds its weights; leave out"),
+        (["evaluate", "--compressed", "x", "--weights", "y"], "--compressed holds its weights; leave out"),
+        (["describe", "--compressed", "/nowhere"], "cannot read /nowhere/structure.json"),
+    ],
+)
+def test_wrong_words_on_the_command_line(refused, argv, expected):
+    assert expected in refused(*argv)
+
+
+@pytest.mark.parametrize("verb", ["train", "prune"])
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--criterion", "l11"], "no criterion named 'l11'. Did you mean 'l1'?"),
+        (["--compensation", "least"], "no compensation named 'least'"),
+        (["--budget", "mac=0.5"], "no budget named 'mac'. Did you mean 'macs'?"),
+        (["--budget", "half"], "expected a budget such as macs=0.5, got 'half'"),
+        (["--budget", "macs=1.5"], "must lie in (0, 1], got 1.5"),
+        (["--budget", "macs=0.5", "macs=0.4"], "macs is given twice"),
+        (["--only", "stm.*"], "no layer matches the pattern 'stm.*'. Did you mean 'stem.*'?"),
+        (["--protect", "z*"], "no layer matches the pattern 'z*'"),
+        (["--protect", "*"], "no channel group may be pruned"),
+        (["--device", "warp"], "--device warp cannot be used here"),
+        (["--device", "meta"], "--device meta cannot be used here"),
+        (["--weights", "nowhere.th"], "there is no weights file nowhere.th"),
+        (["--data", "npz:nowhere.npz"], "there is no data file nowhere.npz"),
+        (["--mean", "0.5", "0.5"], "one number per input channel (1), got 2 and 1"),
+        (["--round-to", "0"], "argument --round-to: must be 1 or more, got 0"),
+    ],
+)
+def test_wrong_words_before_the_work_begins(refused, flags, verb, argv, expected):
+    assert expected in refused(verb, *flags, *argv)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has that device")
+def test_a_device_that_is_not_there(refused, flags):
+    assert "--device cuda cannot be used here" in refused("train", *flags, "--device", "cuda")
+
+
+@pytest.mark.parametrize("verb", ["train", "prune"])
+def test_an_impossible_budget_names_the_smallest_one_which_can_be_asked_for(refused, secateur, flags, verb):
+    line = refused(verb, *flags, "--budget", "macs=0.001", code=3)
+    smallest = line.split("the smallest is ")[1].split(",")[0]
+    assert secateur("prune", *flags, "--budget", f"macs={smallest}").code == 0
+
+
+@pytest.mark.parametrize("ratio", ["1.0", "-0.1", "nan", "2"])
+@pytest.mark.parametrize("flag", ["--static-ratio", "--runtime-ratio"])
+def test_a_ratio_out_of_range(refused, flags, flag, ratio):
+    name = flag.strip("-").replace("-", "_")
+    assert f"{name} must lie in [0, 1), got {float(ratio)}" in refused("prune", *flags, flag, ratio)
+
+
+def test_ratios_beside_a_plan(refused, flags, finished_run):
+    plan = finished_run / "plan.json"
+    assert "give one of them" in refused("prune", *flags, "--plan", plan, "--static-ratio", "0.5")
+    assert "not allowed with" in refused("prune", *flags, "--plan", plan, "--policy", finished_run)
+
+
+def test_weights_that_do_not_fit_list_the_keys(refused, with_weights):
+    changed = with_weights(**{"linear.bias": None, "extra.weight": torch.ones(2)})
+    line = refused("prune", *changed)
+    assert "does not fit the network; missing: linear.bias; unexpected: extra.weight" in line
+    line = refused("prune", *with_weights(**{"linear.bias": torch.ones(7)}))
+    assert "linear.bias is [7], the network has [4]" in line
+
+
+def test_weights_are_needed(refused, material, tmp_path):
+    flags = ["--model", material.model, "--input-size", "1", "8", "8", "--data", f"npz:{material.data}"]
+    assert "is untrained: name its trained weights with --weights" in refused(
+        "train", *flags, "--out", tmp_path / "out"
+    )
+
+
+@pytest.mark.parametrize("tensor", ["a.0.weight", "a.1.running_mean", "a.1.running_var"])
+def test_weights_or_statistics_with_nan(refused, with_weights, material, tensor):
+    poisoned = load_file(material.weights)[tensor]
+    poisoned.view(-1)[0] = math.nan
+    assert f"{tensor} holds NaN" in refused("train", *with_weights(**{tensor: poisoned}))
+
+
+def test_truncated_files(refused, flags, material, tmp_path):
+    for name, flag, prefix in (("weights", "--weights", ""), ("data", "--data", "npz:")):
+        whole = getattr(material, name).read_bytes()
+        short = tmp_path / getattr(material, name).name
+        short.write_bytes(whole[: len(whole) // 2])
+        assert "is truncated, damaged" in refused("prune", *flags, flag, f"{prefix}{short}")
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"train_images": np.zeros((160, 9, 9), np.uint8)}, "[1, 9, 9]"),
+        ({"train_images": np.zeros((160, 8, 8, 3), np.uint8)}, "[3, 8, 8]"),
+        ({"test_images": np.zeros((60, 64), np.uint8)}, "must be [N, H, W, C], or [N, H, W]"),
+        ({"test_images": np.zeros((60, 8, 8), np.float32)}, "must be uint8 in 0..255, but is float32"),
+        ({"test_images": np.full((60, 8, 8), np.nan)}, "holds NaN"),
+        ({"test_labels": np.zeros(59, np.int64)}, "60 test_images, but 59 test_labels"),
+        ({"test_labels": np.zeros(60)}, "must be whole numbers"),
+        ({"test_labels": np.full(60, 4)}, "labels must lie in [0, 4)"),
+        ({"train_labels": np.full(160, -1)}, "labels must lie in [0, 4)"),
+    ],
+)
+def test_wrong_images_and_labels(refused, with_arrays, changed, expected):
+    assert expected in refused("prune", *with_arrays(**changed))
+
+
+def test_labels_out_of_range_for_a_compressed_network(refused, with_arrays, material, finished_run, tmp_path):
+    with_arrays(test_labels=np.full(60, 4))
+    flags = ["--model", material.model, "--data", f"npz:{tmp_path / 'changed.npz'}"]
+    assert "labels must lie in [0, 4)" in refused("evaluate", "--compressed", finished_run, *flags)
+
+
+def test_a_network_that_does_not_run_on_its_input_size(refused, material, tmp_path):
+    flags = ["--model", material.model, "--weights", material.weights, "--data", f"npz:{tmp_path / 'x.npz'}"]
+    images = {f"{part}_images": np.zeros((20, 8, 8, 3), np.uint8) for part in ("train", "test")}
+    labels = {f"{part}_labels": np.zeros(20, np.int64) for part in ("train", "test")}
+    np.savez(tmp_path / "x.npz", **images, **labels)
+    line = refused("prune", *flags, "--input-size", "3", "8", "8", "--out", tmp_path / "out")
+    assert "does not run on an image of shape [3, 8, 8]" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "cannot read the plan"),
+        ("[]", "is not a pruning plan of version 1"),
+        ('{"version": 2, "decisions": {}}', "is not a pruning plan of version 1"),
+        ('{"version": 1, "decisions": []}', "'decisions' must map group names to ratios"),
+        ('{"version": 1, "decisions": {"a.0": {"static": 0.5}}}', "group 'a.0': expected"),
+        ('{"version": 1, "decisions": {"a.0": {"static_ratio": 1.0}}}', "must lie in [0, 1), got 1.0"),
+        (
+            '{"version": 1, "decisions": {"stem": {"static_ratio": 0.5}}}',
+            "no channel group named 'stem'. Did you mean 'stem.0'?",
+        ),
+        ('{"version": 1, "decisions": {"linear": {"static_ratio": 0.5}}}', "group 'linear' is frozen"),
+        ('{"version": 1, "decisions": {"stem.0": {"runtime_ratio": 0.5}}}', "'stem.0' takes no runtime gate"),
+    ],
+)
+def test_a_damaged_plan(refused, flags, tmp_path, text, expected):
+    (tmp_path / "plan.json").write_text(text)
+    assert expected in refused("prune", *flags, "--plan", tmp_path / "plan.json")
+
+
+def test_a_damaged_policy(refused, flags, finished_run, tmp_path):
+    assert "cannot read the policy" in refused("prune", *flags, "--policy", tmp_path / "none")
+    folder = shutil.copytree(finished_run / "policy", tmp_path / "policy")
+    altered(folder / "policy.json", lambda record: record.update(version=9))
+    assert "expected a policy of version 1, got 9" in refused("prune", *flags, "--policy", folder)
+    (folder / "policy.json").write_text('{"version": 1')
+    assert "cannot read the policy" in refused("prune", *flags, "--policy", folder)
+    shutil.copy(finished_run / "policy" / "policy.json", folder)
+    tensors = folder / "policy.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-9])
+    assert "cannot read the policy" in refused("prune", *flags, "--policy", folder)
+
+
+def test_a_damaged_compressed_network(refused, material, compressed):
+    evaluate = ["evaluate", "--compressed", compressed, "--model", material.model]
+    structure, weights = compressed / "structure.json", compressed / "model.safetensors"
+    whole = structure.read_text()
+    altered(structure, lambda record: record.update(version=2))
+    assert "is not a compressed network of version 1" in refused(*evaluate)
+    structure.write_text(whole[:-50])
+    assert "cannot read" in refused(*evaluate)
+    structure.write_text(whole)
+    altered(structure, lambda record: record.pop("structure"))
+    assert "is damaged (KeyError: 'structure')" in refused(*evaluate)
+    structure.write_text(whole)
+    *most, last = weights.read_bytes()
+    weights.write_bytes(bytes([*most, last ^ 1]))
+    assert "is not the file that structure.json describes" in refused(*evaluate)
+    weights.unlink()
+    assert "cannot read" in refused(*evaluate)
+
+
+def test_a_strangers_network_file_is_not_run_unasked(refused, compressed):
+    assert "is not run unasked: name it with --model" in refused("evaluate", "--compressed", compressed)
+
+
+def test_an_out_that_is_no_folder(refused, flags, tmp_path):
+    (tmp_path / "file").touch()
+    assert "left alone" in refused("prune", *flags, "--out", tmp_path / "file")
+    assert "Not a directory" in refused("prune", *flags, "--out", tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("verb", ["train", "prune", "evaluate"])
+def test_an_out_that_holds_a_run_is_refused(refused, material, finished_run, verb):
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
+    line = refused(verb, *material.flags, "--out", finished_run)
+    assert "already holds a run; give another --out, or --overwrite" in line
+    assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_a_folder_that_is_no_run_is_left_alone(refused, material, tmp_path, overwrite):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    line = refused("prune", *material.flags, "--out", tmp_path, *overwrite)
+    assert "is not the folder of a run and is left alone" in line
+
+
+def test_resuming_what_is_no_run_or_another_one(refused, material, finished_run, tmp_path):
+    flags = [*material.flags, "--budget", "macs=0.5", "--resume", "--out"]
+    assert "holds no run to resume" in refused("train", *flags, tmp_path / "none")
+    line = refused("train", *flags, finished_run, "--seed", "4", "--episodes", "20")
+    assert "was begun with another seed; repeat its flags" in line
+    line = refused("train", *flags, finished_run, "--overwrite")
+    assert "give one of them" in line
+    (tmp_path / "config.json").write_text("[]")
+    assert "is damaged" in refused("train", *flags, tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "holds no run to resume" in refused("train", *flags, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("epsiodes: 3", "unknown argument --epsiodes; did you mean --episodes?"),
+        ("episodes: three", "argument --episodes: invalid"),
+        ("- episodes", "must map flags to values"),
+        ("episodes: [", "cannot read"),
+        ("budget: {macs: 0.5}", "expected a budget such as macs=0.5"),
+    ],
+)
+def test_a_wrong_yaml_file(refused, flags, tmp_path, text, expected):
+    (tmp_path / "c.yaml").write_text(text)
+    assert expected in refused("train", *flags, "--config", tmp_path / "c.yaml")
+
+
+def test_a_yaml_file_that_is_missing(refused, tmp_path):
+    assert "cannot read" in refused("train", "--config", tmp_path / "c.yaml")
