@@ -88,16 +88,6 @@ def output_mean(weight: Tensor, moments: Moments) -> Tensor:
     return (rows @ moments.mean[:, :, None]).flatten()
 
 
-def relative_error(weight: Tensor, changed: Tensor, moments: Moments) -> float:
-    """Return the share of the layer's output variance lost by `changed`, its mean restored; 0 is perfect."""
-    groups = len(moments.covariances)
-    dense, lost = (rows.double().flatten(1).unflatten(0, (groups, -1)) for rows in (weight, weight - changed))
-    pairs = list(zip(moments.covariances, dense, lost, strict=True))
-    total = sum(float(covariance.energy(rows).sum()) for covariance, rows, _ in pairs)
-    error = sum(float(covariance.energy(rows).sum()) for covariance, _, rows in pairs)
-    return error / total if total > 0 else 0.0
-
-
 @torch.no_grad()
 def shift_output_(model: nn.Module, layer: LayerShape, shift: Tensor) -> None:
     """Add a constant to a layer's output: in the BatchNorm that alone follows it, else in its bias."""

@@ -194,6 +194,7 @@ def _mac_rows(graph: ChannelGraph, axes: _Axes) -> list[Row]:
         applied = layer.positions * layer.kernel
         coefficient = applied if layer.depthwise else applied / layer.conv_groups
         rows.append((float(coefficient), ins, axes.of(layer.name, "out", layer.cout)))
+    rows.append((float(graph.other_macs), axes.one(), axes.one()))
     return rows
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pruning.cost import count_params
 from pruning.errors import DataError
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images [batch, ...], labels [batch])
@@ -72,7 +73,7 @@ def divergence(logits: Tensor, dense_logits: Tensor) -> float:
 
 def weights_bytes(model: nn.Module) -> int:
     """Return the size of the network's weights as a safetensors file."""
-    return len(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+    return len(save({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}))
 
 
 def evaluate(model: nn.Module, batches: Batches, *, macs: int) -> Evaluation:
@@ -86,6 +87,6 @@ def evaluate(model: nn.Module, batches: Batches, *, macs: int) -> Evaluation:
     return Evaluation(
         accuracy=accuracy(*predictions(model, batches)),
         macs=macs,
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        params=count_params(model),
         bytes=weights_bytes(model),
     )

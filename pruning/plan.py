@@ -18,10 +18,10 @@ PLAN_VERSION = 1
 def kept_units(units: int, ratio: float, *, round_to: int = 1) -> int:
     """Return how many of `units` stay when the share `ratio` is pruned; never 0, never above `units`.
 
-    Rounded half up, to a multiple of `round_to` where that leaves at least one multiple.
+    Rounded half up, then to a multiple of `round_to`, but never below one; all of them stay all of them.
     """
     kept = max(1, math.floor(units * (1.0 - ratio) + 0.5))
-    if round_to > 1:
+    if round_to > 1 and kept < units:
         kept = max(round_to, math.floor(kept / round_to + 0.5) * round_to)
     return min(units, kept)
 

@@ -140,7 +140,9 @@ def rebuild_(model: nn.Module, graph: ChannelGraph | None, structure: Structure)
             layer: Any = model.get_submodule(name)
             layer.bias = nn.Parameter(torch.zeros(_axis_size(model, name, "out", 0)))
         _cut_layers_(model, structure.cuts)
-        return model if graph is None else _graph_form(model, graph, structure.constants)
+        if structure.form == "module" or graph is None:
+            return model
+        return _graph_form(model, graph, structure.constants)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         raise PruningError(f"the recorded structure does not fit {type(model).__name__}: {error}") from error
 

@@ -83,9 +83,28 @@ def _masking(mask: Tensor) -> Any:
 
 @torch.no_grad()
 def _agrees(model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> bool:
+    """Whether cutting equals silencing with some units gone, and with all but one."""
     generator = torch.Generator().manual_seed(0)
-    kept = {group.name: _some_units(group.units, generator) for group in groups if group.units > 1}
-    model = copy.deepcopy(model).eval()
+    model = _with_live_scales(model, generator).eval()
+    for choose in (_some_units, _one_unit):
+        kept = {group.name: choose(group.units, generator) for group in groups}
+        if not _trial_agrees(model, graph, kept, generator):
+            return False
+    return True
+
+
+def _with_live_scales(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Return a copy whose scales are far from zero: a block that a network mutes would hide a wrong cut."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name != "weight" or parameter.dim() == 1:
+                noise = torch.rand(parameter.shape, generator=generator)
+                parameter.copy_((0.5 + noise).to(parameter))
+    return model
+
+
+def _trial_agrees(model: nn.Module, graph: ChannelGraph, kept: KeptUnits, generator: torch.Generator) -> bool:
     parameter = next(model.parameters(), torch.empty(0))
     example = torch.randn((2, *graph.input_shape), generator=generator).to(parameter.device, parameter.dtype)
     try:
@@ -101,6 +120,10 @@ def _agrees(model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup
 def _some_units(units: int, generator: torch.Generator) -> Tensor:
     stay = torch.randperm(units, generator=generator)[: max(1, round(0.6 * units))]
     return stay.sort().values
+
+
+def _one_unit(units: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(units, (1,), generator=generator)
 
 
 def _close(value: Any, expected: Any) -> bool:

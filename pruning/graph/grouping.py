@@ -36,6 +36,7 @@ def find_groups(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
         constants={key: constant for key, constant in walk.constants.items() if constant.size},
         program=copy.deepcopy(traced.graph),
         input_shape=tuple(input_shape),
+        other_macs=max(0, walk.counted_macs - sum(layer.macs for layer in walk.layers.values())),
     )
 
 
@@ -66,7 +67,7 @@ def _groups(walk: Walk) -> tuple[ChannelGroup, ...]:
         for reason in reasons:
             members = [unit for number, unit in units if frozen.get(number) == reason]
             found.append(_group(walk, slots, members, reason))
-    return _named(found)
+    return _named(found, list(walk.layers))
 
 
 def _units(walk: Walk, slots: Sequence[Slot]) -> dict[int, Unit]:
@@ -94,7 +95,7 @@ def _group(walk: Walk, slots: Sequence[Slot], units: list[Unit], frozen: str | N
         readers=tuple(members["readers"]),
         parameters=tuple(members["parameters"]),
         constants=tuple(members["constants"]),
-        frozen=frozen,
+        frozen=frozen or ("it is a single unit" if len(units) == 1 else None),
     )
     return replace(group, ungated=_why_ungated(group, walk))
 
@@ -115,9 +116,8 @@ def _why_ungated(group: ChannelGroup, walk: Walk) -> str | None:
     return None
 
 
-def _named(groups: list[ChannelGroup]) -> tuple[ChannelGroup, ...]:
+def _named(groups: list[ChannelGroup], order: list[str]) -> tuple[ChannelGroup, ...]:
     """Order by first writer, then by lowest channel; a writer's further groups get #1, #2, ..."""
-    order = list(dict.fromkeys(group.name for group in groups))
     groups = sorted(groups, key=lambda group: (order.index(group.name), group.writers[0].channels[0][0]))
     seen: dict[str, int] = defaultdict(int)
     named = []

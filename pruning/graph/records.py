@@ -107,6 +107,7 @@ class ChannelGraph:
     constants: Mapping[str, ShapeConstant]
     program: fx.Graph
     input_shape: tuple[int, ...]  # of one image
+    other_macs: int = 0  # of convolutions and linear maps that are no layers of torch's own; never cut
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -116,7 +117,7 @@ class ChannelGraph:
     @property
     def macs(self) -> int:
         """Multiply-adds of the dense network for one image."""
-        return sum(layer.macs for layer in self.layers.values())
+        return sum(layer.macs for layer in self.layers.values()) + self.other_macs
 
     def group(self, name: str) -> ChannelGroup:
         """Return the group of that name; the caller has checked that there is one."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.errors import UntraceableModelError
 from pruning.graph.channels import CONSTANT, Channels, profile, varying
@@ -70,6 +71,7 @@ class Walk:
     slots: dict[tuple[str, str], Slot] = field(default_factory=dict)
     layers: dict[str, LayerShape] = field(default_factory=dict)
     constants: dict[str, ShapeConstant] = field(default_factory=dict)
+    counted_macs: int = 0  # by torch's own counter, of one image
 
     def add_slot(self, role: str, owner: str, ids: Tensor, axis: int = 0) -> Tensor:
         """File which channels an axis holds; a layer that is called again ties the two calls."""
@@ -186,11 +188,21 @@ def walk_program(
     reference = next(iter(traced.parameters()), torch.empty(0))
     example = torch.randn((BATCH, *input_shape), generator=torch.Generator().manual_seed(0))
     interpreter = ChannelInterpreter(traced, rules)
+    counter = FlopCounterMode(display=False)
     try:
-        interpreter.run(example.to(reference.device, reference.dtype))
+        with counter:
+            interpreter.run(example.to(reference.device, reference.dtype))
     except Exception as error:  # whatever a stranger's forward raises
         cause = " ".join(str(error).partition("While executing %")[0].split())  # fx adds its graph
         raise UntraceableModelError(
             f"the network does not run on an image of shape {tuple(input_shape)}: {cause}"
         ) from error
+    interpreter.walk.counted_macs = _convolution_macs(counter)
     return interpreter.walk
+
+
+def _convolution_macs(counter: FlopCounterMode) -> int:
+    """Return the multiply-adds of one image that torch spent on convolutions and on matrices of weights."""
+    flops = counter.get_flop_counts()["Global"]
+    counted = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
+    return sum(flops.get(operator, 0) for operator in counted) // (2 * BATCH)  # a MAC is 2 FLOPs

@@ -141,6 +141,20 @@ def test_a_plan_says_what_was_priced_and_costs_what_was_promised(network, seed, 
         assert counted_macs(small, images[0]) / counted_macs(model, images[0]) == result["macs"]
 
 
+@pytest.mark.parametrize("round_to", [2, 4, 8])
+def test_a_plan_in_multiples_comes_to_the_same_units_when_it_is_carried_out(small_env, round_to):
+    env = small_env("projected", budget={"macs": 0.95}, method=Method(round_to=round_to))
+    for seed in range(5):
+        result = result_of(env, random_actions(env, seed))
+        network = env.network
+        widths = plan_widths(network.graph, PruningPlan.from_dict(result["plan"]), round_to=round_to)
+        assert network.cost.params(widths) / network.cost.params(network.cost.dense) == result["params"]
+        assert all(
+            kept % round_to == 0 or kept == group.units
+            for kept, group in zip(widths.kept, network.graph.prunable, strict=True)
+        )
+
+
 def test_macs_are_those_counted_where_nothing_is_gated(small_env):
     env = small_env("projected")
     result = result_of(env, [ZERO] * len(env.group_names))

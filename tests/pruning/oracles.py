@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.calibration import Moments
 from pruning.graph import ChannelGraph, find_groups
 from tests.pruning.example_networks import EXAMPLES
 
@@ -95,3 +96,13 @@ def assert_untouched(model: nn.Module, before: Mapping[str, Tensor]) -> None:
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def relative_error(weight: Tensor, changed: Tensor, moments: Moments) -> float:
+    """Return the share of the layer's output variance lost by `changed`, its mean restored; 0 is perfect."""
+    groups = len(moments.covariances)
+    dense, lost = (rows.double().flatten(1).unflatten(0, (groups, -1)) for rows in (weight, weight - changed))
+    pairs = list(zip(moments.covariances, dense, lost, strict=True))
+    total = sum(float(covariance.energy(rows).sum()) for covariance, rows, _ in pairs)
+    error = sum(float(covariance.energy(rows).sum()) for covariance, _, rows in pairs)
+    return error / total if total > 0 else 0.0

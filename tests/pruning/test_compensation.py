@@ -8,11 +8,11 @@ from torch import nn
 
 from pruning import calibration
 from pruning.calibration import FullCovariance, Moments, calibrate
-from pruning.compensation import COMPENSATIONS, output_mean, refit, relative_error, shift_output_
+from pruning.compensation import COMPENSATIONS, output_mean, refit, shift_output_
 from pruning.graph import find_groups
 from pruning.surgery import axis_cuts, cut
 from tests.pruning.example_networks import EXAMPLES
-from tests.pruning.oracles import assert_untouched, example, random_kept, snapshot
+from tests.pruning.oracles import assert_untouched, example, random_kept, relative_error, snapshot
 
 DOUBLE = torch.float64
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)

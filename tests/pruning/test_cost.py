@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.calibration import calibrate
@@ -140,3 +141,17 @@ def test_latency_is_measured_for_each_network_by_name():
     found = measure_latency({"a": example("mlp")[0], "b": torch.nn.Identity()}, (7,), rounds=1)
     assert set(found) == {"a", "b"}
     assert 0 < found["b"] < found["a"] < 100
+
+
+def test_a_convolution_that_is_no_layer_still_counts():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 6, 3, padding=1)
+            self.kernel = nn.Parameter(torch.randn(5, 6, 3, 3))
+
+        def forward(self, x):
+            return nn.functional.conv2d(self.first(x), self.kernel).mean((2, 3))
+
+    # 3x3 kernels: 3 -> 6 channels on 8x8 positions, 6 -> 5 channels on 6x6
+    assert find_groups(Functional(), (3, 8, 8)).macs == 9 * 3 * 6 * 64 + 9 * 6 * 5 * 36

@@ -62,7 +62,6 @@ def test_bytes_are_those_of_the_weights_file(tmp_path):
     assert load((tmp_path / "w.safetensors").read_bytes()).keys() == model.state_dict().keys()
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors refuses tensors that share memory")
 def test_layers_that_share_weights_have_a_size():
     assert weights_bytes(example("tied-weights")[0]) > 0
 

@@ -54,7 +54,7 @@ UNITS = {  # of every prunable group, by hand
     "conv1d": {"a": 6, "b": 8},
     "conv3d": {"a": 4, "b": 6},
     "mlp": {"0": 9},
-    "one-channel": {"0.0": 6, "1.0": 1, "2.0": 4},
+    "one-channel": {"0.0": 6, "2.0": 4},
     "tokens": {"conv.0": 6, "linear": 7},
     "tokens-folded": {"conv.0": 6, "linear": 7},
     "softmax": {"last.0": 8},

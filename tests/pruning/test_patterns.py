@@ -43,7 +43,7 @@ def test_the_reason_is_told_and_other_reasons_stay():
 @pytest.mark.parametrize("role", ["only", "protect"])
 @pytest.mark.parametrize(
     ("pattern", "nearest"),
-    [("layr1*", "layer1.*"), ("layer2.0.conv3", "layer2.0.conv1"), ("con1", "conv1"), ("Linear", "linear")],
+    [("layr1*", "layer1.*"), ("layer2.0.convv2", "layer2.0.conv2"), ("con1", "conv1"), ("Linear", "linear")],
 )
 def test_a_pattern_that_matches_no_layer_is_refused_with_the_nearest(role, pattern, nearest):
     with pytest.raises(UnknownNameError) as caught:

@@ -82,3 +82,33 @@ def test_silencing_ends_with_the_block_even_after_an_error():
 def test_a_network_that_branches_on_values_is_refused():
     with pytest.raises(UntraceableModelError, match="cannot trace Branching"):
         trace(Branching(), (3, 6, 6))
+
+
+class Muted(CountsItsChannels):
+    """The same behind a norm of scale zero, as networks that start their blocks muted have."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x):
+        x = self.b(self.a(x))
+        return self.head(self.norm(x * x.shape[1]))
+
+
+class Squeezes(nn.Module):
+    """Loses its channel dimension when only one channel is left."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.linear = unit(3, 6), nn.AdaptiveAvgPool2d(1), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.linear(self.pool(self.conv(x)).squeeze())
+
+
+@pytest.mark.parametrize(("network", "group"), [(Muted, "b.0"), (Squeezes, "conv.0")])
+def test_a_wrong_cut_shows_behind_a_scale_of_zero_and_at_a_single_unit(network, group):
+    model = network().eval()
+    assert {one.name: one.frozen for one in trace(model, (3, 8, 8)).groups}[group] == NOT_EQUAL
