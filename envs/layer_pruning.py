@@ -45,7 +45,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     Box(0, 1, (len(LayerObservation),), float32): see `LayerObservation`; of one size for any network.
 
     ## Rewards
-    0 at every step but the last; there, the accuracy of the compressed network on the reward images.
+    0 at every step but the last; there, how closely the compressed network follows the dense one on the
+    reward images, in (0, 1]: see `RewardTerms.total`.
 
     ## Starting state
     No group is decided. The environment draws no random numbers: equal actions give equal episodes.

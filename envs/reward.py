@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -18,8 +19,12 @@ class RewardTerms:
 
     @property
     def total(self) -> float:
-        """What the agent maximises."""
-        return self.accuracy
+        """What the agent maximises: exp(-divergence), in (0, 1], and 1 for the dense network.
+
+        Finer than the accuracy of a few hundred images, which trained networks tend to know by heart: on
+        ResNet-20 at half the MACs it led to plans of higher test accuracy than accuracy itself did.
+        """
+        return math.exp(-self.divergence)
 
     def to_dict(self) -> dict[str, float]:
         """Return the parts and their total as plain data."""

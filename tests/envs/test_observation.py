@@ -69,6 +69,33 @@ def test_what_was_decided_is_seen_at_the_next_group(small_env):
     assert seen.macs_now < 1.0
 
 
+def test_the_last_and_the_mean_decision_are_those_of_the_plan(small_env):
+    env = small_env("projected", budget={"macs": 0.6})
+    env.reset()
+    seen = []
+    for step in range(len(env.group_names)):
+        action = np.array([0.9, (-0.8, 0.6, 0.1)[step % 3]], dtype=np.float32)
+        observation, _, _, _, info = env.step(action)
+        seen.append(LayerObservation(*observation))
+    plan = list(info["episode_result"]["plan"].values())
+    assert [one.last_static for one in seen] == pytest.approx([one["static_ratio"] for one in plan])
+    assert [one.last_runtime for one in seen] == pytest.approx([one["runtime_ratio"] for one in plan])
+    assert max(one["runtime_ratio"] for one in plan) > 0
+    weights = [LayerObservation(*env.reset()[0]).macs_share ** 2, *(one.macs_share**2 for one in seen[:-1])]
+    for done in range(1, len(plan) + 1):
+        static = [one["static_ratio"] for one in plan[:done]]
+        assert seen[done - 1].mean_static == pytest.approx(
+            np.average(static, weights=weights[:done]), rel=1e-4
+        )
+
+
+def test_the_even_ratio_answers_to_what_was_decided(small_env):
+    env = small_env("projected", budget={"macs": 0.6})
+    before = LayerObservation(*env.reset()[0]).even_ratio
+    spared = LayerObservation(*env.step(np.array([0.0, -1.0], dtype=np.float32))[0]).even_ratio
+    assert 0.0 < before < spared
+
+
 def test_a_trunk_has_several_writers_and_takes_no_gate(small_env):
     seen = first(small_env("residual"))  # stem and second convolution of the block write together
     assert seen.writers == 0.5

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from envs.reward import reward_terms
+from envs.reward import RewardTerms, reward_terms
 
 
 def test_accuracy_and_divergence_by_hand():
@@ -22,6 +22,11 @@ def test_the_dense_network_does_not_diverge_from_itself():
     assert reward_terms(logits, logits, torch.zeros(6, dtype=torch.long)).divergence == 0.0
 
 
-def test_the_total_is_the_accuracy_and_the_parts_are_plain_data():
+def test_the_total_is_one_for_the_dense_network_and_the_parts_are_plain_data():
     terms = reward_terms(torch.eye(2), torch.eye(2), torch.tensor([0, 0]))
-    assert json.loads(json.dumps(terms.to_dict())) == {"accuracy": 0.5, "divergence": 0.0, "total": 0.5}
+    assert json.loads(json.dumps(terms.to_dict())) == {"accuracy": 0.5, "divergence": 0.0, "total": 1.0}
+
+
+def test_the_total_falls_with_the_divergence():
+    terms = RewardTerms(accuracy=0.5, divergence=math.log(4.0))
+    assert terms.total == pytest.approx(0.25)

@@ -11,6 +11,7 @@ from pruning.calibration import calibrate
 from pruning.compensation import COMPENSATIONS
 from pruning.cost import CostModel, Widths, count_params, measure_latency, plan_widths
 from pruning.errors import PlanError, UnknownNameError
+from pruning.graph import find_groups
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.surgery import axis_cuts, cut
 from tests.pruning.example_networks import EXAMPLES
