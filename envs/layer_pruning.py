@@ -132,7 +132,13 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         return self._observe(), {}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Decide the next group; carry the plan out after the last."""
+        """Decide the next group; carry the plan out after the last.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the episode is over.
+        """
+        if self._step == len(self.group_names):
+            raise gym.error.ResetNeeded("every group is decided; call reset() to begin another episode")
         step, group = self._step, self.network.graph.prunable[self._step]
         static, runtime = decode_action(
             action, even_ratio=self._even_ratio, limits=self._limits, gated=group.ungated is None

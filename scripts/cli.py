@@ -44,7 +44,8 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
     except (PruningError, AgentError, UsageError, OSError) as error:  # OSError: a full disk, no such folder
         return _complain(error, MISUSED)
     except KeyboardInterrupt:
-        print("secateur: interrupted; train goes on with --resume", file=sys.stderr)
+        hint = "; the same command with --resume goes on" if verb == "train" else ""
+        print(f"secateur: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     return DONE
 

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
             UsageError: a flag is unknown or its value wrong, here or in the YAML file.
         """
         config = self.parse_known_args(argv)[0].config
-        args, unknown = self.parse_known_args([*(self._from_yaml(config) if config else []), *argv])
+        args, unknown = self.parse_known_args([*(self._from_yaml(config, argv) if config else []), *argv])
         if unknown:
             self._refuse(unknown[0])
         return args
@@ -50,8 +50,9 @@ class Parser(argparse.ArgumentParser):
         near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
         self.error(f"unknown argument {flag}" + (f"; did you mean {near[0]}?" if near else ""))
 
-    def _from_yaml(self, path: Path) -> list[str]:
-        """Return a YAML file's keys as flags, so that both go through the same checks."""
+    def _from_yaml(self, path: Path, argv: Sequence[str]) -> list[str]:
+        """Return a YAML file's keys as flags, so that both go through the same checks; `argv` wins."""
+        given = {part.partition("=")[0] for part in argv}
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -64,7 +65,7 @@ class Parser(argparse.ArgumentParser):
             action = self._option_string_actions.get(flag)
             if action is None:
                 self._refuse(flag)
-            flags += _as_flags(flag, action, value)
+            flags += [] if flag in given else _as_flags(flag, action, value)
         return flags
 
 
@@ -130,10 +131,16 @@ def add_budget_flag(parser: Parser) -> None:
     parser.add_argument(
         "--budget",
         nargs="+",
-        default=["macs=0.5"],
+        action="extend",
         metavar="NAME=SHARE",
-        help="what may remain: macs=0.5 params=0.6",
+        help="what may remain, such as macs=0.5 params=0.6 (default macs=0.5)",
     )
+
+
+def budget_of(args: argparse.Namespace) -> Budget:
+    """Return the budget that --budget asks for, half the multiply-adds if it is not given."""
+    args.budget = args.budget or ["macs=0.5"]
+    return Budget.parse(args.budget)
 
 
 def add_output_flags(parser: Parser, *, out: bool = True) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from agents import load_policy, run_episode, uniform
-from envs import Budget, LayerPruningEnv, Task, task_env
+from envs import LayerPruningEnv, Task, task_env
 from pruning.cost import plan_widths
 from pruning.export import save_compressed
 from pruning.files import write_json
@@ -52,7 +52,12 @@ def run(argv: Sequence[str]) -> None:
     if args.out is None:
         raise options.UsageError("name the folder for the results with --out")
     check_empty(args.out, overwrite=args.overwrite)
-    budget = Budget.parse(args.budget)
+    for source in filter(None, (args.plan, args.policy)):
+        if args.out.resolve() in source.resolve().parents:
+            raise options.UsageError(
+                f"--overwrite would remove {source}, which lies in {args.out}; give another --out"
+            )
+    budget = options.budget_of(args)
     options.method_of(args)  # unknown names are refused before the work begins
     loaded = PruningPlan.load(args.plan) if args.plan else None
     torch.manual_seed(args.seed)

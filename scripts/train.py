@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> None:
     args = build_parser().parse(argv)
     ALGORITHMS[args.algo]  # unknown names are refused before the work begins
     method = options.method_of(args)
-    budget = Budget.parse(args.budget)
+    budget = options.budget_of(args)
     out = args.out or Path("runs") / args.model.replace("/", "-")
     _check_out(out, args)
     torch.manual_seed(args.seed)

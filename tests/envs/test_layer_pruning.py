@@ -289,3 +289,10 @@ def test_images_that_are_not_finite_are_refused():
     given["calibration"][0][0][0, 0, 0, 0] = math.inf
     with pytest.raises(DataError, match="finite"):
         LayerPruningEnv(**given)
+
+
+def test_a_step_after_the_end_asks_for_a_reset(small_env):
+    env = small_env()
+    result_of(env, [ZERO] * len(env.group_names))
+    with pytest.raises(gym.error.ResetNeeded, match="reset"):
+        env.step(ZERO)

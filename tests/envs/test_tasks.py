@@ -50,6 +50,14 @@ def test_the_digits_task_is_ready_to_use():
     assert len(task.splits.reward) > 200
 
 
+@pytest.mark.usefixtures("_untrained_digits")
+def test_plans_are_validated_on_the_validation_images():
+    task = TASKS["digits"]()
+    with torch.no_grad():
+        right = task.model(task.splits.validation.images).argmax(1) == task.splits.validation.labels
+    assert make_env(task).validate({}) == pytest.approx(float(right.double().mean()), abs=1e-12)
+
+
 def test_an_unknown_task_is_refused_with_the_nearest_name():
     with pytest.raises(UnknownNameError, match=r"no task named 'digit'.*'digits'"):
         make_env("digit")

@@ -53,6 +53,6 @@ def test_an_interrupted_run_says_in_one_line_how_to_go_on(secateur, command, tmp
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert err.splitlines() == ["secateur: interrupted; train goes on with --resume"]
+    assert err.splitlines() == ["secateur: interrupted; the same command with --resume goes on"]
     assert secateur(*command, tmp_path / "out", "--resume").code == 0
     assert (tmp_path / "out" / "metrics.json").exists()

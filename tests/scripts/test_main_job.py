@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from envs import LayerPruningEnv
 from pruning.evaluation import Evaluation
 from pruning.export import load_compressed
 from pruning.networks import resolve_network
@@ -53,6 +54,17 @@ def test_every_row_is_within_the_budget_and_none_uses_more_than_uniform(finished
     assert rows["uniform"]["macs"] <= 0.5 * rows["dense"]["macs"]
     assert max(rows["random"]["macs"], rows["learned"]["macs"]) <= rows["uniform"]["macs"]
     assert rows["dense"]["accuracy"] > 0.5  # else the comparison below would mean little
+
+
+def test_agent_and_search_may_use_no_more_than_uniform_did(secateur, material, tmp_path, monkeypatch):
+    budgets, set_budget = [], LayerPruningEnv.set_budget
+    monkeypatch.setattr(
+        LayerPruningEnv, "set_budget", lambda env, budget: budgets.append(budget) or set_budget(env, budget)
+    )
+    secateur("train", *material.flags, "--budget", "macs=0.5", "--episodes", "2", "--out", tmp_path / "out")
+    rows = read(tmp_path / "out" / "metrics.json")["rows"]
+    used = rows["uniform"]["macs"] / rows["dense"]["macs"]
+    assert [budget.shares for budget in budgets] == [{"macs": 0.5}, {"macs": used}]
 
 
 def test_the_learned_row_is_the_candidate_that_validates_better(finished_run):
@@ -213,6 +225,24 @@ def test_a_yaml_file_says_what_flags_say(secateur, material, tmp_path):
     assert {key for key in first if first[key] != second[key]} == {"out"}
     assert secateur(*by_yaml, "--overwrite", "--budget", "macs=0.9").code == 0  # the command line wins
     assert read(tmp_path / "yaml" / "config.json")["budget"] == ["macs=0.9"]
+    assert secateur(*by_yaml, "--overwrite", "--protect", "a.*").code == 0
+    assert read(tmp_path / "yaml" / "config.json")["protect"] == ["a.*"]  # not added to the file's
+
+
+def test_budgets_may_be_given_one_by_one(secateur, material, tmp_path):
+    flags = [*material.flags, "--budget", "macs=0.6", "--budget", "params=0.7", "--out", tmp_path / "out"]
+    assert secateur("prune", *flags).code == 0
+    assert read(tmp_path / "out" / "config.json")["budget"] == ["macs=0.6", "params=0.7"]
+
+
+def test_what_a_run_is_made_from_is_not_overwritten(secateur, material, tmp_path):
+    run = tmp_path / "run"
+    assert secateur("prune", *material.flags, "--out", run).code == 0
+    before = (run / "plan.json").read_bytes()
+    outcome = secateur("prune", *material.flags, "--plan", run / "plan.json", "--out", run, "--overwrite")
+    assert outcome.code == 2
+    assert "give another --out" in outcome.err
+    assert (run / "plan.json").read_bytes() == before
 
 
 def test_the_embedded_default_is_the_model_and_data_unless_named(secateur, tmp_path):
