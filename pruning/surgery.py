@@ -256,6 +256,11 @@ def _set_pieces_(node: fx.Node, sizes: list[int]) -> None:
     node.graph.erase_node(node)
 
 
+def attempt(model: nn.Module, example: Tensor) -> Any:
+    """Run a network whose failure is an answer: a GraphModule's own call would print a traceback of it."""
+    return nn.Module.__call__(model, example)
+
+
 @torch.no_grad()
 def _own_forward_agrees(model: nn.Module, program: fx.GraphModule, graph: ChannelGraph) -> bool:
     """Whether the user's own forward still runs on the cut layers and computes what the program does."""
@@ -265,7 +270,7 @@ def _own_forward_agrees(model: nn.Module, program: fx.GraphModule, graph: Channe
     training = {name: module.training for name, module in model.named_modules()}
     try:
         model.eval()
-        return torch.equal(model(example), program.eval()(example))
+        return torch.equal(attempt(model, example), attempt(program.eval(), example))
     except Exception:  # a constant in the stranger's forward no longer fits: whatever it raises
         return False
     finally:

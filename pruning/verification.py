@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.graph import ChannelGraph, ChannelGroup, find_groups
-from pruning.surgery import KeptUnits, cut
+from pruning.surgery import KeptUnits, attempt, cut
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _trial_agrees(model: nn.Module, graph: ChannelGraph, kept: KeptUnits, genera
     parameter = next(model.parameters(), torch.empty(0))
     example = torch.randn((2, *graph.input_shape), generator=generator).to(parameter.device, parameter.dtype)
     try:
-        small = cut(model, graph, kept)(example)
+        small = attempt(cut(model, graph, kept), example)
     except Exception as error:  # a stranger's forward may raise anything once its sizes change
         logger.debug("a trial cut failed: %s", error)
         return False

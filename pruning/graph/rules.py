@@ -64,7 +64,7 @@ def weight_layer(walk: Walk, call: Call) -> Any:
     cin = walk.along(call.index_args[0], dim, call)
     _record_layer(walk, shape)
     if _is_touched_by_hooks(module):
-        return walk.freeze(call, f"{shape.name} has hooks that may rewrite its weight")
+        return walk.freeze(call, f"{shape.name} has forward hooks, such as a runtime gate's or weight_norm's")
     if cin is None:
         cin = walk.channels.opaque((shape.cin,), f"{shape.name} reads its channels across another dimension")
     if shape.depthwise:

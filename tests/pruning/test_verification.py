@@ -112,3 +112,10 @@ class Squeezes(nn.Module):
 def test_a_wrong_cut_shows_behind_a_scale_of_zero_and_at_a_single_unit(network, group):
     model = network().eval()
     assert {one.name: one.frozen for one in trace(model, (3, 8, 8)).groups}[group] == NOT_EQUAL
+
+
+def test_a_trial_that_fails_prints_nothing(capfd):
+    # a traced network holds its constants in a GraphModule, whose own call prints what it raises
+    traced = torch.fx.symbolic_trace(EXAMPLES["padded"].model())
+    assert trace(traced, EXAMPLES["padded"].input_shape).prunable
+    assert capfd.readouterr().err == ""
