@@ -24,7 +24,7 @@ def l1(model: nn.Module, group: ChannelGroup, calibration: Calibration) -> Tenso
     Summed over all writers before ranking: a residual stream has one fate, so a channel that is weak in one
     block but strong in another must stay.
     """
-    scores = [per_unit(member, _rows(model, member.owner).abs().sum(1)) for member in group.writers]
+    scores = [per_unit(member, writer_rows(model, member.owner).abs().sum(1)) for member in group.writers]
     return torch.stack(scores).sum(0)
 
 
@@ -33,7 +33,7 @@ def per_unit(member: Member, values: Tensor) -> Tensor:
     return torch.stack([values[list(positions)].sum() for positions in member.channels])
 
 
-def _rows(model: nn.Module, layer: str) -> Tensor:
+def writer_rows(model: nn.Module, layer: str) -> Tensor:
     """Return a writer's weight as [cout, everything else], float64."""
     module = model.get_submodule(layer)
     weight = module.weight.detach().double().cpu()  # type: ignore[operator]

@@ -32,7 +32,7 @@ COLUMNS = {
 }
 
 
-def check_empty(out: Path, *, overwrite: bool) -> None:
+def check_empty(out: Path, *, overwrite: bool, way_out: str = "--overwrite") -> None:
     """Refuse a folder for results that holds something already, before any work.
 
     Raises:
@@ -43,7 +43,7 @@ def check_empty(out: Path, *, overwrite: bool) -> None:
     if not (out / CONFIG).is_file():
         raise UsageError(f"{out} is not the folder of a run and is left alone; give another --out")
     if not overwrite:
-        raise UsageError(f"{out} already holds a run; give another --out, or --overwrite")
+        raise UsageError(f"{out} already holds a run; give another --out, or {way_out}")
 
 
 def open_run(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:

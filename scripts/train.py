@@ -76,7 +76,7 @@ def run(argv: Sequence[str]) -> None:
 def _check_out(out: Path, args: argparse.Namespace) -> None:
     """Refuse a folder that holds something else, before any work."""
     if not args.resume:
-        check_empty(out, overwrite=args.overwrite)
+        check_empty(out, overwrite=args.overwrite, way_out="--resume or --overwrite")
         return
     if args.overwrite:
         raise options.UsageError("--resume goes on with a run and --overwrite replaces it; give one of them")
