@@ -98,7 +98,7 @@ def episodes(draw):
     return Episode(network, budget, round_to, wishes)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(episodes())
 def test_a_finished_plan_is_never_above_a_budget_and_uses_the_binding_one_up(episode):
     cost, graph = cost_of(episode.network)
@@ -116,7 +116,7 @@ def test_a_finished_plan_is_never_above_a_budget_and_uses_the_binding_one_up(epi
         assert is_over(cost, episode.budget, *more)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(NETWORKS), st.floats(0.0, 0.999), st.sampled_from(["macs", "params"]))
 def test_the_even_ratio_is_the_smallest_that_meets_the_budget(network, share, measure):
     cost, graph = cost_of(network)
@@ -131,7 +131,7 @@ def test_the_even_ratio_is_the_smallest_that_meets_the_budget(network, share, me
     assert ratio == 0.0 or over_at(ratio - 1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(unit_shares)
 def test_even_wishes_make_the_uniform_plan(share):
     cost, graph = digits_cost()

@@ -129,7 +129,7 @@ def test_the_dense_network_is_never_changed():
     assert_untouched(model, before)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(["residual", "projected", "concat", "grouped", "bias-free", "flatten"]),
     st.integers(0, 1000),

@@ -14,7 +14,7 @@ from tests.pruning.example_networks import Head, randomised, unit
 from tests.pruning.oracles import counted_bytes, counted_macs, counted_params, random_kept, silenced_output
 
 IMAGE = (3, 8, 8)
-SETTINGS = settings(max_examples=60, derandomize=True, deadline=None, database=None)
+SETTINGS = settings(max_examples=60, database=None)
 
 
 class Plain(nn.Module):

@@ -196,7 +196,7 @@ JUNK = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_damaged_structure_is_refused_by_name_or_loads(whole, data):
     folder, record, name = whole
