@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 
 
 class ToyPruning(gym.Env):
@@ -63,14 +61,6 @@ class ToyPruning(gym.Env):
         reward = {"closeness": 1.0 - loss, "bonus": 0.25, "total": 1.25 - loss}
         accuracy = 1.0 - loss if self.accuracy else None
         return {"plan": plan, "reward": reward, "accuracy": accuracy, "macs": 0.5, "params": 0.4}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # networks this small only lose time to a second thread
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

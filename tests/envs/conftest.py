@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,14 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from envs import LayerPruningEnv
 from tests.pruning.example_networks import EXAMPLES
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # networks this small only lose time to a second thread
-    yield
-    torch.set_num_threads(threads)
 
 
 def labelled(name: str, count: int = 24, seed: int = 1) -> tuple[nn.Module, Tensor, Tensor]:

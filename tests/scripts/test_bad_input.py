@@ -262,7 +262,8 @@ def test_an_out_that_is_no_folder(refused, flags, tmp_path):
 def test_an_out_that_holds_a_run_is_refused(refused, material, finished_run, verb):
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
     line = refused(verb, *material.flags, "--out", finished_run)
-    assert "already holds a run; give another --out, or --overwrite" in line
+    way_out = "--resume or --overwrite" if verb == "train" else "--overwrite"
+    assert f"already holds a run; give another --out, or {way_out}" in line
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
 
 
