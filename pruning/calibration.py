@@ -26,10 +26,6 @@ class Covariance(Protocol):
         """Return C[R,S] (C[S,S] + lambda I)^-1, [len(removed), len(kept)], lambda = ridge * mean diagonal."""
         ...
 
-    def energy(self, weight: Tensor) -> Tensor:
-        """Return w' C w for each row of `weight`: [rows, dimensions] -> [rows]."""
-        ...
-
     def factor(self, order: Tensor, *, ridge: float) -> Tensor:
         """Return L, [dimensions, rank], zero above its diagonal, with LL' = C + lambda I in the given order.
 
@@ -50,10 +46,6 @@ class FullCovariance:
         damped = _damped(inner, ridge * self.matrix.diagonal().mean())
         return torch.cholesky_solve(self.matrix[kept][:, removed], torch.linalg.cholesky(damped)).T
 
-    def energy(self, weight: Tensor) -> Tensor:
-        """See Covariance."""
-        return ((weight @ self.matrix) * weight).sum(1)
-
     def factor(self, order: Tensor, *, ridge: float) -> Tensor:
         """See Covariance."""
         damped = _damped(self.matrix[order][:, order], ridge * self.matrix.diagonal().mean())
@@ -72,10 +64,6 @@ class SampledCovariance:
         penalty = ridge * self.rows.square().mean()
         damped = _damped(inner @ inner.T, len(self.rows) * penalty)
         return outer.T @ torch.cholesky_solve(inner, torch.linalg.cholesky(damped))
-
-    def energy(self, weight: Tensor) -> Tensor:
-        """See Covariance."""
-        return (weight @ self.rows.T).square().mean(1)
 
     def factor(self, order: Tensor, *, ridge: float) -> Tensor:
         """See Covariance. Without the ridge, which would give it full rank."""

@@ -17,7 +17,7 @@ from pruning.data import check_labels, load_splits
 from pruning.evaluation import Evaluation, evaluate
 from pruning.export import load_compressed
 from pruning.files import write_json
-from pruning.verification import trace
+from pruning.graph import find_groups
 from scripts import options
 from scripts.cli import run_verb
 from scripts.records import METRICS, check_empty, compressed_folder, open_run, show_rows
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
 def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
     args.model, args.data = args.model or "digits_resnet", args.data or "digits"
     task = options.task_of(args, Budget({"macs": 1.0}))
-    macs = trace(task.model, task.network.input_shape).macs
+    macs = find_groups(task.model, task.network.input_shape).macs
     evaluation = evaluate(task.model, task.splits.test.batches(), macs=macs)
     return _timed(evaluation, task.model, task.network.input_shape, args), 0
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 
-from envs import Budget, Task, load_task
+from envs import Budget, LayerPruningEnv, Task, load_task, task_env
 from pruning.apply import Method
 from pruning.compensation import COMPENSATIONS
 from pruning.criteria import CRITERIA
@@ -207,6 +207,11 @@ def method_of(args: argparse.Namespace) -> Method:
     CRITERIA[args.criterion]
     COMPENSATIONS[args.compensation]
     return Method(criterion=args.criterion, compensation=args.compensation, round_to=args.round_to)
+
+
+def env_of(task: Task, args: argparse.Namespace) -> LayerPruningEnv:
+    """Return the task's environment, set up as the flags say."""
+    return task_env(task, method=method_of(args), only=args.only, protect=args.protect, seed=args.seed)
 
 
 def plain(args: argparse.Namespace, *, without: Iterable[str] = ()) -> dict[str, Any]:

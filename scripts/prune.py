@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from agents import load_policy, run_episode, uniform
-from envs import LayerPruningEnv, Task, task_env
+from envs import LayerPruningEnv, Task
 from pruning.cost import plan_widths
 from pruning.export import save_compressed
 from pruning.files import write_json
@@ -63,19 +63,13 @@ def run(argv: Sequence[str]) -> None:
     torch.manual_seed(args.seed)
     task = options.task_of(args, budget)
     if loaded is None and not by_ratio:
-        env = _env(task, args)
+        env = options.env_of(task, args)
         network, plan = env.network, _decide(env, args)
     else:
         network = _network(task, args)
         plan = loaded or _even_plan(network.graph, args.static_ratio or 0.0, args.runtime_ratio or 0.0)
     plan_widths(network.graph, plan)  # a plan that does not fit is refused before the work begins
     _write(network, plan, task, args)
-
-
-def _env(task: Task, args: argparse.Namespace) -> LayerPruningEnv:
-    return task_env(
-        task, method=options.method_of(args), only=args.only, protect=args.protect, seed=args.seed
-    )
 
 
 def _network(task: Task, args: argparse.Namespace) -> PrunableNetwork:

@@ -21,7 +21,7 @@ from agents import (
     save_policy,
     uniform,
 )
-from envs import Budget, LayerPruningEnv, Task, task_env
+from envs import Budget, LayerPruningEnv, Task
 from pruning.evaluation import Evaluation
 from pruning.export import folder_written_whole, save_compressed
 from pruning.files import read_json, write_json
@@ -53,13 +53,13 @@ def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
     args = build_parser().parse(argv)
     ALGORITHMS[args.algo]  # unknown names are refused before the work begins
-    method = options.method_of(args)
+    options.method_of(args)  # so is an unknown method
     budget = options.budget_of(args)
     out = args.out or Path("runs") / args.model.replace("/", "-")
     _check_out(out, args)
     torch.manual_seed(args.seed)
     task = options.task_of(args, budget)
-    env = task_env(task, method=method, only=args.only, protect=args.protect, seed=args.seed)
+    env = options.env_of(task, args)
     open_run(out, _config(args), overwrite=args.overwrite)
     even = run_episode(env, uniform)
     # no one may use more than uniform does, so that a better row is not a row with a little more to spend

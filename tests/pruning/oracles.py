@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import Moments
+from pruning.calibration import Covariance, FullCovariance, Moments, SampledCovariance
 from pruning.graph import ChannelGraph, find_groups
 from tests.pruning.example_networks import EXAMPLES
 
@@ -103,6 +103,14 @@ def relative_error(weight: Tensor, changed: Tensor, moments: Moments) -> float:
     groups = len(moments.covariances)
     dense, lost = (rows.double().flatten(1).unflatten(0, (groups, -1)) for rows in (weight, weight - changed))
     pairs = list(zip(moments.covariances, dense, lost, strict=True))
-    total = sum(float(covariance.energy(rows).sum()) for covariance, rows, _ in pairs)
-    error = sum(float(covariance.energy(rows).sum()) for covariance, _, rows in pairs)
+    total = sum(energy(covariance, rows) for covariance, rows, _ in pairs)
+    error = sum(energy(covariance, rows) for covariance, _, rows in pairs)
     return error / total if total > 0 else 0.0
+
+
+def energy(covariance: Covariance, rows: Tensor) -> float:
+    """The variance of all weighted sums together."""
+    if isinstance(covariance, FullCovariance):
+        return float(torch.einsum("od,de,oe->", rows, covariance.matrix, rows))
+    assert isinstance(covariance, SampledCovariance)
+    return float((covariance.rows @ rows.T).square().mean(0).sum())

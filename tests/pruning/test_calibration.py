@@ -194,10 +194,14 @@ class TestCovariances:
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
     @pytest.mark.parametrize("kind", ["full", "sampled"])
-    def test_energy_is_the_variance_of_a_weighted_sum(self, rows, kind):
+    def test_the_factor_gives_the_variance_of_a_weighted_sum_in_any_order(self, rows, kind):
         covariance = FullCovariance(rows.T @ rows / 40) if kind == "full" else SampledCovariance(rows)
         weight = torch.randn(3, 7, generator=generator(), dtype=torch.float64)
-        torch.testing.assert_close(covariance.energy(weight), (rows @ weight.T).var(0, correction=0))
+        order = torch.randperm(7, generator=generator())
+        factor = covariance.factor(order, ridge=0.0)
+        assert torch.equal(factor, factor.tril())
+        energy = (weight[:, order] @ factor).square().sum(1)
+        torch.testing.assert_close(energy, (rows @ weight.T).var(0, correction=0))
 
     @pytest.mark.parametrize("kind", ["full", "sampled"])
     def test_a_dead_layer_does_not_break_the_solution(self, kind):
