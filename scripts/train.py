@@ -60,11 +60,14 @@ def run(argv: Sequence[str]) -> None:
     torch.manual_seed(args.seed)
     task = options.task_of(args, budget)
     env = options.env_of(task, args)
-    open_run(out, _config(args), overwrite=args.overwrite)
+    if not args.resume:
+        open_run(out, _config(args), overwrite=args.overwrite)
     even = run_episode(env, uniform)
     # no one may use more than uniform does, so that a better row is not a row with a little more to spend
     env.set_budget(Budget({name: getattr(even, name) for name in budget.shares}))
     learned = _learn(env, out, args)
+    if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
+        open_run(out, _config(args), overwrite=False)
     chosen = {
         "uniform": even,
         "random": choose_on_validation(env, _random(env, args)[:2]),

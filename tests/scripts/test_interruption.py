@@ -1,6 +1,7 @@
 """A run that is killed goes on as if nothing had happened; one that is interrupted says how to go on."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -56,3 +57,16 @@ def test_an_interrupted_run_says_in_one_line_how_to_go_on(secateur, command, tmp
     assert err.splitlines() == ["secateur: interrupted; the same command with --resume goes on"]
     assert secateur(*command, tmp_path / "out", "--resume").code == 0
     assert (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_a_cut_off_checkpoint_is_refused_and_the_run_left_as_it_is(secateur, command, finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (model,) = (run / "checkpoint").glob("model-*.zip")
+    model.write_bytes(model.read_bytes()[:5000])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    outcome = secateur(*command, run, "--resume")
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert str(model) in outcome.err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
