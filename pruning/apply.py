@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pruning.calibration import Calibration
-from pruning.compensation import COMPENSATIONS
+from pruning.compensation import COMPENSATIONS, PlannedCut
 from pruning.cost import Widths, plan_widths
 from pruning.criteria import CRITERIA, select
 from pruning.graph import ChannelGraph
@@ -72,7 +72,7 @@ def apply_plan(
     }
     dense, model = model, copy.deepcopy(model)
     cuts = axis_cuts(model, graph, kept)
-    compensation.apply_(model, graph, cuts, calibration)
+    compensation.apply_(model, PlannedCut(dense, graph, kept, cuts, calibration))
     inputs = {cut.owner: cut.kept for cut in cuts if cut.axis == "in"}
     gates = [
         fit_gate(model, group, kept.get(group.name, torch.arange(count)), int(executed), inputs, calibration)

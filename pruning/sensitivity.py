@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import Calibration, Moments
-from pruning.compensation import RIDGE
+from pruning.compensation.least_squares import RIDGE
 from pruning.criteria import CRITERIA
 from pruning.graph import ChannelGroup, Member
 from pruning.plan import kept_units

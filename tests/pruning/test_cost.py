@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.calibration import calibrate
-from pruning.compensation import COMPENSATIONS
+from pruning.compensation import COMPENSATIONS, PlannedCut
 from pruning.cost import CostModel, Widths, count_params, measure_latency, plan_widths
 from pruning.errors import PlanError, UnknownNameError
 from pruning.graph import find_groups
@@ -47,7 +47,8 @@ class TestEveryExample:
         model, graph, images = example(name)
         method, kept = COMPENSATIONS[compensation], random_kept(graph)
         changed = copy.deepcopy(model)
-        method.apply_(changed, graph, axis_cuts(model, graph, kept), calibrate(model, graph, [images]))
+        cuts, calibration = axis_cuts(model, graph, kept), calibrate(model, graph, [images])
+        method.apply_(changed, PlannedCut(model, graph, kept, cuts, calibration))
         small, widths = cut(changed, graph, kept), widths_of(graph, kept)
         cost = CostModel(graph, model, shifts_bias=method.shifts_bias)
         assert cost.params(widths) == counted_params(small)

@@ -1,56 +1,32 @@
-"""What the kept channels do for the lost ones. A registry: add one function to add a method."""
+"""Ridge regression of the lost inputs on the kept ones, from cached moments; no forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import Calibration, Moments
-from pruning.graph import ChannelGraph, LayerShape
-from pruning.registry import Registry
-from pruning.surgery import AxisCut
+from pruning.calibration import Moments
+from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
+from pruning.graph import LayerShape
 
 RIDGE = 1e-3  # of the mean input variance; chosen on ResNet-20 by reward images, flat from 1e-4 to 1e-2
 
 
-@dataclass(frozen=True)
-class Compensation:
-    """A way to make up for lost channels before they are cut.
-
-    `apply_` changes the full-size model in place: what a reader computes from its kept inputs alone.
-    """
-
-    apply_: Callable[[nn.Module, ChannelGraph, Iterable[AxisCut], Calibration], None]
-    shifts_bias: bool  # whether a reader without bias or BatchNorm may gain a bias
-
-
-COMPENSATIONS: Registry[Compensation] = Registry("compensation")
-
-
-def _drop_(model: nn.Module, graph: ChannelGraph, cuts: Iterable[AxisCut], calibration: Calibration) -> None:
-    """Leave everything as it is: the lost channels are dropped."""
-
-
-def _least_squares_(
-    model: nn.Module, graph: ChannelGraph, cuts: Iterable[AxisCut], calibration: Calibration
-) -> None:
+def _least_squares_(model: nn.Module, planned: PlannedCut) -> None:
     """Refit each reader on its kept inputs to the dense layer's output (architecture decision 3)."""
-    for cut in cuts:
-        moments = calibration.moments.get(cut.owner)
+    for cut in planned.cuts:
+        moments = planned.calibration.moments.get(cut.owner)
         if cut.axis == "in" and moments is not None:
             layer: Any = model.get_submodule(cut.owner)
             dense = layer.weight.detach()
             refitted = refit(dense, moments, torch.tensor(cut.kept))
             shift = output_mean(dense, moments) - output_mean(refitted, moments)
             layer.weight.data.copy_(refitted)
-            shift_output_(model, graph.layers[cut.owner], shift)
+            shift_output_(model, planned.graph.layers[cut.owner], shift)
 
 
-COMPENSATIONS.register("none")(Compensation(_drop_, shifts_bias=False))
 COMPENSATIONS.register("least-squares")(Compensation(_least_squares_, shifts_bias=True))
 
 

@@ -1,0 +1,46 @@
+"""What a compensation is, and what it may look at. A registry: add one module to add a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from pruning.calibration import Calibration
+from pruning.graph import ChannelGraph
+from pruning.registry import Registry
+from pruning.surgery import AxisCut, KeptUnits
+
+
+@dataclass(frozen=True)
+class PlannedCut:
+    """What is about to be cut, and everything that is known of the dense network."""
+
+    dense: nn.Module  # left as it is
+    graph: ChannelGraph
+    kept: KeptUnits  # group -> units that stay, ascending; groups that stay whole are not named
+    cuts: tuple[AxisCut, ...]  # the positions that stay along every axis that loses some
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """A way to make up for lost channels before they are cut.
+
+    `apply_` changes a full-size copy of the dense network in place; what it leaves in the lost channels does
+    not count, since the cut removes them.
+    """
+
+    apply_: Callable[[nn.Module, PlannedCut], None]
+    shifts_bias: bool  # whether a reader without bias or BatchNorm may gain a bias
+
+
+COMPENSATIONS: Registry[Compensation] = Registry("compensation")
+
+
+def _drop_(model: nn.Module, planned: PlannedCut) -> None:
+    """Leave everything as it is: the lost channels are dropped."""
+
+
+COMPENSATIONS.register("none")(Compensation(_drop_, shifts_bias=False))
