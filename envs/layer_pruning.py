@@ -16,8 +16,8 @@ from envs.budget import Budget, BudgetKeeper, Limits
 from envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
 from envs.reward import RewardTerms, reward_terms
 from pruning.apply import DEFAULT_METHOD, Method
+from pruning.calibration import CalibrationInputs, real_images
 from pruning.cost import Widths
-from pruning.errors import DataError
 from pruning.evaluation import accuracy, predictions
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
@@ -72,7 +72,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         self,
         model: nn.Module,
         *,
-        calibration: Batches,
+        calibration: Batches | CalibrationInputs,
         reward: Batches,
         budget: Budget | Mapping[str, float],
         validation: Batches | None = None,
@@ -87,7 +87,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
 
         Args:
             model: the trained network, on the device to work on; it is never changed.
-            calibration: batches of (images, labels), or a DataLoader of them; the labels are not used.
+            calibration: batches of (images, labels), or a DataLoader of them, whose labels are not used; or
+                what a synthesis made of the weights alone.
             reward: batches of (images, labels) that score a finished plan.
             budget: shares of the dense network that may remain.
             validation: batches that choose between finished plans; the reward images where there are none.
@@ -102,11 +103,10 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             PruningError: see `PrunableNetwork`, `Budget` and `BudgetKeeper`.
         """
         self.render_mode = render_mode
-        images = [batch for batch, _ in calibration]
-        if not images:
-            raise DataError("there is no calibration image; give at least one")
+        if not isinstance(calibration, CalibrationInputs):
+            calibration = real_images(model, (images for images, _ in calibration))
         self.network = PrunableNetwork(
-            model, images[0].shape[1:], images, method=method, only=only, protect=protect, seed=seed
+            model, calibration, method=method, only=only, protect=protect, seed=seed
         )
         self.group_names = tuple(group.name for group in self.network.graph.prunable)
         self._limits = limits

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from envs.budget import Budget
 from envs.layer_pruning import LayerPruningEnv
+from pruning.calibration import CalibrationInputs, real_images
 from pruning.data import ImageSplits, check_labels, load_splits
 from pruning.errors import DataError, WeightsError
 from pruning.networks import NetworkSpec, resolve_network
 from pruning.registry import Registry
+from pruning.synthesis import SYNTHESES, SyntheticSplits
 from pruning.training import dense_digits
 from pruning.weights import load_weights_
 
@@ -24,11 +26,12 @@ DIGITS_BUDGET: Mapping[str, float] = {"macs": 0.2}  # tight enough that the allo
 
 @dataclass(frozen=True)
 class Task:
-    """A trained network with the images that decide about it and the images that judge it."""
+    """A trained network with what decides about it and what judges it."""
 
     network: NetworkSpec
     model: nn.Module  # in evaluation mode
-    splits: ImageSplits
+    splits: ImageSplits | SyntheticSplits
+    calibration: CalibrationInputs
     budget: Budget
 
 
@@ -46,6 +49,8 @@ def load_task(
     *,
     data: str,
     budget: Budget,
+    calibration: str | None = None,
+    eval_data: str | None = None,
     weights: Path | None = None,
     input_size: tuple[int, int, int] | None = None,
     mean: Sequence[float] | None = None,
@@ -58,8 +63,11 @@ def load_task(
 
     Args:
         model: a network as `resolve_network` understands it.
-        data: images as `load_splits` understands them.
+        data: images as `load_splits` understands them, or `none`.
         budget: what may remain.
+        calibration: `data`, or a name among SYNTHESES, which need the weights alone. By default the images if
+            there are any, else `distilled`.
+        eval_data: where `data` is `none`, images to report on; they take no part in any decision.
         weights: a file of trained weights; may be left out for the embedded default, which trains itself.
         input_size: (channels, height, width), where the network's name does not say.
         mean: per channel, of pixels in [0, 1], where the network's name does not say.
@@ -72,17 +80,38 @@ def load_task(
         PruningError: a name is unknown, a file missing or damaged, or they do not fit together.
     """
     network = resolve_network(model, input_size=input_size, mean=mean, std=std)
-    splits = load_splits(data, network, seed=seed)
-    if weights is not None:
-        trained = network.build()
-        load_weights_(trained, weights)
-    elif (model, data) == ("digits_resnet", "digits"):
-        trained = dense_digits(progress=progress)
+    source = calibration or ("distilled" if data == "none" else "data")
+    if source != "data":
+        SYNTHESES[source]  # unknown names are refused before the work begins
+    elif data == "none":
+        raise DataError(f"there is no data to calibrate on; choose one of: {', '.join(SYNTHESES)}")
+    spec = eval_data if data == "none" else data
+    real = load_splits(spec, network, seed=seed) if spec else None
+    trained = _trained(network, weights, progress=progress).eval().to(device)
+    classes = count_classes(trained, network)
+    if real is not None:
+        check_labels(real, classes)
+    splits: ImageSplits | SyntheticSplits
+    if real is not None and data != "none":
+        splits = real
     else:
-        raise WeightsError(f"{model} is untrained: name its trained weights with --weights")
-    trained = trained.eval().to(device)
-    check_labels(splits, count_classes(trained, network))
-    return Task(network, trained, splits, budget)
+        splits = SyntheticSplits(trained, network, seed, progress, real_test=real.test if real else None)
+    inputs = (
+        real_images(trained, (images for images, _ in splits.calibration.batches()))
+        if isinstance(splits, ImageSplits) and source == "data"
+        else SYNTHESES[source](trained, network.input_shape, seed=seed, progress=progress)
+    )
+    return Task(network, trained, splits, inputs, budget)
+
+
+def _trained(network: NetworkSpec, weights: Path | None, *, progress: bool) -> nn.Module:
+    if weights is not None:
+        model = network.build()
+        load_weights_(model, weights)
+        return model
+    if network.name == "digits_resnet":
+        return dense_digits(progress=progress)
+    raise WeightsError(f"{network.name} is untrained: name its trained weights with --weights")
 
 
 @torch.inference_mode()
@@ -110,7 +139,7 @@ def task_env(task: Task, **settings: Any) -> LayerPruningEnv:
     """Return a task's environment; `settings` are further arguments of LayerPruningEnv."""
     return LayerPruningEnv(
         task.model,
-        calibration=list(task.splits.calibration.batches()),
+        calibration=task.calibration,
         reward=list(task.splits.reward.batches()),
         validation=list(task.splits.validation.batches()),
         **{"budget": task.budget, **settings},

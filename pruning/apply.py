@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.calibration import Calibration
 from pruning.compensation import COMPENSATIONS, PlannedCut
@@ -48,6 +49,7 @@ def apply_plan(
     calibration: Calibration,
     *,
     method: Method = DEFAULT_METHOD,
+    scores: Mapping[str, Tensor] | None = None,
 ) -> Compressed:
     """Compress a copy of `model` as `plan` says; the input model is left untouched.
 
@@ -57,19 +59,17 @@ def apply_plan(
         plan: ratios per group; groups it does not name stay whole.
         calibration: of the dense network.
         method: criterion, compensation and rounding.
+        scores: what `score_units` returned for the same network and criterion, if it is at hand.
 
     Raises:
         PlanError: the plan asks for what the network cannot do.
         UnknownNameError: the plan names an unknown group, or the method an unknown part.
     """
     widths = plan_widths(graph, plan, round_to=method.round_to)
-    criterion, compensation = CRITERIA[method.criterion], COMPENSATIONS[method.compensation]
+    compensation = COMPENSATIONS[method.compensation]
+    scores = scores or score_units(model, graph, calibration, criterion=method.criterion)
     pruned = [(group, int(count)) for group, count in zip(graph.prunable, widths.kept, strict=True)]
-    kept = {
-        group.name: select(criterion(model, group, calibration), count)
-        for group, count in pruned
-        if count < group.units
-    }
+    kept = {group.name: select(scores[group.name], count) for group, count in pruned if count < group.units}
     dense, model = model, copy.deepcopy(model)
     cuts = axis_cuts(model, graph, kept)
     compensation.apply_(model, PlannedCut(dense, graph, kept, cuts, calibration))
@@ -85,6 +85,13 @@ def apply_plan(
     attach_gates_(model, sites)
     load_gates_(model, gates)
     return Compressed(model, structure, sites, widths)
+
+
+def score_units(
+    model: nn.Module, graph: ChannelGraph, calibration: Calibration, *, criterion: str
+) -> dict[str, Tensor]:
+    """Return the scores of every prunable group's units, [units] each; they depend on no plan."""
+    return {group.name: CRITERIA[criterion](model, group, calibration) for group in graph.prunable}
 
 
 def _gained_biases(dense: nn.Module, model: nn.Module, graph: ChannelGraph) -> tuple[str, ...]:

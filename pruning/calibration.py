@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,9 +12,11 @@ from torch.nn import functional
 
 from pruning.errors import DataError
 from pruning.graph import ChannelGraph
+from pruning.lockstep import Lockstep
 from pruning.surgery import TRANSPOSED
 
 POSITIONS_PER_IMAGE = 64  # sampled output positions of a layer; 64 x 512 images give every layer 32k rows
+RIDGE = 1e-3  # of the mean input variance; chosen on ResNet-20 by reward images, flat from 1e-4 to 1e-2
 WIDE = 8192  # input dimensions above which the full covariance (0.5 GB) gives way to sampled rows
 WIDE_ROWS = 2048
 
@@ -43,13 +45,13 @@ class FullCovariance:
     def regression(self, removed: Tensor, kept: Tensor, *, ridge: float) -> Tensor:
         """See Covariance."""
         inner = self.matrix[kept][:, kept]
-        damped = _damped(inner, ridge * self.matrix.diagonal().mean())
-        return torch.cholesky_solve(self.matrix[kept][:, removed], torch.linalg.cholesky(damped)).T
+        factor = torch.linalg.cholesky(damped(inner, ridge * self.matrix.diagonal().mean()))
+        return torch.cholesky_solve(self.matrix[kept][:, removed], factor).T
 
     def factor(self, order: Tensor, *, ridge: float) -> Tensor:
         """See Covariance."""
-        damped = _damped(self.matrix[order][:, order], ridge * self.matrix.diagonal().mean())
-        return torch.linalg.cholesky(damped)
+        penalty = ridge * self.matrix.diagonal().mean()
+        return torch.linalg.cholesky(damped(self.matrix[order][:, order], penalty))
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,16 @@ class SampledCovariance:
         """See Covariance. Solved in the space of rows: X_R' (X_S X_S' + n lambda I)^-1 X_S."""
         inner, outer = self.rows[:, kept], self.rows[:, removed]
         penalty = ridge * self.rows.square().mean()
-        damped = _damped(inner @ inner.T, len(self.rows) * penalty)
-        return outer.T @ torch.cholesky_solve(inner, torch.linalg.cholesky(damped))
+        factor = torch.linalg.cholesky(damped(inner @ inner.T, len(self.rows) * penalty))
+        return outer.T @ torch.cholesky_solve(inner, factor)
 
     def factor(self, order: Tensor, *, ridge: float) -> Tensor:
         """See Covariance. Without the ridge, which would give it full rank."""
         return torch.linalg.qr(self.rows[:, order], mode="r").R.T / len(self.rows) ** 0.5
 
 
-def _damped(matrix: Tensor, penalty: Tensor) -> Tensor:
+def damped(matrix: Tensor, penalty: Tensor) -> Tensor:
+    """Return a covariance with a penalty on its diagonal, so that it can be factored."""
     # the floor keeps the factorisation alive where all inputs are constant (a dead layer)
     floor = 1e-10 * matrix.diagonal().max() + torch.finfo(matrix.dtype).tiny ** 0.5
     return matrix + (penalty + floor) * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
@@ -84,6 +87,32 @@ class Moments:
     covariances: tuple[Covariance, ...]  # one per convolution group
 
 
+@dataclass(frozen=True, eq=False)
+class CalibrationInputs:
+    """What the dense network is observed on: real images, or inputs made from its weights alone."""
+
+    batches: tuple[Tensor, ...]  # of images [batch, channels, height, width]
+    reference: nn.Module  # the dense network; for noise with the BatchNorm statistics that the noise has
+    layerwise: int | None = None  # the seed of inputs drawn layer by layer, see Lockstep
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image."""
+        return tuple(self.batches[0].shape[1:])
+
+
+def real_images(model: nn.Module, batches: Iterable[Tensor]) -> CalibrationInputs:
+    """Return calibration inputs that are batches of real images, [batch, channels, height, width].
+
+    Raises:
+        DataError: there is none.
+    """
+    found = tuple(batches)
+    if not sum(map(len, found)):
+        raise DataError("there is no calibration image; give at least one")
+    return CalibrationInputs(found, model)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What one pass over the calibration inputs leaves behind."""
@@ -91,6 +120,7 @@ class Calibration:
     moments: Mapping[str, Moments]  # reader -> moments of its input
     pooled: Mapping[str, Tensor]  # writer that may take a gate -> [images, cin], mean over positions
     magnitudes: Mapping[str, Tensor]  # its readers -> [images, cin], root mean square over positions
+    inputs: CalibrationInputs  # for compensations that run the network again
 
 
 class _FullSums:
@@ -138,20 +168,18 @@ class _SampledRows:
 
 
 @torch.no_grad()
-def calibrate(
-    model: nn.Module, graph: ChannelGraph, inputs: Iterable[Tensor], *, seed: int = 0
-) -> Calibration:
+def calibrate(graph: ChannelGraph, inputs: CalibrationInputs, *, seed: int = 0) -> Calibration:
     """Observe the dense network on calibration inputs (architecture decision 3).
 
     Args:
-        model: the dense network; run in evaluation mode and left as it was.
-        graph: its groups.
-        inputs: batches of images, [batch, channels, height, width]; labels are not needed.
+        graph: the network's groups.
+        inputs: and the network to run them through, in evaluation mode; it is left as it was.
         seed: of the sampled positions.
 
     Raises:
-        DataError: there is no input, or the network's activations on it are not finite.
+        DataError: the network's activations are not finite.
     """
+    model = inputs.reference
     generator = torch.Generator().manual_seed(seed)
     readers = {name for name in _readers(graph) if not isinstance(model.get_submodule(name), TRANSPOSED)}
     sums: dict[str, _FullSums | _SampledRows] = {}
@@ -160,27 +188,25 @@ def calibrate(
         reader.owner: [] for group in graph.prunable if not group.ungated for reader in group.readers
     }
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0]
-            if name in readers:
-                u = unfolded(module, x, generator)
-                if name not in sums:
-                    sums[name] = _SampledRows() if u.size(2) > WIDE else _FullSums(u)
-                sums[name].add(u)
-            flat = _by_channel(module, x)
-            if name in pooled:
-                pooled[name].append(flat.mean(2))
-            if name in magnitudes:
-                magnitudes[name].append(flat.square().mean(2).sqrt())
+    def watch(name: str, x: Tensor) -> None:
+        module = model.get_submodule(name)
+        if name in readers:
+            u = unfolded(module, x, generator)
+            if name not in sums:
+                sums[name] = _SampledRows() if u.size(2) > WIDE else _FullSums(u)
+            sums[name].add(u)
+        flat = _by_channel(module, x)
+        if name in pooled:
+            pooled[name].append(flat.mean(2))
+        if name in magnitudes:
+            magnitudes[name].append(flat.square().mean(2).sqrt())
 
-        return hook
-
-    _run(model, inputs, {name: watch(name) for name in {*readers, *pooled, *magnitudes}})
+    observe(graph, inputs, {*readers, *pooled, *magnitudes}, watch)
     calibration = Calibration(
         moments={name: found.moments() for name, found in sums.items()},
         pooled={name: torch.cat(found) for name, found in pooled.items()},
         magnitudes={name: torch.cat(found) for name, found in magnitudes.items()},
+        inputs=inputs,
     )
     _check_finite(calibration)
     return calibration
@@ -190,22 +216,67 @@ def _readers(graph: ChannelGraph) -> list[str]:
     return list(dict.fromkeys(reader.owner for group in graph.prunable for reader in group.readers))
 
 
-def _run(model: nn.Module, inputs: Iterable[Tensor], hooks: Mapping[str, Callable[..., None]]) -> None:
+@torch.no_grad()
+def observe(
+    graph: ChannelGraph,
+    inputs: CalibrationInputs,
+    layers: Collection[str],
+    watch: Callable[[str, Tensor], None],
+) -> None:
+    """Run the dense network on its calibration inputs, and show `watch` what enters each of `layers`."""
+    model = inputs.reference
     training = model.training
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks.items()]
-    device = next(model.parameters()).device
-    seen = 0
+    model.eval()
     try:
-        model.eval()
-        for batch in inputs:
+        if inputs.layerwise is None:
+            _run(model, inputs.batches, layers, watch)
+        else:
+            _run_layerwise(graph, inputs, layers, watch)
+    finally:
+        model.train(training)
+
+
+def _run(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    layers: Collection[str],
+    watch: Callable[[str, Tensor], None],
+) -> None:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, args: watch(name, args[0])
+
+    device = next(model.parameters()).device
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in layers]
+    try:
+        for batch in batches:
             model(batch.to(device))
-            seen += len(batch)
     finally:
         for handle in handles:
             handle.remove()
-        model.train(training)
-    if not seen:
-        raise DataError("there is no calibration image; give at least one")
+
+
+def _run_layerwise(
+    graph: ChannelGraph,
+    inputs: CalibrationInputs,
+    layers: Collection[str],
+    watch: Callable[[str, Tensor], None],
+) -> None:
+    device = next(inputs.reference.parameters()).device
+    for number, batch in enumerate(inputs.batches):
+        seed = (inputs.layerwise or 0) + number
+        lockstep = Lockstep(graph, [inputs.reference], batch.to(device), layerwise=seed)
+        for node in lockstep:
+            if node.op == "call_module" and node.target in layers:
+                watch(str(node.target), *lockstep.inputs(node))
+
+
+def layer_inputs(
+    graph: ChannelGraph, inputs: CalibrationInputs, layers: Collection[str]
+) -> dict[str, Tensor]:
+    """Return all that enters each of `layers`, [calls x images, channels, ...]."""
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    observe(graph, inputs, layers, lambda name, x: found[name].append(x))
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def _check_finite(calibration: Calibration) -> None:
@@ -234,7 +305,7 @@ def unfolded(module: Any, x: Tensor, generator: torch.Generator) -> Tensor:
     """
     if isinstance(module, nn.Linear):
         x = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
-        places = _sampled(x.size(1), generator)
+        places = sampled_positions(x.size(1), generator)
         return x[:, places].reshape(1, -1, x.size(-1))
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     windows: Tensor = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
@@ -244,13 +315,14 @@ def unfolded(module: Any, x: Tensor, generator: torch.Generator) -> Tensor:
     ):
         windows = windows.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
     sizes = windows.shape[2 : 2 + spatial]
-    at: tuple[Tensor, ...] = torch.unravel_index(_sampled(sizes.numel(), generator), sizes)
+    at: tuple[Tensor, ...] = torch.unravel_index(sampled_positions(sizes.numel(), generator), sizes)
     where: tuple[Any, ...] = (slice(None), slice(None), *at)
     seen = windows[where]  # [batch, channels, positions, *kernel]
     return seen.unflatten(1, (module.groups, -1)).transpose(2, 3).movedim(1, 0).flatten(3).flatten(1, 2)
 
 
-def _sampled(count: int, generator: torch.Generator) -> Tensor:
+def sampled_positions(count: int, generator: torch.Generator) -> Tensor:
+    """Return at most POSITIONS_PER_IMAGE of `count` places; generators of one seed choose alike."""
     if count <= POSITIONS_PER_IMAGE:
         return torch.arange(count)
     return torch.randperm(count, generator=generator)[:POSITIONS_PER_IMAGE]

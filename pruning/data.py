@@ -15,7 +15,7 @@ from pruning.errors import DataError
 from pruning.networks import NetworkSpec
 from pruning.registry import unknown_name
 
-_KINDS = ("digits", "npz:FILE", "none")
+_KINDS = ("digits", "npz:FILE")
 _NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _NPZ_HELD_OUT = {"calibration": 512, "reward": 512, "validation": 1000}  # images
 _NPZ_LARGEST_HELD_OUT_SHARE = 0.75  # of the training images; beyond it the sizes above shrink
@@ -31,6 +31,7 @@ class Images:
 
     images: Tensor
     labels: Tensor
+    labelled: bool = True  # else the labels are the dense network's own answers, for want of true ones
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,8 +71,6 @@ def load_splits(spec: str, network: NetworkSpec, *, seed: int = 0) -> ImageSplit
         return _digits(network)
     if kind == "npz" and place:
         return _npz(Path(place), network, seed)
-    if spec == "none":
-        raise DataError("compression without data is not available yet; give --data digits or npz:FILE")
     raise unknown_name("kind of data", spec, _KINDS)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pruning.cost import count_params
+from pruning.data import Images
 from pruning.errors import DataError
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images [batch, ...], labels [batch])
@@ -26,6 +27,7 @@ class Evaluation:
     params: int
     bytes: int  # of the weights file
     latency_ms: float | None = None  # median for one image; None where it was not measured
+    agreement: float | None = None  # without labels: share of images on which the dense network says the same
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON."""
@@ -76,16 +78,18 @@ def weights_bytes(model: nn.Module) -> int:
     return len(save({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}))
 
 
-def evaluate(model: nn.Module, batches: Batches, *, macs: int) -> Evaluation:
-    """Measure a network on labelled images; latency is measured side by side with others (`measure_latency`).
+def evaluate(model: nn.Module, images: Images, *, macs: int) -> Evaluation:
+    """Measure a network on images; latency is measured side by side with others (`measure_latency`).
 
     Args:
         model: the network.
-        batches: of (images, labels).
+        images: with labels, true ones or the dense network's answers.
         macs: its multiply-adds, from a CostModel.
     """
+    right = accuracy(*predictions(model, images.batches()))
     return Evaluation(
-        accuracy=accuracy(*predictions(model, batches)),
+        accuracy=right if images.labelled else None,
+        agreement=None if images.labelled else right,
         macs=macs,
         params=count_params(model),
         bytes=weights_bytes(model),

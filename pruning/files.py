@@ -33,6 +33,16 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Return where things that can be made again are kept between runs.
+
+    `$SECATEUR_CACHE`, `$XDG_CACHE_HOME/secateur` or `~/.cache/secateur`; it need not exist yet.
+    """
+    if folder := os.environ.get("SECATEUR_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secateur"
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

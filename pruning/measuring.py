@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pruning.apply import Compressed
 from pruning.cost import measure_latency
-from pruning.evaluation import Batches, Evaluation, evaluate
+from pruning.data import Images
+from pruning.evaluation import Evaluation, evaluate
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
 
@@ -25,15 +26,13 @@ class Rows:
         return {name: len(one.gates) for name, one in self.compressed.items()}
 
 
-def measure_rows(
-    network: PrunableNetwork, plans: Mapping[str, PruningPlan], images: Callable[[], Batches]
-) -> Rows:
+def measure_rows(network: PrunableNetwork, plans: Mapping[str, PruningPlan], images: Images) -> Rows:
     """Carry plans out on copies of a network and measure them, their latencies in turn within one run.
 
     Args:
         network: the dense network.
         plans: name -> plan.
-        images: returns the batches of (images, labels) to measure on, anew at each call.
+        images: to measure on.
     """
     compressed = {name: network.compress(plan) for name, plan in plans.items()}
     models = {name: one.model for name, one in compressed.items()}
@@ -41,7 +40,7 @@ def measure_rows(
     latencies = measure_latency(models, network.graph.input_shape, device=device)
     evaluations = {
         name: replace(
-            evaluate(one.model, images(), macs=network.cost.macs(one.widths)), latency_ms=latencies[name]
+            evaluate(one.model, images, macs=network.cost.macs(one.widths)), latency_ms=latencies[name]
         )
         for name, one in compressed.items()
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from pruning.apply import DEFAULT_METHOD, Compressed, Method, apply_plan
-from pruning.calibration import calibrate
+from pruning.apply import DEFAULT_METHOD, Compressed, Method, apply_plan, score_units
+from pruning.calibration import CalibrationInputs, calibrate
 from pruning.compensation import COMPENSATIONS
 from pruning.cost import CostModel
 from pruning.criteria import CRITERIA
@@ -26,8 +27,7 @@ class PrunableNetwork:
 
     Args:
         model: the dense network; it is never changed.
-        input_shape: shape of one image.
-        calibration: batches of images, without labels.
+        calibration: what to observe it on; see `real_images` and SYNTHESES.
         method: how plans are carried out.
         only: patterns of layers to admit; see `restrict`.
         protect: patterns of layers to freeze.
@@ -38,14 +38,13 @@ class PrunableNetwork:
         WeightsError: a weight or a BatchNorm statistic is NaN or infinite.
         UnknownNameError: a pattern matches no layer, or the method names an unknown part.
         PlanError: nothing is left to prune.
-        DataError: there is no calibration image, or activations are not finite.
+        DataError: activations are not finite.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        input_shape: Sequence[int],
-        calibration: Iterable[Tensor],
+        calibration: CalibrationInputs,
         *,
         method: Method = DEFAULT_METHOD,
         only: Sequence[str] = (),
@@ -57,16 +56,23 @@ class PrunableNetwork:
         _check_finite(model)
         self.model = model
         self.method = method
-        self.graph = restrict(trace(model, input_shape), only=only, protect=protect)
+        self.graph = restrict(trace(model, calibration.shape), only=only, protect=protect)
         if not self.graph.prunable:
             reasons = sorted({group.frozen for group in self.graph.groups if group.frozen})
             raise PlanError(f"no channel group may be pruned: {'; '.join(reasons)}")
-        self.calibration = calibrate(model, self.graph, calibration, seed=seed)
+        self.calibration = calibrate(self.graph, calibration, seed=seed)
         self.cost = CostModel(self.graph, model, shifts_bias=compensation.shifts_bias)
+
+    @cached_property
+    def scores(self) -> dict[str, Tensor]:
+        """The scores of every prunable group's units, worked out once for all plans."""
+        return score_units(self.model, self.graph, self.calibration, criterion=self.method.criterion)
 
     def compress(self, plan: PruningPlan) -> Compressed:
         """Return a compressed copy; see `apply_plan`."""
-        return apply_plan(self.model, self.graph, plan, self.calibration, method=self.method)
+        return apply_plan(
+            self.model, self.graph, plan, self.calibration, method=self.method, scores=self.scores
+        )
 
     def error_curves(self) -> tuple[tuple[float, ...], ...]:
         """Return, for each prunable group, its readers' loss at each of CURVE_RATIOS."""
@@ -76,7 +82,7 @@ class PrunableNetwork:
                 group,
                 self.calibration,
                 ratios=CURVE_RATIOS,
-                criterion=self.method.criterion,
+                scores=self.scores[group.name],
             )
             for group in self.graph.prunable
         )

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import Calibration, Moments
-from pruning.compensation.least_squares import RIDGE
-from pruning.criteria import CRITERIA
+from pruning.calibration import RIDGE, Calibration, Moments
 from pruning.graph import ChannelGroup, Member
 from pruning.plan import kept_units
 
@@ -22,14 +20,16 @@ def error_curve(
     calibration: Calibration,
     *,
     ratios: Sequence[float],
-    criterion: str,
+    scores: Tensor,
 ) -> tuple[float, ...]:
     """Return what the group's readers lose when it alone is pruned, for each static ratio.
+
+    The units go in the order of their `scores`, [units], the lowest first.
 
     The loss is the share of output variance that least squares cannot restore, averaged over the readers:
     0 is none, 1 is all. Readers without moments (transposed convolutions) do not count.
     """
-    ranking = CRITERIA[criterion](model, group, calibration).argsort(descending=True, stable=True)
+    ranking = scores.argsort(descending=True, stable=True)
     counts = [kept_units(group.units, ratio) for ratio in ratios]
     losses = [
         _losses(model.get_submodule(reader.owner), reader, ranking, counts, calibration.moments[reader.owner])

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from pruning.data import Images, load_splits
 from pruning.errors import PruningError, WeightsError
-from pruning.files import written_whole
+from pruning.files import cache_folder, written_whole
 from pruning.networks import resolve_network
 from pruning.weights import load_weights_
 
@@ -98,7 +97,7 @@ def dense_digits(cache: Path | None = None, *, progress: bool = False) -> nn.Mod
     network = resolve_network(_DIGITS_NETWORK)
     with _seeded(0):
         model = network.build()
-    path = (cache or _cache_folder()) / f"{_DIGITS_NETWORK}-{_fingerprint(model)}.safetensors"
+    path = (cache or cache_folder()) / f"{_DIGITS_NETWORK}-{_fingerprint(model)}.safetensors"
     if path.exists():
         try:
             load_weights_(model, path)
@@ -111,12 +110,6 @@ def dense_digits(cache: Path | None = None, *, progress: bool = False) -> nn.Mod
         model = train_dense(model, learned_from, **_DIGITS_RECIPE, progress=progress)
     _store(model, path)
     return model
-
-
-def _cache_folder() -> Path:
-    if folder := os.environ.get("SECATEUR_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secateur"
 
 
 def _fingerprint(model: nn.Module) -> str:

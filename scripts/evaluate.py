@@ -53,7 +53,7 @@ def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
     args.model, args.data = args.model or "digits_resnet", args.data or "digits"
     task = options.task_of(args, Budget({"macs": 1.0}))
     macs = find_groups(task.model, task.network.input_shape).macs
-    evaluation = evaluate(task.model, task.splits.test.batches(), macs=macs)
+    evaluation = evaluate(task.model, task.splits.test, macs=macs)
     return _timed(evaluation, task.model, task.network.input_shape, args), 0
 
 
@@ -63,7 +63,7 @@ def _compressed(args: argparse.Namespace) -> tuple[Evaluation, int]:
     splits = load_splits(args.data or loaded.manifest.data, loaded.network, seed=args.seed)
     check_labels(splits, count_classes(loaded.model, loaded.network))
     model = loaded.model.to(options.device_of(args))
-    evaluation = evaluate(model, splits.test.batches(), macs=loaded.manifest.evaluation.macs)
+    evaluation = evaluate(model, splits.test, macs=loaded.manifest.evaluation.macs)
     return _timed(evaluation, model, loaded.network.input_shape, args), len(loaded.gates)
 
 

@@ -15,6 +15,7 @@ from envs import Budget, LayerPruningEnv, Task, load_task, task_env
 from pruning.apply import Method
 from pruning.compensation import COMPENSATIONS
 from pruning.criteria import CRITERIA
+from pruning.synthesis import SYNTHESES
 
 
 class UsageError(Exception):
@@ -89,7 +90,9 @@ def add_network_flags(parser: Parser) -> None:
         "FILE.py:FACTORY",
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="trained weights: safetensors or torch")
-    parser.add_argument("--data", default="digits", metavar="SPEC", help="digits (default) or npz:FILE")
+    parser.add_argument(
+        "--data", default="digits", metavar="SPEC", help="digits (default), npz:FILE, or none"
+    )
     parser.add_argument(
         "--input-size", nargs=3, type=int, metavar=("C", "H", "W"), help="where the name does not say"
     )
@@ -106,6 +109,15 @@ def add_pruning_flags(parser: Parser) -> None:
     parser.add_argument("--criterion", default="l1", metavar="NAME", help=f"one of: {', '.join(CRITERIA)}")
     parser.add_argument(
         "--compensation", default="least-squares", metavar="NAME", help=f"one of: {', '.join(COMPENSATIONS)}"
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="NAME",
+        help="data (default where there is some), or made from the weights alone: "
+        f"{', '.join(SYNTHESES)} (default: distilled)",
+    )
+    parser.add_argument(
+        "--eval-data", metavar="SPEC", help="with --data none: images to report on once all is decided"
     )
     parser.add_argument(
         "--round-to", type=positive, default=1, metavar="N", help="keep units in multiples of N"
@@ -177,10 +189,19 @@ def device_of(args: argparse.Namespace) -> str:
 
 
 def task_of(args: argparse.Namespace, budget: Budget) -> Task:
-    """Return the task that the flags describe."""
+    """Return the task that the flags describe.
+
+    Raises:
+        UsageError: --eval-data is given beside data of its own.
+    """
+    eval_data = getattr(args, "eval_data", None)
+    if eval_data is not None and args.data != "none":
+        raise UsageError(f"--eval-data goes with --data none; {args.data} has test images of its own")
     return load_task(
         args.model,
         data=args.data,
+        calibration=getattr(args, "calibration", None),
+        eval_data=eval_data,
         weights=args.weights,
         input_size=tuple(args.input_size) if args.input_size else None,
         mean=args.mean,
@@ -190,6 +211,13 @@ def task_of(args: argparse.Namespace, budget: Budget) -> Task:
         seed=args.seed,
         progress=not args.quiet,
     )
+
+
+def judged_on(args: argparse.Namespace) -> str:
+    """Return what images the figures are measured on, for a title."""
+    if args.data == "none" and args.eval_data is None:
+        return "synthetic images: agreement with the dense network"
+    return "the test images"
 
 
 def refuse_weights(args: argparse.Namespace) -> None:

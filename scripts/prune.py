@@ -75,8 +75,7 @@ def run(argv: Sequence[str]) -> None:
 def _network(task: Task, args: argparse.Namespace) -> PrunableNetwork:
     return PrunableNetwork(
         task.model,
-        task.network.input_shape,
-        [images for images, _ in task.splits.calibration.batches()],
+        task.calibration,
         method=options.method_of(args),
         only=args.only,
         protect=args.protect,
@@ -97,7 +96,7 @@ def _even_plan(graph: ChannelGraph, static: float, runtime: float) -> PruningPla
 
 
 def _write(network: PrunableNetwork, plan: PruningPlan, task: Task, args: argparse.Namespace) -> None:
-    rows = measure_rows(network, {"dense": PruningPlan(), "pruned": plan}, task.splits.test.batches)
+    rows = measure_rows(network, {"dense": PruningPlan(), "pruned": plan}, task.splits.test)
     open_run(args.out, options.plain(args), overwrite=args.overwrite)
     plan.save(args.out / "plan.json")
     manifest = manifest_of(task, args, plan, rows.evaluations["pruned"])
@@ -107,7 +106,7 @@ def _write(network: PrunableNetwork, plan: PruningPlan, task: Task, args: argpar
         "gated_groups": rows.gated,
     }
     write_json(args.out / METRICS, record)
-    show(record, f"{args.model}, test images", as_json=args.json)
+    show(record, f"{args.model}, on {options.judged_on(args)}", as_json=args.json)
 
 
 if __name__ == "__main__":

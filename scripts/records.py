@@ -25,6 +25,7 @@ CONFIG, METRICS = "config.json", "metrics.json"
 
 COLUMNS = {
     "accuracy": ("accuracy", lambda value: f"{value:.2%}"),
+    "agreement": ("agreement", lambda value: f"{value:.2%}"),
     "macs": ("MACs", lambda value: f"{value / 1e6:.3f} M"),
     "params": ("parameters", lambda value: f"{value:,}"),
     "bytes": ("bytes", lambda value: f"{value:,}"),
@@ -61,7 +62,7 @@ def manifest_of(task: Task, args: argparse.Namespace, plan: PruningPlan, evaluat
         input_shape=network.input_shape,
         mean=network.mean,
         std=network.std,
-        data=args.data,
+        data=args.eval_data or args.data,
         plan=plan,
         evaluation=evaluation,
     )
@@ -87,11 +88,12 @@ def show_rows(title: str, rows: Mapping[str, Mapping[str, Any]], *, gated: Mappi
     """
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for heading, _ in COLUMNS.values():
-        table.add_column(heading, justify="right")
+    columns = [key for key in COLUMNS if any(row.get(key) is not None for row in rows.values())]
+    for key in columns:
+        table.add_column(COLUMNS[key][0], justify="right")
     for name, row in rows.items():
         mark = " *" if gated.get(name) else ""
-        cells = (_cell(key, row.get(key), rows.get("dense", {}).get(key), mark) for key in COLUMNS)
+        cells = (_cell(key, row.get(key), rows.get("dense", {}).get(key), mark) for key in columns)
         table.add_row(name, *cells)
     console().print(table)
     if any(gated.values()):

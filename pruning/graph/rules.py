@@ -107,7 +107,8 @@ def _layer_shape(call: Call, module: Any) -> LayerShape:
 
 def _sole_batch_norm(call: Call) -> str | None:
     users = list(call.node.users)
-    if len(users) != 1 or users[0].op != "call_module":
+    rows_of_rows = isinstance(call.module, nn.Linear) and call.value.dim() > 2
+    if len(users) != 1 or users[0].op != "call_module" or rows_of_rows:  # a BatchNorm1d would norm the rows
         return None
     name = str(users[0].target)
     owner = call.node.graph.owning_module

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruning.apply import Method, apply_plan
-from pruning.calibration import calibrate
+from pruning.calibration import calibrate, real_images
 from pruning.compensation import COMPENSATIONS
 from pruning.cost import CostModel
 from pruning.errors import PlanError, UnknownNameError
@@ -33,7 +33,9 @@ def even_plan(graph, static, runtime=0.0):
 
 def applied(name, plan, **method):
     model, graph, images = example(name)
-    return apply_plan(model, graph, plan, calibrate(model, graph, [images]), method=Method(**method))
+    return apply_plan(
+        model, graph, plan, calibrate(graph, real_images(model, [images])), method=Method(**method)
+    )
 
 
 @pytest.mark.parametrize("name", list(EXAMPLES))
@@ -99,7 +101,7 @@ def test_least_squares_beats_dropping_on_the_calibration_images():
     for name in ("plain", "residual", "padded"):
         model, graph, _ = example(name)
         images = EXAMPLES[name].images(64)
-        calibration, dense = calibrate(model, graph, [images]), model(images)
+        calibration, dense = calibrate(graph, real_images(model, [images])), model(images)
         errors = {}
         for compensation in ("none", "least-squares"):
             method = Method(compensation=compensation)
@@ -116,7 +118,7 @@ def test_widths_are_rounded_as_the_method_says():
 def test_a_model_in_training_mode_stays_in_it():
     model, graph, images = example("view-constant")
     model = copy.deepcopy(model).train()
-    found = apply_plan(model, graph, even_plan(graph, 0.5), calibrate(model, graph, [images]))
+    found = apply_plan(model, graph, even_plan(graph, 0.5), calibrate(graph, real_images(model, [images])))
     assert found.model.training
     assert model.training
 

@@ -12,6 +12,7 @@ from pruning.calibration import (
     FullCovariance,
     SampledCovariance,
     calibrate,
+    real_images,
     unfolded,
 )
 from pruning.errors import DataError
@@ -100,7 +101,7 @@ class Recorder:
 @torch.no_grad()
 def test_moments_are_mean_and_covariance_of_the_unfolded_input():
     model, graph, images = example("grouped")
-    moments = calibrate(model, graph, [images]).moments
+    moments = calibrate(graph, real_images(model, [images])).moments
     assert set(moments) == {"grouped.0", "last.0", "head.2"}
     with Recorder(model, "grouped.0") as inputs:
         model(images)
@@ -116,7 +117,9 @@ def test_moments_are_mean_and_covariance_of_the_unfolded_input():
 def test_moments_do_not_depend_on_how_the_images_are_batched():
     model, graph, _ = example("plain")
     images = EXAMPLES["plain"].images(5)
-    whole, parts = (calibrate(model, graph, batches) for batches in ([images], [images[:2], images[2:]]))
+    whole, parts = (
+        calibrate(graph, real_images(model, batches)) for batches in ([images], [images[:2], images[2:]])
+    )
     for name in whole.moments:
         one, other = whole.moments[name], parts.moments[name]
         torch.testing.assert_close(one.mean, other.mean, rtol=1e-5, atol=1e-6)
@@ -130,14 +133,14 @@ def test_a_layer_called_twice_has_the_moments_of_both_calls():
     with Recorder(model, "shared") as inputs:
         model(images)
     u = torch.cat([F.unfold(x, 3, padding=1).transpose(1, 2).reshape(-1, 54) for x in inputs])
-    found = calibrate(model, graph, [images]).moments["shared"].mean[0]
+    found = calibrate(graph, real_images(model, [images])).moments["shared"].mean[0]
     torch.testing.assert_close(found, u.double().mean(0), rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
 def test_gates_are_fitted_to_means_of_the_writers_and_strengths_of_the_readers_inputs():
     model, graph, images = example("plain")
-    found = calibrate(model, graph, [images[:2], images[2:]])
+    found = calibrate(graph, real_images(model, [images[:2], images[2:]]))
     assert set(found.pooled) == {"0.0", "1.0"}
     assert set(found.magnitudes) == {"1.0", "2.2"}
     with Recorder(model, "1.0") as inputs:
@@ -151,17 +154,17 @@ def test_the_model_is_run_in_evaluation_mode_and_left_as_it_was():
     model, graph, images = example("plain")
     model = copy.deepcopy(model).train()
     before = snapshot(model)
-    found = calibrate(model, graph, [images])
+    found = calibrate(graph, real_images(model, [images]))
     assert_untouched(model, before)
     assert model.training
-    expected = calibrate(example("plain")[0], graph, [images])
+    expected = calibrate(graph, real_images(example("plain")[0], [images]))
     assert torch.equal(found.moments["1.0"].mean, expected.moments["1.0"].mean)
 
 
 def test_no_image_is_refused():
     model, graph, _ = example("plain")
     with pytest.raises(DataError, match="no calibration image"):
-        calibrate(model, graph, [])
+        calibrate(graph, real_images(model, []))
 
 
 def test_activations_that_are_not_finite_are_refused_with_the_layer():
@@ -169,7 +172,7 @@ def test_activations_that_are_not_finite_are_refused_with_the_layer():
     images = images.clone()
     images[0, 0, 0, 0] = math.nan
     with pytest.raises(DataError, match=r"inputs of layer 1\.0 are not finite"):
-        calibrate(model, graph, [images])
+        calibrate(graph, real_images(model, [images]))
 
 
 class TestCovariances:
@@ -218,7 +221,7 @@ def test_a_wide_reader_keeps_an_even_sample_of_centred_rows(monkeypatch):
     graph, images = find_groups(model, (3, 6, 6)), EXAMPLES["plain"].images()
     with Recorder(model, "1.0") as inputs:
         model(images)
-    moments = calibrate(model, graph, [images]).moments["1.0"]
+    moments = calibrate(graph, real_images(model, [images])).moments["1.0"]
     u = F.unfold(inputs[0], 3, padding=1).transpose(1, 2).reshape(-1, 54)[::6].double()  # 108 rows
     (covariance,) = moments.covariances
     assert isinstance(covariance, SampledCovariance)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning.calibration import calibrate
+from pruning.calibration import calibrate, real_images
 from pruning.compensation import COMPENSATIONS, PlannedCut
 from pruning.cost import CostModel, Widths, count_params, measure_latency, plan_widths
 from pruning.errors import PlanError, UnknownNameError
@@ -47,7 +47,7 @@ class TestEveryExample:
         model, graph, images = example(name)
         method, kept = COMPENSATIONS[compensation], random_kept(graph)
         changed = copy.deepcopy(model)
-        cuts, calibration = axis_cuts(model, graph, kept), calibrate(model, graph, [images])
+        cuts, calibration = axis_cuts(model, graph, kept), calibrate(graph, real_images(model, [images]))
         method.apply_(changed, PlannedCut(model, graph, kept, cuts, calibration))
         small, widths = cut(changed, graph, kept), widths_of(graph, kept)
         cost = CostModel(graph, model, shifts_bias=method.shifts_bias)

@@ -224,8 +224,3 @@ def test_an_unknown_kind_suggests_the_nearest():
 def test_half_a_specification_is_refused(spec):
     with pytest.raises(UnknownNameError):
         load_splits(spec, GREY)
-
-
-def test_no_data_is_not_supported_yet():
-    with pytest.raises(DataError, match="not available yet"):
-        load_splits("none", GREY)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load, save_file
 from torch import nn
 
+from pruning.data import Images
 from pruning.errors import DataError
 from pruning.evaluation import Evaluation, accuracy, divergence, evaluate, predictions, weights_bytes
 from tests.pruning.oracles import example
@@ -69,5 +70,14 @@ def test_layers_that_share_weights_have_a_size():
 def test_an_evaluation_measures_accuracy_parameters_and_bytes():
     model, _, images = example("plain")
     labels = model(images).argmax(1)
-    found = evaluate(model, [(images, labels)], macs=77)
-    assert found == Evaluation(1.0, 77, sum(p.numel() for p in model.parameters()), weights_bytes(model))
+    sizes = (77, sum(p.numel() for p in model.parameters()), weights_bytes(model))
+    assert evaluate(model, Images(images, labels), macs=77) == Evaluation(1.0, *sizes)
+
+
+def test_without_labels_it_is_agreement_with_the_dense_network():
+    model, _, images = example("plain")
+    answers = model(images).argmax(1)
+    answers[0] = (answers[0] + 1) % 8
+    found = evaluate(model, Images(images, answers, labelled=False), macs=77)
+    assert found.accuracy is None
+    assert found.agreement == pytest.approx(1 - 1 / len(images))

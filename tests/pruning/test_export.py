@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruning.calibration import real_images
 from pruning.errors import PruningError
 from pruning.evaluation import Evaluation
 from pruning.export import Manifest, folder_written_whole, load_compressed, save_compressed
@@ -32,7 +33,8 @@ def network_file(tmp_path_factory):
 def saved(folder, network_file, name, static=0.5, runtime=0.0):
     """Compress an example evenly, save it, and return (what was saved, the name to load it by)."""
     chosen = EXAMPLES[name]
-    network = PrunableNetwork(chosen.model(), chosen.input_shape, [chosen.images(8)])
+    model = chosen.model()
+    network = PrunableNetwork(model, real_images(model, [chosen.images(8)]))
     plan = PruningPlan(
         {g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in network.graph.prunable}
     )

@@ -2,10 +2,11 @@ import json
 import math
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from pruning.files import read_json, write_json, written_whole
+from pruning.files import cache_folder, read_json, write_json, written_whole
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):
@@ -60,3 +61,19 @@ def test_what_is_not_json_or_not_there_raises(tmp_path):
         read_json(tmp_path / "bad.json")
     with pytest.raises(OSError, match=r"gone\.json"):
         read_json(tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"SECATEUR_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/secateur"),
+        ({"HOME": "/c"}, "/c/.cache/secateur"),
+    ],
+)
+def test_the_cache_is_where_the_environment_says(monkeypatch, variables, folder):
+    for name in ("SECATEUR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(folder)

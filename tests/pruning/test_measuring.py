@@ -2,6 +2,8 @@ import pytest
 import torch
 
 import pruning.measuring
+from pruning.calibration import real_images
+from pruning.data import Images
 from pruning.measuring import measure_rows
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
@@ -19,7 +21,8 @@ def rows(monkeypatch):
 
     monkeypatch.setattr(pruning.measuring, "measure_latency", fake)
     chosen = EXAMPLES["residual"]
-    network = PrunableNetwork(chosen.model(), chosen.input_shape, [chosen.images(8)])
+    model = chosen.model()
+    network = PrunableNetwork(model, real_images(model, [chosen.images(8)]))
     images = chosen.images(10)
     with torch.no_grad():
         labels = network.model(images).argmax(1)
@@ -29,7 +32,7 @@ def rows(monkeypatch):
         "cut": PruningPlan({"a.0": LayerDecision(0.5)}),
         "gated": PruningPlan({"a.0": LayerDecision(0.5, 0.5)}),
     }
-    found = measure_rows(network, plans, lambda: zip(images.split(4), labels.split(4), strict=True))
+    found = measure_rows(network, plans, Images(images, labels))
     return found, timed, images
 
 

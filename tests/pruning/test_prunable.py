@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from pruning.apply import Method
+from pruning.calibration import real_images
+from pruning.criteria import CRITERIA
 from pruning.errors import DataError, PlanError, UnknownNameError, UntraceableModelError, WeightsError
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import CURVE_RATIOS, PrunableNetwork
@@ -11,7 +13,8 @@ from tests.pruning.oracles import assert_untouched, counted_params, snapshot
 
 def network(name="residual", **settings):
     chosen = EXAMPLES[name]
-    return PrunableNetwork(chosen.model(), chosen.input_shape, [chosen.images(8)], **settings)
+    model = chosen.model()
+    return PrunableNetwork(model, real_images(model, [chosen.images(8)]), **settings)
 
 
 def test_plans_are_carried_out_on_copies():
@@ -28,6 +31,21 @@ def test_prices_know_the_biases_that_a_compensation_adds(compensation):
     prunable = network("bias-free", method=Method(compensation=compensation))
     small = prunable.compress(PruningPlan({"0.0": LayerDecision(0.5)}))
     assert counted_params(small.model) == prunable.cost.params(small.widths)
+
+
+def test_units_are_scored_once_however_many_plans_are_carried_out(monkeypatch):
+    scored = []
+
+    def counted(model, group, calibration):
+        scored.append(group.name)
+        return torch.arange(group.units, dtype=torch.float64)
+
+    monkeypatch.setitem(CRITERIA._entries, "counted", counted)
+    prunable = network("projected", method=Method(criterion="counted"))
+    prunable.error_curves()
+    for ratio in (0.3, 0.5):
+        prunable.compress(PruningPlan({"conv1": LayerDecision(ratio)}))
+    assert scored == [group.name for group in prunable.graph.prunable]
 
 
 def test_there_is_one_curve_for_each_group_and_one_loss_for_each_ratio():
@@ -54,13 +72,15 @@ def test_what_makes_no_sense_is_refused(settings, error):
 
 
 def test_a_network_that_cannot_be_traced_is_refused():
+    model = Branching()
+    calibration = real_images(model, [torch.randn(2, 3, 6, 6)])
     with pytest.raises(UntraceableModelError):
-        PrunableNetwork(Branching(), (3, 6, 6), [torch.randn(2, 3, 6, 6)])
+        PrunableNetwork(model, calibration)
 
 
 def test_without_calibration_images_there_is_no_network():
     with pytest.raises(DataError):
-        PrunableNetwork(EXAMPLES["residual"].model(), (3, 6, 6), [])
+        real_images(EXAMPLES["residual"].model(), [])
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -69,4 +89,4 @@ def test_a_weight_or_statistic_that_is_not_finite_is_named(tensor, value):
     model = EXAMPLES["residual"].model()
     model.state_dict()[tensor].view(-1)[0] = value
     with pytest.raises(WeightsError, match=f"{tensor} holds NaN or infinity"):
-        PrunableNetwork(model, (3, 6, 6), [EXAMPLES["residual"].images()])
+        PrunableNetwork(model, real_images(model, [EXAMPLES["residual"].images()]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruning.apply import Method, apply_plan
-from pruning.calibration import calibrate
+from pruning.calibration import calibrate, real_images
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.runtime import GATES, GateSite, attach_gates_, fit_gate, load_gates_, pooled_input
 from pruning.surgery import rebuild_
@@ -27,7 +27,7 @@ def compressed(name, static, runtime):
     """A network carried out with the same ratios for every group that takes them."""
     model, graph, images = example(name)
     plan = PruningPlan({g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in graph.prunable})
-    return apply_plan(model, graph, plan, calibrate(model, graph, [images]), method=DROPPED)
+    return apply_plan(model, graph, plan, calibrate(graph, real_images(model, [images])), method=DROPPED)
 
 
 def kept_units_of(found, name):
@@ -125,7 +125,7 @@ class TestEveryGatedExample:
 def test_places_after_a_cut_by_hand():
     model, graph, images = example("concat")
     inputs = {"c.0": (0, 2, 3, 6, 7, 10), "b.0": (0, 2, 3)}  # of a.0 units 0, 2, 3; of b.0 units 1, 2, 5
-    kept, found = torch.tensor([1, 2, 5]), calibrate(model, graph, [images])
+    kept, found = torch.tensor([1, 2, 5]), calibrate(graph, real_images(model, [images]))
     site = fit_gate(model, graph.group("b.0"), kept, 2, inputs, found).site
     assert site.places == {
         "c.0": (-1, -1, -1, 0, 1, 2),
@@ -151,7 +151,7 @@ def test_a_gate_predicts_what_its_units_send_to_their_readers(name, group):
     norms = torch.stack([input_norm(reader, channel) for channel in range(x.size(1))])
     importance = torch.stack([(strength * norms)[:, list(unit)].sum(1) for unit in member.channels], dim=1)
     units = graph.group(group).units
-    calibration = calibrate(model, graph, [images])
+    calibration = calibrate(graph, real_images(model, [images]))
     gate = fit_gate(model, graph.group(group), torch.arange(units), 1, {}, calibration)
     predicted = calibration.pooled[graph.group(group).layers[0]] @ gate.weight.T + gate.bias
     torch.testing.assert_close(predicted.mean(0), importance.mean(0), rtol=1e-3, atol=1e-3)
@@ -172,7 +172,7 @@ def input_norm(layer, channel):
 def test_fitted_weights_are_loaded_into_the_gate_of_their_group():
     model, graph, images = example("plain")
     model = copy.deepcopy(model)
-    calibration = calibrate(model, graph, [images])
+    calibration = calibrate(graph, real_images(model, [images]))
     gates = [
         fit_gate(model, group, torch.arange(group.units), 2, {}, calibration) for group in graph.prunable
     ]

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.calibration import calibrate
+from pruning.calibration import calibrate, real_images
+from pruning.criteria import CRITERIA
 from pruning.graph import find_groups
 from pruning.sensitivity import error_curve
 from tests.pruning.example_networks import EXAMPLES
@@ -12,8 +13,10 @@ RATIOS = (0.0, 0.25, 0.5, 0.75)
 
 def curve_of(model, images, name, ratios=RATIOS):
     graph = find_groups(model, images.shape[1:])
-    calibration = calibrate(model, graph, [images], seed=0)
-    return error_curve(model, graph.group(name), calibration, ratios=ratios, criterion="l1")
+    calibration = calibrate(graph, real_images(model, [images]), seed=0)
+    group = graph.group(name)
+    scores = CRITERIA["l1"](model, group, calibration)
+    return error_curve(model, group, calibration, ratios=ratios, scores=scores)
 
 
 def test_the_loss_is_the_variance_that_no_linear_map_of_the_kept_units_explains():

@@ -1,6 +1,5 @@
 import copy
 import logging
-from pathlib import Path
 
 import pytest
 import torch
@@ -191,21 +190,6 @@ class TestDenseDigits:
             assert (counts, torch.get_num_threads()) == ([1], 2)
         finally:
             torch.set_num_threads(before)
-
-    @pytest.mark.parametrize(
-        ("variables", "folder"),
-        [
-            ({"SECATEUR_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
-            ({"XDG_CACHE_HOME": "/b"}, "/b/secateur"),
-            ({"HOME": "/c"}, "/c/.cache/secateur"),
-        ],
-    )
-    def test_the_cache_is_where_the_environment_says(self, monkeypatch, variables, folder):
-        for name in ("SECATEUR_CACHE", "XDG_CACHE_HOME"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        assert training._cache_folder() == Path(folder)
 
 
 @pytest.mark.slow

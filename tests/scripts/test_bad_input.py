@@ -65,7 +65,12 @@ def altered(path, change):
         (["train", "--episodes", "many"], "argument --episodes: invalid"),
         (["train", "--algo", "ppoo"], "no algorithm named 'ppoo'. Did you mean 'ppo'?"),
         (["train", "--data", "digit"], "no kind of data named 'digit'. Did you mean 'digits'?"),
-        (["train", "--data", "none"], "without data is not available yet; give --data digits or npz:FILE"),
+        (
+            ["train", "--data", "none", "--calibration", "data"],
+            "there is no data to calibrate on; choose one",
+        ),
+        (["train", "--data", "none", "--calibration", "distiled"], "Did you mean 'distilled'?"),
+        (["train", "--eval-data", "digits"], "--eval-data goes with --data none"),
         (["train", "--config"], "argument --config: expected one argument"),
         (["prune", "--allocation", "even"], "invalid choice: 'even'"),
         (["prune"], "name the folder for the results with --out"),

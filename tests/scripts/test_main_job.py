@@ -15,7 +15,7 @@ from envs import LayerPruningEnv
 from pruning.evaluation import Evaluation
 from pruning.export import load_compressed
 from pruning.networks import resolve_network
-from scripts.benchmark import time_episodes
+from scripts.benchmarks.environment import time_episodes
 from scripts.train import verdict
 from tests.envs.conftest import make_small_env
 from tests.pruning.example_networks import randomised
@@ -23,7 +23,7 @@ from tests.pruning.oracles import counted_macs, counted_params
 from tests.scripts.conftest import ROOT, in_own_process
 
 ROWS = ["dense", "uniform", "random", "learned"]
-METRICS = {"accuracy", "macs", "params", "bytes", "latency_ms"}
+METRICS = {"accuracy", "agreement", "macs", "params", "bytes", "latency_ms"}
 INSTALLED = Path(sys.executable).with_name("secateur")
 ASSETS = Path(os.environ.get("SECATEUR_DATA", ROOT.parent / "shared" / "data"))
 

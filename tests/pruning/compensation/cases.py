@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from pruning.calibration import calibrate
+from pruning.calibration import calibrate, real_images
 from pruning.compensation import COMPENSATIONS, PlannedCut
 from pruning.surgery import axis_cuts
 from tests.pruning.oracles import example, random_kept
@@ -17,7 +17,7 @@ def run(name, compensation, seed=0):
     kept = random_kept(graph, seed)
     cuts = axis_cuts(model, graph, kept)
     changed = copy.deepcopy(model)
-    planned = PlannedCut(model, graph, kept, cuts, calibrate(model, graph, [images]))
+    planned = PlannedCut(model, graph, kept, cuts, calibrate(graph, real_images(model, [images])))
     COMPENSATIONS[compensation].apply_(changed, planned)
     return model, changed, graph, kept, cuts, images
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pruning import calibration
-from pruning.calibration import FullCovariance, Moments, calibrate
+from pruning.calibration import FullCovariance, Moments, calibrate, real_images
 from pruning.compensation.least_squares import output_mean, refit, shift_output_
 from pruning.graph import find_groups
 from pruning.surgery import cut
@@ -87,7 +87,9 @@ def test_the_refitted_weights_by_least_squares_on_the_unfolded_input(ridge):
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), layer)
     x = torch.randn(40, 3, 9, 9)
     graph = find_groups(nn.Sequential(*model, nn.Flatten(), nn.Linear(4 * 4 * 3, 2)), (3, 9, 9))
-    moments = calibrate(nn.Sequential(*model, nn.Identity()), restricted(graph, "2"), [x]).moments["2"]
+    moments = calibrate(
+        restricted(graph, "2"), real_images(nn.Sequential(*model, nn.Identity()), [x])
+    ).moments["2"]
     kept = torch.tensor([0, 2, 3, 5])  # of each group its first and last
     found = refit(layer.weight, moments, kept, ridge=ridge)
     inner = model[1](model[0](x)).detach()

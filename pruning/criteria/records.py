@@ -1,4 +1,4 @@
-"""Score a group's units; larger means keep. A registry: add one function to add a criterion."""
+"""What a criterion is, what it reads from a writer, and how units are chosen by it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,9 @@ from pruning.graph import ChannelGroup, Member
 from pruning.registry import Registry
 from pruning.surgery import TRANSPOSED
 
-Criterion = Callable[[nn.Module, ChannelGroup, Calibration], Tensor]  # -> [units], float64
+Criterion = Callable[[nn.Module, ChannelGroup, Calibration], Tensor]  # -> [units], float64; larger means keep
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
-
-
-@CRITERIA.register("l1")
-def l1(model: nn.Module, group: ChannelGroup, calibration: Calibration) -> Tensor:
-    """Return the summed magnitude of the weights that write each unit (Li et al. 2017).
-
-    Summed over all writers before ranking: a residual stream has one fate, so a channel that is weak in one
-    block but strong in another must stay.
-    """
-    scores = [per_unit(member, writer_rows(model, member.owner).abs().sum(1)) for member in group.writers]
-    return torch.stack(scores).sum(0)
 
 
 def per_unit(member: Member, values: Tensor) -> Tensor:

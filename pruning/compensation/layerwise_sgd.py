@@ -1,0 +1,135 @@
+"""Each reader trained on its own towards the dense layer's output: the published way (Horton et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.calibration import observe, unfolded
+from pruning.compensation.least_squares import output_mean, shift_output_
+from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
+from pruning.equalization import Equalization, batch_norm_line, equalize
+from pruning.graph import LayerShape
+from pruning.surgery import AxisCut
+
+ITERATIONS = 200
+MINI_BATCH = 256  # rows, each what the kernel sees at one place
+STEP = 0.2  # of the layer's mean weight, at first; from 0.1 to 0.3 ResNet-20 fares alike
+READERS_AT_ONCE = 16  # whose inputs are held in memory together; one pass over the images each time
+
+
+@torch.no_grad()
+def _layerwise_sgd_(model: nn.Module, planned: PlannedCut) -> None:
+    """Train every reader with lost inputs in equalized coordinates, and fold the result back."""
+    equalization = equalize(planned.dense, planned.graph)
+    cuts = [cut for cut in planned.cuts if cut.axis == "in" and cut.owner in planned.calibration.moments]
+    for start in range(0, len(cuts), READERS_AT_ONCE):
+        _train_(model, planned, equalization, cuts[start : start + READERS_AT_ONCE])
+
+
+COMPENSATIONS.register("layerwise-sgd")(Compensation(_layerwise_sgd_, shifts_bias=True))
+
+
+def _train_(
+    model: nn.Module, planned: PlannedCut, equalization: Equalization, cuts: Sequence[AxisCut]
+) -> None:
+    """Train the readers of these cuts, each on its own, on the inputs of one pass over the images."""
+    students = {cut.owner: _Student(planned, equalization, cut) for cut in cuts}
+    observe(planned.graph, planned.calibration.inputs, students, lambda name, x: students[name].watch(x))
+    for name, student in students.items():
+        layer: Any = model.get_submodule(name)
+        dense, learned = layer.weight.detach().clone(), student.trained()
+        moments = planned.calibration.moments[name]
+        layer.weight.copy_(learned)
+        shift = output_mean(dense, moments) - output_mean(learned, moments)
+        shift_output_(model, planned.graph.layers[name], shift)
+
+
+class _Student:
+    """A reader that learns a change of its weights on the kept inputs, to stand in for the lost ones.
+
+    All in equalized coordinates: inputs times v_in, outputs over v_out and behind the BatchNorm.
+    """
+
+    def __init__(self, planned: PlannedCut, equalization: Equalization, cut: AxisCut) -> None:
+        self._dense: Any = planned.dense.get_submodule(cut.owner)
+        equalized: Any = equalization.model.get_submodule(cut.owner)
+        shape = planned.graph.layers[cut.owner]
+        groups, cin = shape.conv_groups, shape.cin // shape.conv_groups
+        inner = torch.tensor(cut.kept) % cin  # the pattern repeats in every conv group
+        self._stays = torch.zeros(cin, dtype=torch.bool).index_fill_(0, inner, True)
+        self._stays = self._stays.repeat_interleave(shape.kernel)
+        weight: Tensor = equalized.weight
+        self._weight = weight.flatten(1).unflatten(0, (groups, -1))  # [groups, outputs, dims]
+        self._v_in = equalization.v_in[cut.owner].view(groups, 1, cin).repeat_interleave(shape.kernel, 2)
+        self._back = _undo_rows(planned.dense, shape, equalization.v_out[cut.owner]).view(groups, -1, 1)
+        # of its own, so that what a layer learns does not hang on which others are cut
+        self._generator = torch.Generator().manual_seed(0)
+        self._inputs: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def watch(self, x: Tensor) -> None:
+        """Take in a batch of the dense layer's inputs."""
+        u = unfolded(self._dense, x, self._generator) * self._v_in.to(x)
+        self._inputs.append(u[:, :, self._stays])
+        self._targets.append(u[:, :, ~self._stays] @ self._weight[:, :, ~self._stays].mT)
+
+    def trained(self) -> Tensor:
+        """Return the weight learned, in the dense layer's own coordinates and shape; zero on lost inputs."""
+        inputs, targets = torch.cat(self._inputs, 1), torch.cat(self._targets, 1)
+        with _one_thread():
+            change = _fit(inputs, targets, STEP * float(self._weight.abs().mean()), self._generator)
+        dense = self._dense.weight.flatten(1).unflatten(0, self._weight.shape[:2])
+        learned = torch.zeros_like(dense)
+        unscaled = change.mT * (self._v_in[:, :, self._stays] * self._back)
+        learned[:, :, self._stays] = dense[:, :, self._stays] + unscaled.to(dense)
+        return learned.reshape(self._dense.weight.shape)
+
+
+def _undo_rows(dense: nn.Module, shape: LayerShape, v_out: Tensor) -> Tensor:
+    """Return what leads from a layer's equalized output back to the one before its BatchNorm, [cout]."""
+    if shape.batch_norm is None:
+        return v_out
+    scale, _ = batch_norm_line(dense.get_submodule(shape.batch_norm))
+    return torch.where(scale == 0, 0.0, v_out / scale)  # a row that the BatchNorm silences may stay as it is
+
+
+def _fit(inputs: Tensor, targets: Tensor, step: float, generator: torch.Generator) -> Tensor:
+    """Regress targets on inputs by gradient descent, from zero; constants of the targets do not count.
+
+    Args:
+        inputs: [conv groups, rows, kept dimensions].
+        targets: [conv groups, rows, outputs].
+        step: how far an entry goes in an iteration at first.
+        generator: draws the mini-batches.
+
+    Returns:
+        [conv groups, kept dimensions, outputs].
+    """
+    change = nn.Parameter(inputs.new_zeros(len(inputs), inputs.size(2), targets.size(2)))
+    optimizer = torch.optim.Adam([change], lr=step)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, ITERATIONS)
+    for _ in range(ITERATIONS):
+        rows = torch.randint(inputs.size(1), (MINI_BATCH,), generator=generator).to(inputs.device)
+        x = inputs[:, rows]
+        error = x @ change - targets[:, rows]
+        # centred, for the mean is restored in closed form afterwards
+        change.grad = x.mT @ (error - error.mean(1, keepdim=True)) / MINI_BATCH
+        optimizer.step()
+        schedule.step()
+    return change.detach()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run on one thread: products this small only wait for a second one, and would round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,160 @@
+"""What a unit is made of: the weights that write it, and the weights that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pruning.compensation.records import PlannedCut
+from pruning.criteria import writer_rows
+from pruning.graph import ChannelGraph, ChannelGroup, LayerShape, Member
+from pruning.surgery import TRANSPOSED
+
+
+@dataclass(frozen=True)
+class OutputAffine:
+    """A layer's output gamma (x - mean) / sigma + beta by its weighted sums x; each [channels], float64."""
+
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    variance: Tensor  # as stored, without epsilon: the published codes take it for sigma
+    sigma: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """What a weighted sum is multiplied by."""
+        return self.gamma / self.sigma
+
+    @property
+    def offset(self) -> Tensor:
+        """What becomes of a weighted sum of 0."""
+        return self.beta - self.scale * self.mean
+
+    def select(self, index: Tensor) -> OutputAffine:
+        """Return the same for some of the channels, in the shape of `index`."""
+        return OutputAffine(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def output_affine(model: nn.Module, layer: LayerShape) -> OutputAffine:
+    """Return a layer's bias and the BatchNorm that alone follows it; without one it is the bias alone."""
+    zero = torch.zeros(layer.cout, dtype=torch.float64)
+    bias = _values(model.get_submodule(layer.name), "bias", zero)
+    if layer.batch_norm is None:
+        return OutputAffine(gamma=zero + 1, beta=bias, mean=zero, variance=zero + 1, sigma=zero + 1)
+    batch_norm: Any = model.get_submodule(layer.batch_norm)
+    variance = _values(batch_norm, "running_var", zero)
+    return OutputAffine(
+        gamma=_values(batch_norm, "weight", zero + 1),
+        beta=_values(batch_norm, "bias", zero),
+        mean=_values(batch_norm, "running_mean", zero) - bias,
+        variance=variance,
+        sigma=(variance + batch_norm.eps).sqrt(),
+    )
+
+
+def _values(module: nn.Module, name: str, absent: Tensor) -> Tensor:
+    tensor = getattr(module, name)
+    return absent if tensor is None else tensor.detach().double().cpu()
+
+
+def folded_rows(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> tuple[Tensor, Tensor]:
+    """Return what writes each unit, BatchNorms folded in, side by side for all writers.
+
+    A residual stream has one fate, so two units are alike only if they are in every layer that writes them.
+
+    Returns:
+        Rows, [units, summed row lengths], and offsets, [units, channels per unit of all writers], float64.
+    """
+    rows, offsets = [], []
+    for writer in group.writers:
+        affine, places = output_affine(model, graph.layers[writer.owner]), torch.tensor(writer.channels)
+        folded = writer_rows(model, writer.owner) * affine.scale[:, None]
+        rows.append(folded[places].flatten(1))
+        offsets.append(affine.offset[places])
+    return torch.cat(rows, dim=1), torch.cat(offsets, dim=1)
+
+
+@dataclass(frozen=True)
+class LoneWriter:
+    """A group as the publications know them: one layer writes it, and its units are single channels."""
+
+    group: ChannelGroup
+    rows: Tensor  # [units, row length], float64, BatchNorm not folded in
+    affine: OutputAffine  # of [units]
+    has_batch_norm: bool
+    kept: Tensor
+    gone: Tensor
+
+
+def lone_writers(planned: PlannedCut) -> Iterator[LoneWriter]:
+    """Yield the pruned groups that the publications treat, as they were in the dense network.
+
+    Channels that are constant are among neither the kept nor the lost ones: the published formulas divide
+    by their weights, variances and factors.
+    """
+    for group, kept, gone in pruned_groups(planned):
+        writer = group.writers[0]
+        if len(group.writers) > 1 or len(writer.channels[0]) > 1:
+            continue
+        places = torch.tensor(writer.channels)[:, 0]
+        layer = planned.graph.layers[writer.owner]
+        rows = writer_rows(planned.dense, writer.owner)[places]
+        affine = output_affine(planned.dense, layer).select(places)
+        varies = (rows.norm(dim=1) > 0) & (affine.gamma != 0) & (affine.variance > 0)
+        kept, gone = kept[varies[kept]], gone[varies[gone]]
+        if len(kept) and len(gone):
+            yield LoneWriter(group, rows, affine, layer.batch_norm is not None, kept, gone)
+
+
+def pruned_groups(planned: PlannedCut) -> Iterator[tuple[ChannelGroup, Tensor, Tensor]]:
+    """Yield each group that loses units, with the numbers of the units it keeps and of those it loses."""
+    for group in planned.graph.groups:
+        if group.name in planned.kept:
+            kept = planned.kept[group.name].cpu()
+            stays = torch.zeros(group.units, dtype=torch.bool).index_fill_(0, kept, True)
+            yield group, kept, (~stays).nonzero()[:, 0]
+
+
+def channel_view(tensor: Tensor, layer: nn.Module, axis: Literal["in", "out"]) -> Tensor:
+    """Return a view of a layer's tensor by its channels: [blocks, channels per block, ...].
+
+    The blocks are convolution groups; channel c is at [c // channels per block, c % channels per block].
+    """
+    if tensor.dim() == 1:
+        return tensor[None]
+    blocks = tensor.unflatten(0, (getattr(layer, "groups", 1), -1))
+    return blocks.transpose(1, 2) if (axis == "in") != isinstance(layer, TRANSPOSED) else blocks
+
+
+def at(view: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the index of channels in a channel view."""
+    channels = channels.to(view.device)
+    return channels // view.size(1), channels % view.size(1)
+
+
+def unit_places(member: Member, units: Tensor) -> Tensor:
+    """Return the positions of some units along a member's axis: [units, channels per unit]."""
+    return torch.tensor(member.channels)[units]
+
+
+@torch.no_grad()
+def hand_over_(model: nn.Module, group: ChannelGroup, shares: Tensor, kept: Tensor, gone: Tensor) -> None:
+    """Let every reader see, in the place of each lost unit, its shares of the kept ones.
+
+    Args:
+        model: its readers' weights are changed, in the columns of the kept units.
+        group: whose readers.
+        shares: [len(gone), len(kept)]: unit `gone[r]` is taken for the sum of `shares[r, k]` times `kept[k]`.
+        kept: numbers of units that stay.
+        gone: numbers of units that do not.
+    """
+    for reader in group.readers:
+        layer: Any = model.get_submodule(reader.owner)
+        columns = channel_view(layer.weight, layer, "in")
+        lost = columns[at(columns, unit_places(reader, gone))]
+        columns[at(columns, unit_places(reader, kept))] += torch.tensordot(shares.T.to(lost), lost, dims=1)

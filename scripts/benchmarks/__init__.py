@@ -1,0 +1,1 @@
+"""One module per benchmark; `secateur benchmark NAME` runs it."""

@@ -1,0 +1,181 @@
+"""Compress pretrained CIFAR-10 ResNets without data, by every compensation and calibration."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from tqdm import tqdm
+
+from envs import Budget, Task
+from envs.budget import BudgetKeeper, Limits
+from pruning.apply import Method, apply_plan
+from pruning.compensation import COMPENSATIONS
+from pruning.evaluation import accuracy, predictions
+from pruning.files import read_json, write_json
+from pruning.plan import LayerDecision, PruningPlan
+from pruning.prunable import PrunableNetwork
+from pruning.synthesis import SYNTHESES
+from scripts.benchmarks.assets import WEIGHTS, cifar_images, cifar_task
+from scripts.options import UsageError
+from scripts.records import console
+
+INNER = ("*.conv1",)  # of each block: its inner channels
+WITHOUT_INPUTS = ("none", "merging", "merging-released", "lbyl", "folding")  # look at the weights alone
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is pruned, and how much: a ratio of every group, or a budget spent evenly."""
+
+    name: str
+    only: tuple[str, ...] = ()
+    ratio: float | None = None
+    macs: float | None = None
+
+
+SETTINGS = (
+    Setting("inner 30 %", INNER, ratio=0.3),
+    Setting("inner 50 %", INNER, ratio=0.5),
+    Setting("inner 70 %", INNER, ratio=0.7),
+    Setting("MACs 70 %", macs=0.7),
+    Setting("MACs 50 %", macs=0.5),
+)
+
+
+def rows() -> Iterator[tuple[str, Method]]:
+    """Yield (calibration, method): as published by l1; what uses moments by elimination as well."""
+    for compensation in COMPENSATIONS:
+        for calibration in ("noise",) if compensation in WITHOUT_INPUTS else (*SYNTHESES, "data"):
+            yield calibration, Method("l1", compensation)
+            if compensation.startswith("least-squares"):
+                yield calibration, Method("elimination", compensation)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return, by network, its dense accuracy, seconds to calibrate, and a cell per row and setting."""
+    record = _begun(args.out)
+    for name in args.networks or WEIGHTS:
+        with _empty_cache():
+            _measure_network(name, args, record)
+    return record
+
+
+def _begun(path: Path | None) -> dict[str, Any]:
+    if path is None or not path.exists():
+        return {}
+    try:
+        return dict(read_json(path))
+    except ValueError as error:
+        raise UsageError(f"{path} holds no results ({error}); give another --out") from error
+
+
+@contextmanager
+def _empty_cache() -> Iterator[None]:
+    """Keep synthetic images of earlier runs away, whose making would cost no time."""
+    before = os.environ.get("SECATEUR_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SECATEUR_CACHE"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["SECATEUR_CACHE"]
+            else:
+                os.environ["SECATEUR_CACHE"] = before
+
+
+def _measure_network(name: str, args: argparse.Namespace, record: dict[str, Any]) -> None:
+    found = record.setdefault(name, {"calibration_s": {}, "cells": {}})
+    for calibration in (*SYNTHESES, "data"):
+        methods = [method for source, method in rows() if source == calibration]
+        missing = [
+            (method, setting)
+            for method in methods
+            for setting in SETTINGS
+            if _key(calibration, method, setting) not in found["cells"]
+        ]
+        if missing:
+            _measure_calibration(name, args, calibration, missing, record)
+
+
+def _key(calibration: str, method: Method, setting: Setting) -> str:
+    source = "-" if method.compensation in WITHOUT_INPUTS else calibration
+    return "/".join((method.compensation, source, method.criterion, setting.name))
+
+
+def _measure_calibration(
+    name: str,
+    args: argparse.Namespace,
+    calibration: str,
+    missing: list[tuple[Method, Setting]],
+    record: dict[str, Any],
+) -> None:
+    found = record[name]
+    data = {"data": "none", "eval_data": cifar_images(args)} if calibration != "data" else {}
+    start = time.perf_counter()
+    task = cifar_task(name, args, calibration=calibration, **data)
+    networks: dict[tuple[str, ...], PrunableNetwork] = {
+        only: PrunableNetwork(task.model, task.calibration, only=only) for only in (INNER, ())
+    }
+    found["calibration_s"][calibration] = round(time.perf_counter() - start, 1)
+    found["dense"] = accuracy(*predictions(task.model, task.splits.test.batches()))
+    shown = not args.quiet and sys.stderr.isatty()
+    for method, setting in tqdm(missing, desc=f"{name} {calibration}", disable=not shown, leave=False):
+        cell = _measure_cell(networks[setting.only], task, method, setting)
+        found["cells"][_key(calibration, method, setting)] = cell
+        if args.out is not None:
+            write_json(args.out, record)
+
+
+def _measure_cell(network: PrunableNetwork, task: Task, method: Method, setting: Setting) -> dict[str, float]:
+    plan = _plan(network, setting)
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    small = apply_plan(network.model, network.graph, plan, network.calibration, method=method)
+    seconds = time.perf_counter() - start
+    return {
+        "accuracy": accuracy(*predictions(small.model, task.splits.test.batches())),
+        "seconds": round(seconds, 3),
+        "macs": network.cost.macs(small.widths) / network.cost.macs(network.cost.dense),
+    }
+
+
+def _plan(network: PrunableNetwork, setting: Setting) -> PruningPlan:
+    groups = network.graph.prunable
+    if setting.ratio is not None:
+        return PruningPlan({group.name: LayerDecision(setting.ratio) for group in groups})
+    assert setting.macs is not None
+    keeper = BudgetKeeper(network.cost, Budget({"macs": setting.macs}), Limits())
+    kept = keeper.units.copy()
+    for step in range(len(groups)):
+        even = keeper.even_ratio(step, kept[:step], kept[:step])
+        kept[step], _ = keeper.nearest(step, kept[:step], kept[:step], static=even, runtime=0.0)
+    shares = zip(groups, kept, keeper.units, strict=True)
+    return PruningPlan({group.name: LayerDecision(float(1 - few / all_)) for group, few, all_ in shares})
+
+
+def show(record: Mapping[str, Any]) -> None:
+    """Print a table per network: accuracy, and seconds to carry the plan out."""
+    for name, found in record.items():
+        calibrating = ", ".join(f"{key} {value} s" for key, value in found["calibration_s"].items())
+        title = f"{name}, dense {found['dense']:.1%}, 500 test images; tracing and calibrating: {calibrating}"
+        table = Table(title=title, title_justify="left")
+        for heading in ("compensation", "calibration", "criterion", *(one.name for one in SETTINGS), "s"):
+            table.add_column(heading, justify="left" if heading.startswith("c") else "right")
+        for row in dict.fromkeys(key.rpartition("/")[0] for key in found["cells"]):
+            cells = [found["cells"].get(f"{row}/{setting.name}") for setting in SETTINGS]
+            figures = [f"{100 * cell['accuracy']:.1f}" if cell else "" for cell in cells]
+            seconds = max(cell["seconds"] for cell in cells if cell)
+            table.add_row(*row.split("/"), *figures, f"{seconds:.2f}")
+        console().print(table)

@@ -1,0 +1,93 @@
+"""Time the environment on pretrained CIFAR-10 ResNets: steps and episodes per second, and where time goes."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from tqdm import tqdm
+
+from envs import LayerPruningEnv, task_env
+from scripts.benchmarks.assets import cifar_task
+from scripts.records import console
+
+NETWORKS = ("cifar_resnet20", "cifar_resnet56")
+EPISODES = 20
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return one row per network."""
+    return {name: _time_network(name, args) for name in args.networks or NETWORKS}
+
+
+def _time_network(name: str, args: argparse.Namespace) -> dict[str, float]:
+    task = cifar_task(name, args)
+    start = time.perf_counter()
+    env = task_env(task)
+    setup = time.perf_counter() - start
+    return {"groups": len(env.group_names), "setup_s": setup, **time_episodes(env, args)}
+
+
+def time_episodes(env: LayerPruningEnv, args: argparse.Namespace) -> dict[str, float]:
+    """Time episodes of random actions, no two alike, after one that warms up.
+
+    Returns:
+        step_ms: median of the steps that only decide; steps_per_s: its inverse; episodes_per_s;
+        evaluation_share: of an episode's time, spent in its last step beyond deciding.
+    """
+    rng = np.random.default_rng(args.seed)
+    _episode(env, rng)
+    deciding: list[float] = []
+    evaluating: list[float] = []
+    for _ in tqdm(
+        range(args.episodes or EPISODES),
+        unit="episode",
+        disable=args.quiet or not sys.stderr.isatty(),
+        leave=False,
+    ):
+        *steps, last = _episode(env, rng)
+        deciding += steps
+        evaluating.append(last - statistics.median(steps))
+    step, evaluation = statistics.median(deciding), statistics.median(evaluating)
+    episode = step * len(env.group_names) + evaluation
+    return {
+        "step_ms": 1e3 * step,
+        "steps_per_s": 1 / step,
+        "episodes_per_s": 1 / episode,
+        "evaluation_share": evaluation / episode,
+    }
+
+
+def _episode(env: LayerPruningEnv, rng: np.random.Generator) -> list[float]:
+    """Return the seconds of each step."""
+    env.reset()
+    seconds, terminated = [], False
+    while not terminated:
+        action = rng.uniform(-1, 1, size=2).astype(np.float32)
+        start = time.perf_counter()
+        _, _, terminated, _, _ = env.step(action)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def show(record: dict[str, dict[str, Any]]) -> None:
+    """Print the rows as a table."""
+    table = Table(title="environment, half the MACs, 512 reward images", title_justify="left")
+    for heading in ("network", "groups", "set-up", "a step", "steps/s", "episodes/s", "in evaluation"):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
+    for name, row in record.items():
+        table.add_row(
+            name,
+            str(row["groups"]),
+            f"{row['setup_s']:.1f} s",
+            f"{row['step_ms']:.2f} ms",
+            f"{row['steps_per_s']:.0f}",
+            f"{row['episodes_per_s']:.2f}",
+            f"{row['evaluation_share']:.1%}",
+        )
+    console().print(table)
