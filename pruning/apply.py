@@ -72,7 +72,8 @@ def apply_plan(
     kept = {group.name: select(scores[group.name], count) for group, count in pruned if count < group.units}
     dense, model = model, copy.deepcopy(model)
     cuts = axis_cuts(model, graph, kept)
-    compensation.apply_(model, PlannedCut(dense, graph, kept, cuts, calibration))
+    planned = PlannedCut(dense, graph, kept, cuts, calibration)
+    compensation.apply_(model, planned)
     inputs = {cut.owner: cut.kept for cut in cuts if cut.axis == "in"}
     gates = [
         fit_gate(model, group, kept.get(group.name, torch.arange(count)), int(executed), inputs, calibration)
@@ -80,6 +81,8 @@ def apply_plan(
         if executed < count
     ]
     model, structure = cut_(model, graph, kept)
+    if compensation.finish_ is not None and cuts:
+        compensation.finish_(model, planned)
     structure = replace(structure, biases=_gained_biases(dense, model, graph))
     sites = tuple(gate.site for gate in gates)
     attach_gates_(model, sites)

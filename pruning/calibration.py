@@ -13,6 +13,7 @@ from torch.nn import functional
 from pruning.errors import DataError
 from pruning.graph import ChannelGraph
 from pruning.lockstep import Lockstep
+from pruning.modes import evaluating
 from pruning.surgery import TRANSPOSED
 
 POSITIONS_PER_IMAGE = 64  # sampled output positions of a layer; 64 x 512 images give every layer 32k rows
@@ -224,16 +225,11 @@ def observe(
     watch: Callable[[str, Tensor], None],
 ) -> None:
     """Run the dense network on its calibration inputs, and show `watch` what enters each of `layers`."""
-    model = inputs.reference
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(inputs.reference):
         if inputs.layerwise is None:
-            _run(model, inputs.batches, layers, watch)
+            _run(inputs.reference, inputs.batches, layers, watch)
         else:
             _run_layerwise(graph, inputs, layers, watch)
-    finally:
-        model.train(training)
 
 
 def _run(
@@ -268,15 +264,6 @@ def _run_layerwise(
         for node in lockstep:
             if node.op == "call_module" and node.target in layers:
                 watch(str(node.target), *lockstep.inputs(node))
-
-
-def layer_inputs(
-    graph: ChannelGraph, inputs: CalibrationInputs, layers: Collection[str]
-) -> dict[str, Tensor]:
-    """Return all that enters each of `layers`, [calls x images, channels, ...]."""
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
-    observe(graph, inputs, layers, lambda name, x: found[name].append(x))
-    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def _check_finite(calibration: Calibration) -> None:

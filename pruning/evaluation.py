@@ -14,6 +14,7 @@ from torch.nn import functional
 from pruning.cost import count_params
 from pruning.data import Images
 from pruning.errors import DataError
+from pruning.modes import evaluating
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images [batch, ...], labels [batch])
 
@@ -46,12 +47,9 @@ def predictions(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: there is no image, or the network's output is not one row of logits per image.
     """
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    try:
+    device = next(model.parameters()).device
+    with evaluating(model):
         found = [(model(images.to(device)), labels.to(device)) for images, labels in batches]
-    finally:
-        model.train(training)
     if not found:
         raise DataError("there is no image to evaluate on; give at least one")
     logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from pruning.errors import PruningError
 from pruning.graph import ChannelGraph
+from pruning.modes import evaluating
 
 KeptUnits = Mapping[str, Tensor]  # group -> ascending numbers of the units that stay; unnamed: all stay
 Form = Literal["module", "graph"]
@@ -267,12 +268,8 @@ def _own_forward_agrees(model: nn.Module, program: fx.GraphModule, graph: Channe
     parameter = next(model.parameters())
     example = torch.randn((2, *graph.input_shape), generator=torch.Generator().manual_seed(1))
     example = example.to(parameter.device, parameter.dtype)
-    training = {name: module.training for name, module in model.named_modules()}
     try:
-        model.eval()
-        return torch.equal(attempt(model, example), attempt(program.eval(), example))
+        with evaluating(model, program):
+            return torch.equal(attempt(model, example), attempt(program, example))
     except Exception:  # a constant in the stranger's forward no longer fits: whatever it raises
         return False
-    finally:
-        for name, module in model.named_modules():
-            module.training = training[name]

@@ -22,6 +22,7 @@ from pruning.data import Images, load_splits
 from pruning.errors import PruningError, WeightsError
 from pruning.files import cache_folder, written_whole
 from pruning.networks import resolve_network
+from pruning.threads import one_thread
 from pruning.weights import load_weights_
 
 _log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def dense_digits(cache: Path | None = None, *, progress: bool = False) -> nn.Mod
             _log.warning("training the dense network anew, since its cached weights are unusable: %s", error)
     splits = load_splits("digits", network)
     learned_from = _joined(splits.train, splits.calibration)
-    with _one_thread():
+    with one_thread():
         model = train_dense(model, learned_from, **_DIGITS_RECIPE, progress=progress)
     _store(model, path)
     return model
@@ -138,17 +139,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute the block on one thread: with more, the weights would depend on the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _shifted(images: Tensor, shift: int) -> Tensor:

@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
-    args.model, args.data = args.model or "digits_resnet", args.data or "digits"
+    args.model, args.data = args.model or "digits_resnet", _images_of(args, "digits")
     task = options.task_of(args, Budget({"macs": 1.0}))
     macs = find_groups(task.model, task.network.input_shape).macs
     evaluation = evaluate(task.model, task.splits.test, macs=macs)
@@ -60,11 +60,19 @@ def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
 def _compressed(args: argparse.Namespace) -> tuple[Evaluation, int]:
     options.refuse_weights(args)
     loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
-    splits = load_splits(args.data or loaded.manifest.data, loaded.network, seed=args.seed)
+    splits = load_splits(_images_of(args, loaded.manifest.data), loaded.network, seed=args.seed)
     check_labels(splits, count_classes(loaded.model, loaded.network))
     model = loaded.model.to(options.device_of(args))
     evaluation = evaluate(model, splits.test, macs=loaded.manifest.evaluation.macs)
     return _timed(evaluation, model, loaded.network.input_shape, args), len(loaded.gates)
+
+
+def _images_of(args: argparse.Namespace, default: str) -> str:
+    """Return the name of the images to evaluate on."""
+    name = args.data or default
+    if name == "none":
+        raise options.UsageError("accuracy needs images with labels; name some with --data")
+    return name
 
 
 def _timed(

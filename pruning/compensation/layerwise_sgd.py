@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from pruning.equalization import Equalization, batch_norm_line, equalize
 from pruning.graph import LayerShape
 from pruning.surgery import AxisCut
+from pruning.threads import one_thread
 
 ITERATIONS = 200
 MINI_BATCH = 256  # rows, each what the kernel sees at one place
@@ -81,7 +81,7 @@ class _Student:
     def trained(self) -> Tensor:
         """Return the weight learned, in the dense layer's own coordinates and shape; zero on lost inputs."""
         inputs, targets = torch.cat(self._inputs, 1), torch.cat(self._targets, 1)
-        with _one_thread():
+        with one_thread():
             change = _fit(inputs, targets, STEP * float(self._weight.abs().mean()), self._generator)
         dense = self._dense.weight.flatten(1).unflatten(0, self._weight.shape[:2])
         learned = torch.zeros_like(dense)
@@ -122,14 +122,3 @@ def _fit(inputs: Tensor, targets: Tensor, step: float, generator: torch.Generato
         optimizer.step()
         schedule.step()
     return change.detach()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run on one thread: products this small only wait for a second one, and would round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

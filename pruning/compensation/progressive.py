@@ -16,18 +16,17 @@ from pruning.compensation.least_squares import shift_output_
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from pruning.graph import ChannelGraph
 from pruning.lockstep import Lockstep
+from pruning.modes import evaluating
 from pruning.surgery import TRANSPOSED
 
-PIXELS, FEWEST = (
-    2**19,
-    32,
-)  # as many images as have so many pixels in all, but not fewer: all are held at once
+PIXELS = 2**18  # of as many images as take part, since what all of them leave in a layer is held at once
+FEWEST = 32  # images, however large
 RIDGE = 1e-2  # of the mean input variance: inputs are noisier than those of the dense network
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 SMALL_SCALE = 1e-3  # of the mean squared scale of a BatchNorm: far below it a channel cannot correct a sum
 
 
-def _progressive_(model: nn.Module, planned: PlannedCut) -> None:
+def progressive_(model: nn.Module, planned: PlannedCut) -> None:
     """Refit every layer from the first cut on, in execution order.
 
     Beyond least squares on the dense network's moments: a layer sees its inputs as the compressed layers
@@ -37,14 +36,15 @@ def _progressive_(model: nn.Module, planned: PlannedCut) -> None:
     inputs = planned.calibration.inputs
     count = max(FEWEST, PIXELS // torch.Size(inputs.shape[1:]).numel())
     images = torch.cat(inputs.batches)[:count].to(next(model.parameters()).device)
-    refit = _ProgressiveRefit(model, copy.deepcopy(inputs.reference).eval(), planned)
+    refit = _ProgressiveRefit(model, copy.deepcopy(inputs.reference), planned)
     variants = [inputs.reference, refit.compressed]
     lockstep = Lockstep(planned.graph, variants, images, layerwise=inputs.layerwise)
-    for node in lockstep:
-        refit.before(node, lockstep)
+    with evaluating(*variants):
+        for node in lockstep:
+            refit.before(node, lockstep)
 
 
-COMPENSATIONS.register("least-squares-progressive")(Compensation(_progressive_, shifts_bias=True))
+COMPENSATIONS.register("least-squares-progressive")(Compensation(progressive_, shifts_bias=True))
 
 
 @dataclass(frozen=True)

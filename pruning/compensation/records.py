@@ -29,11 +29,12 @@ class Compensation:
     """A way to make up for lost channels before they are cut.
 
     `apply_` changes a full-size copy of the dense network in place; what it leaves in the lost channels does
-    not count, since the cut removes them.
+    not count, since the cut removes them. `finish_` then changes the weights of the cut network in place.
     """
 
     apply_: Callable[[nn.Module, PlannedCut], None]
     shifts_bias: bool  # whether a reader without bias or BatchNorm may gain a bias
+    finish_: Callable[[nn.Module, PlannedCut], None] | None = None
 
 
 COMPENSATIONS: Registry[Compensation] = Registry("compensation")

@@ -31,7 +31,9 @@ from scripts.options import UsageError
 from scripts.records import console
 
 INNER = ("*.conv1",)  # of each block: its inner channels
-WITHOUT_INPUTS = ("none", "merging", "merging-released", "lbyl", "folding")  # look at the weights alone
+WITHOUT_INPUTS = ("none", "merging-released", "lbyl", "folding")  # look at the weights alone
+STRONG = ("least-squares", "least-squares-progressive", "distillation")
+IMAGES = ("distilled", "data")  # calibrations that the dense network itself runs on
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ SETTINGS = (
 
 
 def rows() -> Iterator[tuple[str, Method]]:
-    """Yield (calibration, method): as published by l1; what uses moments by elimination as well."""
+    """Yield (calibration, method): by l1, as published; what looks at images by elimination as well."""
     for compensation in COMPENSATIONS:
         for calibration in ("noise",) if compensation in WITHOUT_INPUTS else (*SYNTHESES, "data"):
-            yield calibration, Method("l1", compensation)
-            if compensation.startswith("least-squares"):
+            if compensation != "distillation":
+                yield calibration, Method("l1", compensation)
+            if calibration in IMAGES and compensation in STRONG:
                 yield calibration, Method("elimination", compensation)
 
 
@@ -125,10 +128,10 @@ def _measure_calibration(
     data = {"data": "none", "eval_data": cifar_images(args)} if calibration != "data" else {}
     start = time.perf_counter()
     task = cifar_task(name, args, calibration=calibration, **data)
-    networks: dict[tuple[str, ...], PrunableNetwork] = {
-        only: PrunableNetwork(task.model, task.calibration, only=only) for only in (INNER, ())
-    }
+    networks: dict[tuple[str, ...], PrunableNetwork] = {}
+    networks[()] = PrunableNetwork(task.model, task.calibration)
     found["calibration_s"][calibration] = round(time.perf_counter() - start, 1)
+    networks[INNER] = PrunableNetwork(task.model, task.calibration, only=INNER)
     found["dense"] = accuracy(*predictions(task.model, task.splits.test.batches()))
     shown = not args.quiet and sys.stderr.isatty()
     for method, setting in tqdm(missing, desc=f"{name} {calibration}", disable=not shown, leave=False):

@@ -1,0 +1,116 @@
+import json
+
+import pytest
+
+from pruning.compensation import COMPENSATIONS
+from pruning.synthesis import SYNTHESES, distilled, records
+from tests.scripts.test_main_job import ASSETS, METRICS, ROWS, read, resnet20, without_latency  # noqa: F401
+
+RATIO = ["--static-ratio", "0.4"]
+
+
+@pytest.fixture(autouse=True)
+def small_sets(monkeypatch, tmp_path_factory):
+    """Few images and steps, made once for all tests."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setattr(records, "MOST", 48)
+    monkeypatch.setattr(distilled, "STEPS", 5)
+
+
+@pytest.fixture
+def flags(material):
+    """The material without its images."""
+    given = material.flags
+    given[given.index("--data") + 1] = "none"
+    return given
+
+
+@pytest.mark.parametrize("calibration", list(SYNTHESES))
+@pytest.mark.parametrize("compensation", list(COMPENSATIONS))
+def test_every_combination_prunes(secateur, flags, tmp_path, compensation, calibration):
+    method = ["--compensation", compensation, "--calibration", calibration]
+    outcome = secateur("prune", *flags, *RATIO, *method, "--out", tmp_path / "run", "--json")
+    assert outcome.code == 0, outcome.err
+    dense, pruned = json.loads(outcome.out)["rows"].values()
+    assert set(pruned) == METRICS
+    assert (dense["accuracy"], dense["agreement"]) == (None, 1.0)
+    assert pruned["accuracy"] is None
+    assert 0 <= pruned["agreement"] <= 1
+    assert pruned["macs"] < 0.7 * dense["macs"]
+
+
+def test_images_to_report_on_take_no_part_in_the_decision(secateur, flags, material, tmp_path):
+    images = ["--eval-data", f"npz:{material.data}"]
+    with_images = secateur("prune", *flags, *RATIO, *images, "--out", tmp_path / "with", "--json")
+    without = secateur("prune", *flags, *RATIO, "--out", tmp_path / "without", "--json")
+    assert (with_images.code, without.code) == (0, 0), with_images.err
+    row = json.loads(with_images.out)["rows"]["pruned"]
+    assert row["accuracy"] is not None
+    assert row["agreement"] is None
+    weights = [tmp_path / name / "compressed" / "model.safetensors" for name in ("with", "without")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    model = ["--model", material.model]
+    again = secateur("evaluate", "--compressed", tmp_path / "with", *model, "--json")
+    assert without_latency(json.loads(again.out)) == without_latency(row)
+
+
+def test_a_policy_is_learned_without_data(secateur, flags, tmp_path):
+    outcome = secateur("train", *flags, "--episodes", "8", "--out", tmp_path / "run", "--json")
+    assert outcome.code == 0, outcome.err
+    record = json.loads(outcome.out)
+    assert list(record["rows"]) == ROWS
+    assert all(row["accuracy"] is None and row["agreement"] is not None for row in record["rows"].values())
+    assert record["rows"]["dense"]["agreement"] == 1.0
+    assert record["rows"]["learned"]["macs"] <= record["rows"]["uniform"]["macs"]
+    assert ("NOT" in record["verdict"]) == (
+        record["rows"]["learned"]["agreement"] <= record["rows"]["uniform"]["agreement"]
+    )
+
+
+def test_the_table_says_what_was_measured(secateur, flags, tmp_path):
+    outcome = secateur("prune", *flags, *RATIO, "--out", tmp_path / "run")
+    assert "synthetic images: agreement with the dense network" in outcome.out
+    assert "agreement" in outcome.out
+    assert "accuracy" not in outcome.out
+
+
+def test_a_network_made_without_data_is_evaluated_on_images_that_are_named(
+    secateur, flags, material, refused, tmp_path
+):
+    secateur("prune", *flags, *RATIO, "--calibration", "noise", "--out", tmp_path / "run")
+    loaded = ["evaluate", "--compressed", tmp_path / "run", "--model", material.model]
+    assert "name some with --data" in refused(*loaded)
+    assert secateur(*loaded, "--data", f"npz:{material.data}").code == 0
+
+
+def test_data_calibrates_by_what_is_asked_for(secateur, material, tmp_path):
+    for calibration in ("data", "noise"):
+        out = ["--calibration", calibration, "--out", tmp_path / calibration]
+        assert secateur("prune", *material.flags, *RATIO, *out).code == 0
+    rows = [read(tmp_path / name / "metrics.json")["rows"]["pruned"] for name in ("data", "noise")]
+    assert rows[0]["accuracy"] is not None
+    assert rows[1]["accuracy"] is not None
+    weights = [tmp_path / name / "compressed" / "model.safetensors" for name in ("data", "noise")]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+
+
+def test_a_real_resnet20_is_compressed_without_data(secateur, resnet20, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setattr(records, "MOST", 256)
+    given = [
+        *resnet20[:-1],
+        "none",
+        "--eval-data",
+        resnet20[-1],
+        "--only",
+        "*.conv1",
+        "--static-ratio",
+        "0.3",
+    ]
+    accuracy = {}
+    for compensation in ("none", "least-squares"):
+        method = ["--calibration", "noise", "--compensation", compensation, "--out", tmp_path / compensation]
+        outcome = secateur("prune", *given, *method, "--json", "--quiet")
+        assert outcome.code == 0, outcome.err
+        accuracy[compensation] = json.loads(outcome.out)["rows"]["pruned"]["accuracy"]
+    assert accuracy["none"] < 0.7
+    assert accuracy["least-squares"] > 0.85
