@@ -24,8 +24,8 @@ def _follow_(model: nn.Module, planned: PlannedCut) -> None:
     """Train all weights of the cut network, so that the layers which lost inputs give what they gave.
 
     Features are matched, not logits: on distilled images the divergence of the logits cost ResNet-56 thirty
-    points. BatchNorms keep their statistics. Where the calibration inputs are not images that run through
-    the dense network itself, but noise, there is nothing to follow, and nothing is done.
+    points. BatchNorms keep their statistics. Noise, which does not run through the dense network itself,
+    gives nothing to follow, and nothing is done.
     """
     inputs = planned.calibration.inputs
     if inputs.reference is not planned.dense:

@@ -12,7 +12,7 @@ from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from pruning.graph import LayerShape
 
 
-def _least_squares_(model: nn.Module, planned: PlannedCut) -> None:
+def least_squares_(model: nn.Module, planned: PlannedCut) -> None:
     """Refit each reader on its kept inputs to the dense layer's output (architecture decision 3)."""
     for cut in planned.cuts:
         moments = planned.calibration.moments.get(cut.owner)
@@ -25,7 +25,7 @@ def _least_squares_(model: nn.Module, planned: PlannedCut) -> None:
             shift_output_(model, planned.graph.layers[cut.owner], shift)
 
 
-COMPENSATIONS.register("least-squares")(Compensation(_least_squares_, shifts_bias=True))
+COMPENSATIONS.register("least-squares")(Compensation(least_squares_, shifts_bias=True))
 
 
 def refit(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDGE) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pruning.calibration import damped, sampled_positions, unfolded
-from pruning.compensation.least_squares import shift_output_
+from pruning.compensation.least_squares import least_squares_, shift_output_
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from pruning.graph import ChannelGraph
 from pruning.lockstep import Lockstep
@@ -32,14 +31,21 @@ def progressive_(model: nn.Module, planned: PlannedCut) -> None:
     Beyond least squares on the dense network's moments: a layer sees its inputs as the compressed layers
     before it leave them; layers that lost no input are refitted too, since what they read has changed; and
     the last layer before a residual sum makes up for what the other summand has lost.
+
+    That takes images which run through the dense network itself. Of noise, with BatchNorm statistics of its
+    own, the compressed layers make something else with each layer: it is left at plain least squares.
     """
     inputs = planned.calibration.inputs
+    if inputs.reference is not planned.dense:
+        least_squares_(model, planned)
+        return
     count = max(FEWEST, PIXELS // torch.Size(inputs.shape[1:]).numel())
     images = torch.cat(inputs.batches)[:count].to(next(model.parameters()).device)
-    refit = _ProgressiveRefit(model, copy.deepcopy(inputs.reference), planned)
-    variants = [inputs.reference, refit.compressed]
-    lockstep = Lockstep(planned.graph, variants, images, layerwise=inputs.layerwise)
-    with evaluating(*variants):
+    refit, lockstep = (
+        _ProgressiveRefit(model, planned),
+        Lockstep(planned.graph, [planned.dense, model], images),
+    )
+    with evaluating(planned.dense, model):
         for node in lockstep:
             refit.before(node, lockstep)
 
@@ -58,18 +64,12 @@ class _Job:
 
 
 class _ProgressiveRefit:
-    """Refits layers as a Lockstep of the dense and the compressed network comes to them.
+    """Refits layers of `model` as a Lockstep of the dense network and it comes to them."""
 
-    `compressed` is what the calibration inputs run through; what is fitted goes to `model` as well, which
-    differs from it where the inputs need BatchNorm statistics of their own.
-    """
-
-    def __init__(self, model: nn.Module, compressed: nn.Module, planned: PlannedCut) -> None:
-        self.compressed = compressed
+    def __init__(self, model: nn.Module, planned: PlannedCut) -> None:
         self._model = model
         self._graph = planned.graph
-        self._dense = planned.calibration.inputs.reference
-        self._joins = planned.calibration.inputs.layerwise is None  # else each layer stands for itself
+        self._dense = planned.dense
         self._kept = {cut.owner: torch.tensor(cut.kept) for cut in planned.cuts if cut.axis == "in"}
         self._met: set[str] = set()
         self._waiting: dict[fx.Node, list[_Job]] = defaultdict(list)
@@ -86,7 +86,7 @@ class _ProgressiveRefit:
         end, total = _sum_behind(self._graph, node)
         dense, compressed = lockstep.inputs(node)
         job = _Job(name, dense, compressed, end)
-        if total is not None and self._joins:
+        if total is not None:
             self._waiting[total].append(job)
         elif self._has_lost(job):
             self._refit(job)
@@ -113,9 +113,9 @@ class _ProgressiveRefit:
             return
         self._refit(job, self._before_batch_norm(job.layer, lost))
         layer = self._graph.layers[job.layer]
-        value = self.compressed.get_submodule(job.layer)(job.compressed)
+        value = self._model.get_submodule(job.layer)(job.compressed)
         if layer.batch_norm is not None:
-            value = self.compressed.get_submodule(layer.batch_norm)(value)
+            value = self._model.get_submodule(layer.batch_norm)(value)
         lockstep.replace(job.end, 1, value)
 
     def _before_batch_norm(self, layer: str, change: Tensor) -> Tensor:
@@ -143,10 +143,9 @@ class _ProgressiveRefit:
         change, shift = _ridge(kept_rows, residual)
         refitted = torch.zeros_like(weight)
         refitted[:, :, stays] = kept_weight + change.to(weight)
-        for network in (self._model, self.compressed):
-            fitted: Any = network.get_submodule(job.layer)
-            fitted.weight.data.copy_(refitted.view_as(module.weight))
-            shift_output_(network, self._graph.layers[job.layer], shift.flatten())
+        fitted: Any = self._model.get_submodule(job.layer)
+        fitted.weight.data.copy_(refitted.view_as(module.weight))
+        shift_output_(self._model, self._graph.layers[job.layer], shift.flatten())
 
     def _kept_dimensions(self, layer: str, cin: int, dimensions: int) -> Tensor:
         kept = self._kept.get(layer, torch.arange(cin))

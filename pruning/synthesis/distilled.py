@@ -118,7 +118,7 @@ def _match(model: nn.Module, images: Tensor, bar: Any, *, seed: int) -> Tensor:
             mismatch.backward()
             optimizer.step()
             schedule.step()
-    found = images.detach()
+    found = images.detach()  # a pixel that ran away would spoil every moment: it stays as it began
     return torch.where(found.isfinite(), found, start.to(found.device)).cpu()
 
 
@@ -162,9 +162,10 @@ def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _fingerprint(model: nn.Module, images: Tensor, seed: int) -> str:
     """Return a hash of everything that decides the images."""
-    settings = (VERSION, STEPS, PLACES, LEARNING_RATE, SHIFT, seed, tuple(images.shape))
+    optimisation = (VERSION, STEPS, LEARNING_RATE, PLACES, SHIFT, GOOD_ENOUGH)
+    settings = (optimisation, ROLL_OFF, TIED_COLOURS, seed, tuple(images.shape))
     digest = hashlib.sha256(repr(settings).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

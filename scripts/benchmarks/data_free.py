@@ -25,15 +25,15 @@ from pruning.evaluation import accuracy, predictions
 from pruning.files import read_json, write_json
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
-from pruning.synthesis import SYNTHESES
 from scripts.benchmarks.assets import WEIGHTS, cifar_images, cifar_task
 from scripts.options import UsageError
 from scripts.records import console
 
 INNER = ("*.conv1",)  # of each block: its inner channels
 WITHOUT_INPUTS = ("none", "merging-released", "lbyl", "folding")  # look at the weights alone
-STRONG = ("least-squares", "least-squares-progressive", "distillation")
-IMAGES = ("distilled", "data")  # calibrations that the dense network itself runs on
+CALIBRATIONS = ("noise", "layerwise", "distilled", "data")
+ON_IMAGES = ("least-squares-progressive", "distillation")  # need images that the dense network runs on
+IMAGES = ("distilled", "data")
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ SETTINGS = (
 
 
 def rows() -> Iterator[tuple[str, Method]]:
-    """Yield (calibration, method): by l1, as published; what looks at images by elimination as well."""
+    """Yield (calibration, method): by l1, as published; what runs images by elimination as well."""
     for compensation in COMPENSATIONS:
-        for calibration in ("noise",) if compensation in WITHOUT_INPUTS else (*SYNTHESES, "data"):
-            if compensation != "distillation":
+        for calibration in CALIBRATIONS[:1] if compensation in WITHOUT_INPUTS else CALIBRATIONS:
+            if calibration in IMAGES or compensation not in ON_IMAGES:  # noise: the row of least squares
                 yield calibration, Method("l1", compensation)
-            if calibration in IMAGES and compensation in STRONG:
+            if calibration in IMAGES and compensation in (*ON_IMAGES, "least-squares"):
                 yield calibration, Method("elimination", compensation)
 
 
@@ -100,7 +100,7 @@ def _empty_cache() -> Iterator[None]:
 
 def _measure_network(name: str, args: argparse.Namespace, record: dict[str, Any]) -> None:
     found = record.setdefault(name, {"calibration_s": {}, "cells": {}})
-    for calibration in (*SYNTHESES, "data"):
+    for calibration in CALIBRATIONS:
         methods = [method for source, method in rows() if source == calibration]
         missing = [
             (method, setting)

@@ -69,12 +69,11 @@ def test_a_policy_is_learned_without_data(secateur, flags, tmp_path):
 
 def test_the_table_says_what_was_measured(secateur, flags, tmp_path):
     outcome = secateur("prune", *flags, *RATIO, "--out", tmp_path / "run")
-    assert "synthetic images: agreement with the dense network" in outcome.out
-    assert "agreement" in outcome.out
+    assert "on synthetic images: agreement with" in outcome.out
     assert "accuracy" not in outcome.out
 
 
-def test_a_network_made_without_data_is_evaluated_on_images_that_are_named(
+def test_what_was_made_without_data_is_evaluated_on_images_named(
     secateur, flags, material, refused, tmp_path
 ):
     secateur("prune", *flags, *RATIO, "--calibration", "noise", "--out", tmp_path / "run")
@@ -96,21 +95,12 @@ def test_data_calibrates_by_what_is_asked_for(secateur, material, tmp_path):
 
 def test_a_real_resnet20_is_compressed_without_data(secateur, resnet20, monkeypatch, tmp_path):  # noqa: F811
     monkeypatch.setattr(records, "MOST", 256)
-    given = [
-        *resnet20[:-1],
-        "none",
-        "--eval-data",
-        resnet20[-1],
-        "--only",
-        "*.conv1",
-        "--static-ratio",
-        "0.3",
-    ]
+    given = [*resnet20[:-1], "none", "--eval-data", resnet20[-1], "--only", "*.conv1", *RATIO]
     accuracy = {}
     for compensation in ("none", "least-squares"):
         method = ["--calibration", "noise", "--compensation", compensation, "--out", tmp_path / compensation]
         outcome = secateur("prune", *given, *method, "--json", "--quiet")
         assert outcome.code == 0, outcome.err
         accuracy[compensation] = json.loads(outcome.out)["rows"]["pruned"]["accuracy"]
-    assert accuracy["none"] < 0.7
-    assert accuracy["least-squares"] > 0.85
+    assert accuracy["none"] < 0.6
+    assert accuracy["least-squares"] > 0.7

@@ -144,18 +144,15 @@ def test_the_output_is_nearer_than_after_least_squares_on_dense_inputs(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("synthesis", ["noise", "layerwise"])
-def test_inputs_with_statistics_of_their_own_shift_the_networks_own(synthesis):
-    model, images = example("residual")[0], EXAMPLES["residual"].images(64)
-    graph = find_groups(model, images.shape[1:])
-    kept = {group.name: torch.arange(group.units // 2 + 1) for group in graph.prunable}
+def test_noise_is_left_at_plain_least_squares(synthesis):
+    model, images = example("residual")[0], EXAMPLES["residual"].images(8)
+    kept = {"a.0": torch.tensor([0, 3])}
     inputs = SYNTHESES[synthesis](model, images.shape[1:], seed=0, progress=False)
-    _, changed = compensated(model, images, kept, inputs=inputs)
-    for name, norm in model.named_modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            assert torch.equal(changed.get_submodule(name).running_var, norm.running_var)
-    dense = model(images)
-    errors = [(cut(one, graph, kept)(images) - dense).square().mean() for one in (changed, model)]
-    assert errors[0] < errors[1]
+    one, other = (
+        compensated(model, images, kept, name, inputs)[1].state_dict()
+        for name in ("least-squares-progressive", "least-squares")
+    )
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
 def test_fewer_rows_than_inputs_give_the_same_fit():
