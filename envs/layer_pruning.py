@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from envs.action import decode_action
 from envs.budget import Budget, BudgetKeeper, Limits
 from envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
-from envs.reward import RewardTerms, reward_terms
+from envs.reward import Goal, RewardTerms, reward_terms
 from pruning.apply import DEFAULT_METHOD, Method
 from pruning.calibration import CalibrationInputs, real_images
 from pruning.cost import Widths
@@ -46,7 +46,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
 
     ## Rewards
     0 at every step but the last; there, how closely the compressed network follows the dense one on the
-    reward images, in (0, 1]: see `RewardTerms.total`.
+    reward images, in [0, 1]: see `RewardTerms.total`.
 
     ## Starting state
     No group is decided. The environment draws no random numbers: equal actions give equal episodes.
@@ -77,6 +77,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         budget: Budget | Mapping[str, float],
         validation: Batches | None = None,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
+        goal: Goal = "divergence",
         method: Method = DEFAULT_METHOD,
         only: Sequence[str] = (),
         protect: Sequence[str] = (),
@@ -93,6 +94,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             budget: shares of the dense network that may remain.
             validation: batches that choose between finished plans; the reward images where there are none.
             limits: the largest static and runtime ratio of a group.
+            goal: what the reward is made of, see `RewardTerms.total`.
             method: how plans are carried out.
             only: patterns of layers to admit.
             protect: patterns of layers to freeze.
@@ -110,6 +112,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         )
         self.group_names = tuple(group.name for group in self.network.graph.prunable)
         self._limits = limits
+        self._goal: Goal = goal
         self._even_ratio = 0.0
         self.set_budget(budget if isinstance(budget, Budget) else Budget(budget))
         self._observer = Observer(self.network)
@@ -225,4 +228,4 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
 
     def _score(self, plan: PruningPlan) -> RewardTerms:
         logits, _ = predictions(self.network.compress(plan).model, self._reward_batches)
-        return reward_terms(logits, self._dense_logits, self._labels)
+        return reward_terms(logits, self._dense_logits, self._labels, goal=self._goal)

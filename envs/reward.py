@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from pruning.evaluation import accuracy, divergence
+
+Goal = Literal["divergence", "accuracy"]
 
 
 @dataclass(frozen=True)
@@ -16,21 +19,26 @@ class RewardTerms:
 
     accuracy: float  # on the reward images, 0 to 1
     divergence: float  # from the dense network, nats per image
+    goal: Goal = "divergence"
 
     @property
     def total(self) -> float:
-        """What the agent maximises: exp(-divergence), in (0, 1], and 1 for the dense network.
+        """What the agent maximises, in [0, 1]: exp(-divergence), 1 for the dense network, or the accuracy.
 
-        Finer than the accuracy of a few hundred images, which trained networks tend to know by heart: on
-        ResNet-20 at half the MACs it led to plans of higher test accuracy than accuracy itself did.
+        On images the divergence: finer than the accuracy of a few hundred, which trained networks tend to
+        know by heart; on ResNet-20 at half the MACs it led to plans of higher test accuracy. On synthetic
+        images the accuracy, that is agreement with the dense network: over 60 random plans its rank
+        correlation with accuracy on real images is 0.96, the divergence's 0.94 and 0.92 (`benchmark reward`).
         """
-        return math.exp(-self.divergence)
+        return math.exp(-self.divergence) if self.goal == "divergence" else self.accuracy
 
     def to_dict(self) -> dict[str, float]:
         """Return the parts and their total as plain data."""
-        return {**asdict(self), "total": self.total}
+        return {"accuracy": self.accuracy, "divergence": self.divergence, "total": self.total}
 
 
-def reward_terms(logits: Tensor, dense_logits: Tensor, labels: Tensor) -> RewardTerms:
+def reward_terms(
+    logits: Tensor, dense_logits: Tensor, labels: Tensor, *, goal: Goal = "divergence"
+) -> RewardTerms:
     """Score a compressed network's outputs: [images, classes], and labels [images]."""
-    return RewardTerms(accuracy=accuracy(logits, labels), divergence=divergence(logits, dense_logits))
+    return RewardTerms(accuracy(logits, labels), divergence(logits, dense_logits), goal)

@@ -137,12 +137,13 @@ def count_classes(model: nn.Module, network: NetworkSpec) -> int:
 
 def task_env(task: Task, **settings: Any) -> LayerPruningEnv:
     """Return a task's environment; `settings` are further arguments of LayerPruningEnv."""
+    goal = "divergence" if task.splits.reward.labelled else "accuracy"
     return LayerPruningEnv(
         task.model,
         calibration=task.calibration,
         reward=list(task.splits.reward.batches()),
         validation=list(task.splits.validation.batches()),
-        **{"budget": task.budget, **settings},
+        **{"budget": task.budget, "goal": goal, **settings},
     )
 
 

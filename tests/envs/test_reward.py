@@ -30,3 +30,9 @@ def test_the_total_is_one_for_the_dense_network_and_the_parts_are_plain_data():
 def test_the_total_falls_with_the_divergence():
     terms = RewardTerms(accuracy=0.5, divergence=math.log(4.0))
     assert terms.total == pytest.approx(0.25)
+
+
+def test_the_goal_may_be_accuracy():
+    terms = reward_terms(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 0]), goal="accuracy")
+    assert terms.divergence > 0
+    assert terms.total == 0.5

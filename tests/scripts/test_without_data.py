@@ -61,6 +61,8 @@ def test_a_policy_is_learned_without_data(secateur, flags, tmp_path):
     assert list(record["rows"]) == ROWS
     assert all(row["accuracy"] is None and row["agreement"] is not None for row in record["rows"].values())
     assert record["rows"]["dense"]["agreement"] == 1.0
+    for candidate in record["candidates"].values():
+        assert candidate["reward"]["total"] == candidate["reward"]["accuracy"]
     assert record["rows"]["learned"]["macs"] <= record["rows"]["uniform"]["macs"]
     assert ("NOT" in record["verdict"]) == (
         record["rows"]["learned"]["agreement"] <= record["rows"]["uniform"]["agreement"]
