@@ -136,15 +136,12 @@ def count_classes(model: nn.Module, network: NetworkSpec) -> int:
 
 
 def task_env(task: Task, **settings: Any) -> LayerPruningEnv:
-    """Return a task's environment; `settings` are further arguments of LayerPruningEnv."""
-    goal = "divergence" if task.splits.reward.labelled else "accuracy"
-    return LayerPruningEnv(
-        task.model,
-        calibration=task.calibration,
-        reward=list(task.splits.reward.batches()),
-        validation=list(task.splits.validation.batches()),
-        **{"budget": task.budget, "goal": goal, **settings},
-    )
+    """Return a task's environment; `settings` are arguments of LayerPruningEnv, and override the task."""
+    if "reward" not in settings:  # asked for only then: synthetic images are made when they are
+        settings["reward"] = list(task.splits.reward.batches())
+        settings.setdefault("validation", list(task.splits.validation.batches()))
+        settings.setdefault("goal", "divergence" if task.splits.reward.labelled else "accuracy")
+    return LayerPruningEnv(task.model, **{"calibration": task.calibration, "budget": task.budget, **settings})
 
 
 def make_env(task: str | Task | None = None, **settings: Any) -> LayerPruningEnv:

@@ -237,9 +237,10 @@ def method_of(args: argparse.Namespace) -> Method:
     return Method(criterion=args.criterion, compensation=args.compensation, round_to=args.round_to)
 
 
-def env_of(task: Task, args: argparse.Namespace) -> LayerPruningEnv:
-    """Return the task's environment, set up as the flags say."""
-    return task_env(task, method=method_of(args), only=args.only, protect=args.protect, seed=args.seed)
+def env_of(task: Task, args: argparse.Namespace, **settings: Any) -> LayerPruningEnv:
+    """Return the task's environment, set up as the flags and further `settings` say."""
+    flags = {"method": method_of(args), "only": args.only, "protect": args.protect, "seed": args.seed}
+    return task_env(task, **flags, **settings)
 
 
 def plain(args: argparse.Namespace, *, without: Iterable[str] = ()) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pruning.calibration import CalibrationInputs
 from pruning.files import cache_folder, written_whole
 from pruning.lockstep import BATCH_NORMS
-from pruning.synthesis.records import SYNTHESES, gaussian_images, has_batch_norm
+from pruning.synthesis.records import SYNTHESES, gaussian_images, says_of_its_images
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def distilled(
     Cached by the hash of the weights. Without BatchNorm, noise.
     """
     images = gaussian_images(input_shape, seed=seed)
-    if has_batch_norm(model):
+    if says_of_its_images(model):
         images = distilled_images(model, images, seed=seed, progress=progress)
     return CalibrationInputs(images.split(BATCH_SIZE), model)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pruning.calibration import CalibrationInputs
 from pruning.graph import find_groups
 from pruning.lockstep import BATCH_NORMS, Lockstep
-from pruning.synthesis.records import SYNTHESES, gaussian_images, has_batch_norm
+from pruning.synthesis.records import SYNTHESES, gaussian_images, says_of_its_images
 
 BATCH_SIZE = 128
 
@@ -25,7 +25,7 @@ def noise(model: nn.Module, input_shape: Sequence[int], *, seed: int, progress: 
     layers before it induce. On ResNet-56 least squares is within a point of real images at half the channels.
     """
     images = gaussian_images(input_shape, seed=seed)
-    reference = restandardised(model, images) if has_batch_norm(model) else model
+    reference = restandardised(model, images) if says_of_its_images(model) else model
     return CalibrationInputs(images.split(BATCH_SIZE), reference)
 
 
@@ -38,7 +38,7 @@ def layerwise(
     Architecture decision 4 (a); Horton et al. 2022; see Lockstep. Without BatchNorm, noise.
     """
     images = gaussian_images(input_shape, seed=seed)
-    if not has_batch_norm(model):
+    if not says_of_its_images(model):
         return CalibrationInputs(images.split(BATCH_SIZE), model)
     reference = restandardised(model, images, layerwise=seed)
     return CalibrationInputs(images.split(BATCH_SIZE), reference, layerwise=seed)

@@ -47,8 +47,13 @@ def gaussian_images(input_shape: Sequence[int], *, seed: int) -> Tensor:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether the network holds statistics of what it was trained on; if not, say what happens instead."""
-    if any(isinstance(module, BATCH_NORMS) and module.track_running_stats for module in model.modules()):
+    """Whether the network holds statistics of what it was trained on."""
+    return any(isinstance(module, BATCH_NORMS) and module.track_running_stats for module in model.modules())
+
+
+def says_of_its_images(model: nn.Module) -> bool:
+    """Return `has_batch_norm`; if it does not, say what happens instead."""
+    if has_batch_norm(model):
         return True
     logger.warning(
         "%s has no BatchNorm, whose statistics would tell of its training images: it is calibrated on plain "
