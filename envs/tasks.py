@@ -87,7 +87,7 @@ def load_task(
         raise DataError(f"there is no data to calibrate on; choose one of: {', '.join(SYNTHESES)}")
     spec = eval_data if data == "none" else data
     real = load_splits(spec, network, seed=seed) if spec else None
-    trained = _trained(network, weights, progress=progress).eval().to(device)
+    trained = _trained(network, weights, spec, progress=progress).eval().to(device)
     classes = count_classes(trained, network)
     if real is not None:
         check_labels(real, classes)
@@ -104,12 +104,12 @@ def load_task(
     return Task(network, trained, splits, inputs, budget)
 
 
-def _trained(network: NetworkSpec, weights: Path | None, *, progress: bool) -> nn.Module:
+def _trained(network: NetworkSpec, weights: Path | None, images: str | None, *, progress: bool) -> nn.Module:
     if weights is not None:
         model = network.build()
         load_weights_(model, weights)
         return model
-    if network.name == "digits_resnet":
+    if network.name == "digits_resnet" and images in (None, "digits"):
         return dense_digits(progress=progress)
     raise WeightsError(f"{network.name} is untrained: name its trained weights with --weights")
 

@@ -74,6 +74,8 @@ def run(argv: Sequence[str]) -> None:
         raise options.UsageError(
             f"there is no folder {args.assets}; name it with --assets (the README says where from)"
         )
+    if args.out is not None and args.name != "data-free":
+        raise options.UsageError(f"--out goes with data-free; {args.name} prints its results, see --json")
     benchmark = BENCHMARKS[args.name]
     record = benchmark.measure(args)
     if args.json:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import observe, unfolded
-from pruning.compensation.least_squares import output_mean, shift_output_
+from pruning.compensation.least_squares import kept_dimensions, output_mean, shift_output_
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from pruning.equalization import Equalization, batch_norm_line, equalize
 from pruning.graph import LayerShape
@@ -60,9 +60,7 @@ class _Student:
         equalized: Any = equalization.model.get_submodule(cut.owner)
         shape = planned.graph.layers[cut.owner]
         groups, cin = shape.conv_groups, shape.cin // shape.conv_groups
-        inner = torch.tensor(cut.kept) % cin  # the pattern repeats in every conv group
-        self._stays = torch.zeros(cin, dtype=torch.bool).index_fill_(0, inner, True)
-        self._stays = self._stays.repeat_interleave(shape.kernel)
+        self._stays = kept_dimensions(torch.tensor(cut.kept), cin, shape.kernel)
         weight: Tensor = equalized.weight
         self._weight = weight.flatten(1).unflatten(0, (groups, -1))  # [groups, outputs, dims]
         self._v_in = equalization.v_in[cut.owner].view(groups, 1, cin).repeat_interleave(shape.kernel, 2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from pruning.compensation.unit_weights import OutputAffine, hand_over_, lone_writers
+from pruning.compensation.unit_weights import OutputAffine, spread_lone_writers_
 
 # The authors choose both anew for each network and ratio, by labels. These are theirs for ResNet-50 on
 # CIFAR-100 at 20 and 30 %; a tenfold change of either moved ResNet-56 by no more than about a point.
@@ -21,12 +21,7 @@ SHARE_PENALTY = 2e-3
 
 def _lbyl_(model: nn.Module, planned: PlannedCut) -> None:
     """Spread lost filters over kept ones; residual streams, which the code leaves alone, are dropped from."""
-    for found in lone_writers(planned):
-        if found.has_batch_norm:
-            shares = spread_shares(found.rows, found.affine, found.kept, found.gone)
-        else:
-            shares = bias_spread_shares(found.rows, found.affine.beta, found.kept, found.gone)
-        hand_over_(model, found.group, shares, found.kept, found.gone)
+    spread_lone_writers_(model, planned, by_batch_norm=spread_shares, by_bias=bias_spread_shares)
 
 
 COMPENSATIONS.register("lbyl")(Compensation(_lbyl_, shifts_bias=False))

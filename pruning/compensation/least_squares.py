@@ -45,8 +45,7 @@ def refit(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDG
     )  # [groups, cout / groups, dims]
     cin = weight.size(1)
     block = rows.size(2) // cin
-    inner = kept[kept < cin]  # the pattern repeats in every conv group
-    stays = torch.zeros(cin, dtype=torch.bool).index_fill_(0, inner, True).repeat_interleave(block)
+    stays = kept_dimensions(kept, cin, block)
     places, gone = stays.nonzero()[:, 0].to(rows.device), (~stays).nonzero()[:, 0].to(rows.device)
     refitted = torch.zeros_like(rows)
     for number, covariance in enumerate(moments.covariances):
@@ -54,6 +53,18 @@ def refit(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDG
             gone, places, ridge=ridge
         )
     return refitted.reshape(weight.shape).to(weight.dtype)
+
+
+def kept_dimensions(kept: Tensor, cin: int, kernel: int) -> Tensor:
+    """Return which entries of a row of a reader's flattened weight stay: [cin * kernel], bool.
+
+    Args:
+        kept: input channels that stay, of all conv groups.
+        cin: input channels of one conv group.
+        kernel: positions in the kernel.
+    """
+    inner = kept[kept < cin]  # the pattern repeats in every conv group
+    return torch.zeros(cin, dtype=torch.bool).index_fill_(0, inner, True).repeat_interleave(kernel)
 
 
 def output_mean(weight: Tensor, moments: Moments) -> Tensor:

@@ -20,8 +20,8 @@ from pruning.compensation.unit_weights import (
     channel_view,
     folded_rows,
     hand_over_,
-    lone_writers,
     pruned_groups,
+    spread_lone_writers_,
 )
 
 COSINE_SHARE = 0.85  # lambda of the authors' scripts for VGG and ResNet-56 on CIFAR-10
@@ -38,12 +38,7 @@ def _merging_(model: nn.Module, planned: PlannedCut) -> None:
 
 def _merging_released_(model: nn.Module, planned: PlannedCut) -> None:
     """Merge as the authors' code does; residual streams, which it leaves alone, are dropped from."""
-    for found in lone_writers(planned):
-        if found.has_batch_norm:
-            shares = released_shares(found.rows, found.affine, found.kept, found.gone)
-        else:
-            shares = bias_shares(found.rows, found.affine.beta, found.kept, found.gone)
-        hand_over_(model, found.group, shares, found.kept, found.gone)
+    spread_lone_writers_(model, planned, by_batch_norm=released_shares, by_bias=bias_shares)
 
 
 COMPENSATIONS.register("merging")(Compensation(_merging_, shifts_bias=True))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pruning.calibration import damped, sampled_positions, unfolded
-from pruning.compensation.least_squares import least_squares_, shift_output_
+from pruning.compensation.least_squares import kept_dimensions, least_squares_, shift_output_
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from pruning.graph import ChannelGraph
 from pruning.lockstep import Lockstep
@@ -134,7 +134,9 @@ class _ProgressiveRefit:
         module: Any = self._dense.get_submodule(job.layer)
         dense, compressed = (_rows(module, x) for x in (job.dense, job.compressed))
         groups, _, dimensions = compressed.shape
-        stays = self._kept_dimensions(job.layer, module.weight.size(1), dimensions).to(compressed.device)
+        cin = module.weight.size(1)
+        kept = self._kept.get(job.layer, torch.arange(cin))
+        stays = kept_dimensions(kept, cin, dimensions // cin).to(compressed.device)
         weight = module.weight.detach().flatten(1).unflatten(0, (groups, -1))
         kept_rows, kept_weight = compressed[:, :, stays], weight[:, :, stays]
         residual = dense @ weight.mT - kept_rows @ kept_weight.mT
@@ -146,12 +148,6 @@ class _ProgressiveRefit:
         fitted: Any = self._model.get_submodule(job.layer)
         fitted.weight.data.copy_(refitted.view_as(module.weight))
         shift_output_(self._model, self._graph.layers[job.layer], shift.flatten())
-
-    def _kept_dimensions(self, layer: str, cin: int, dimensions: int) -> Tensor:
-        kept = self._kept.get(layer, torch.arange(cin))
-        inner = kept[kept < cin]  # the pattern repeats in every conv group
-        stays = torch.zeros(cin, dtype=torch.bool).index_fill_(0, inner, True)
-        return stays.repeat_interleave(dimensions // cin).nonzero()[:, 0]
 
 
 def _sum_behind(graph: ChannelGraph, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -38,6 +38,10 @@ class OutputAffine:
     def select(self, index: Tensor) -> OutputAffine:
         """Return the same for some of the channels, in the shape of `index`."""
         return OutputAffine(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+AffineShares = Callable[[Tensor, OutputAffine, Tensor, Tensor], Tensor]
+BiasShares = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def output_affine(model: nn.Module, layer: LayerShape) -> OutputAffine:
@@ -109,6 +113,25 @@ def lone_writers(planned: PlannedCut) -> Iterator[LoneWriter]:
         kept, gone = kept[varies[kept]], gone[varies[gone]]
         if len(kept) and len(gone):
             yield LoneWriter(group, rows, affine, layer.batch_norm is not None, kept, gone)
+
+
+def spread_lone_writers_(
+    model: nn.Module, planned: PlannedCut, *, by_batch_norm: AffineShares, by_bias: BiasShares
+) -> None:
+    """Hand over what lone writers' lost units give to the kept ones, by a rule for either kind of layer.
+
+    Args:
+        model: changed in place.
+        planned: the cut.
+        by_batch_norm: (rows, affine, kept, gone) -> shares [len(gone), len(kept)].
+        by_bias: (rows, bias, kept, gone) -> likewise, for a layer without BatchNorm.
+    """
+    for found in lone_writers(planned):
+        if found.has_batch_norm:
+            shares = by_batch_norm(found.rows, found.affine, found.kept, found.gone)
+        else:
+            shares = by_bias(found.rows, found.affine.beta, found.kept, found.gone)
+        hand_over_(model, found.group, shares, found.kept, found.gone)
 
 
 def pruned_groups(planned: PlannedCut) -> Iterator[tuple[ChannelGroup, Tensor, Tensor]]:

@@ -22,7 +22,7 @@ class SyntheticSplits:
     """Images distilled from a network's weights and labelled by it; each set is made when it is asked for.
 
     The share of right answers is agreement with the dense network. Over random plans it ranks as accuracy on
-    real images does: see `secateur benchmark data-free`.
+    real images does: see `secateur benchmark reward`.
     """
 
     model: nn.Module

@@ -17,12 +17,11 @@ WEIGHTS = {
 
 def cifar_task(name: str, args: argparse.Namespace, **settings: Any) -> Task:
     """Return the task of a network in `args.assets`; `settings` are further arguments of `load_task`."""
-    images = f"npz:{args.assets / 'cifar10' / 'cifar10_subset.npz'}"
     return load_task(
         name,
         weights=args.assets / "weights" / WEIGHTS[name],
         device=options.device_of(args),
-        **{"data": images, "budget": Budget({"macs": 0.5}), **settings},
+        **{"data": cifar_images(args), "budget": Budget({"macs": 0.5}), **settings},
     )
 
 

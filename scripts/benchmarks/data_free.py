@@ -78,9 +78,14 @@ def _begun(path: Path | None) -> dict[str, Any]:
     if path is None or not path.exists():
         return {}
     try:
-        return dict(read_json(path))
-    except ValueError as error:
+        record = read_json(path)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} holds no results ({error}); give another --out") from error
+    if not isinstance(record, dict) or not all(
+        isinstance(found, dict) and found.keys() >= {"calibration_s", "cells"} for found in record.values()
+    ):
+        raise UsageError(f"{path} holds no results of this benchmark; give another --out")
+    return record
 
 
 @contextmanager

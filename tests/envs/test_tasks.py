@@ -84,6 +84,18 @@ def test_an_untrained_network_is_refused(tmp_path):
         load_task("cifar_resnet20", data=f"npz:{tmp_path / 'd.npz'}", budget=HALF)
 
 
+def test_the_embedded_weights_are_for_the_digits_alone(tmp_path):
+    np.savez(
+        tmp_path / "d.npz",
+        train_images=np.zeros((40, 8, 8), np.uint8),
+        train_labels=np.zeros(40, np.int64),
+        test_images=np.zeros((4, 8, 8), np.uint8),
+        test_labels=np.zeros(4, np.int64),
+    )
+    with pytest.raises(WeightsError, match="digits_resnet is untrained: name its trained weights"):
+        load_task("digits_resnet", data=f"npz:{tmp_path / 'd.npz'}", budget=HALF)
+
+
 def spec(shape=(1, 8, 8)):
     return NetworkSpec("a.py:net", nn.Identity, shape, (0.0,) * shape[0], (1.0,) * shape[0])
 

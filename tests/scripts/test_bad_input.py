@@ -86,6 +86,20 @@ def test_wrong_words_on_the_command_line(refused, argv, expected):
     assert expected in refused(*argv)
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", '{"cifar_resnet20": 3}', "{", '{"rows": {}}'])
+def test_a_file_that_holds_no_results_is_not_added_to(refused, tmp_path, text):
+    file = tmp_path / "results.json"
+    file.write_text(text)
+    line = refused("benchmark", "data-free", "--assets", tmp_path, "--out", file)
+    assert "give another --out" in line
+    assert file.read_text() == text
+
+
+def test_only_the_benchmark_that_resumes_takes_a_file_for_its_results(refused, tmp_path):
+    line = refused("benchmark", "reward", "--assets", tmp_path, "--out", tmp_path / "results.json")
+    assert "--out goes with data-free" in line
+
+
 @pytest.mark.parametrize("verb", ["train", "prune"])
 @pytest.mark.parametrize(
     ("argv", "expected"),
