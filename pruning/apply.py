@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import Calibration
-from pruning.compensation import COMPENSATIONS, PlannedCut
+from pruning.compensation import COMPENSATIONS, Compensation, PlannedCut
 from pruning.cost import Widths, plan_widths
 from pruning.criteria import CRITERIA, select
 from pruning.graph import ChannelGraph
 from pruning.plan import PruningPlan
-from pruning.runtime import GateSite, attach_gates_, fit_gate, load_gates_
+from pruning.runtime.fitting import cut_gates, fit_gates_, gate_site
+from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, detach_gates_
 from pruning.surgery import Structure, axis_cuts, cut_
 
 
@@ -72,22 +73,33 @@ def apply_plan(
     kept = {group.name: select(scores[group.name], count) for group, count in pruned if count < group.units}
     dense, model = model, copy.deepcopy(model)
     cuts = axis_cuts(model, graph, kept)
-    planned = PlannedCut(dense, graph, kept, cuts, calibration)
+    executed = {
+        group.name: int(runs)
+        for (group, count), runs in zip(pruned, widths.executed, strict=True)
+        if runs < count
+    }
+    planned = PlannedCut(dense, graph, kept, cuts, calibration, executed)
     compensation.apply_(model, planned)
-    inputs = {cut.owner: cut.kept for cut in cuts if cut.axis == "in"}
-    gates = [
-        fit_gate(model, group, kept.get(group.name, torch.arange(count)), int(executed), inputs, calibration)
-        for (group, count), executed in zip(pruned, widths.executed, strict=True)
-        if executed < count
-    ]
+    gates = _fitted_gates(model, planned, compensation)
     model, structure = cut_(model, graph, kept)
-    if compensation.finish_ is not None and cuts:
+    attach_gates_(model, gates)
+    if compensation.finish_ is not None and (cuts or executed):
         compensation.finish_(model, planned)
     structure = replace(structure, biases=_gained_biases(dense, model, graph))
-    sites = tuple(gate.site for gate in gates)
-    attach_gates_(model, sites)
-    load_gates_(model, gates)
-    return Compressed(model, structure, sites, widths)
+    return Compressed(model, structure, gates.sites, widths)
+
+
+def _fitted_gates(model: nn.Module, planned: PlannedCut, compensation: Compensation) -> RuntimeGates:
+    """Fit gates, and what reads through them, on the network before the cut; return those for after it."""
+    gates = RuntimeGates(
+        tuple(gate_site(model, planned.graph.group(name), runs) for name, runs in planned.executed.items())
+    )
+    attach_gates_(model, gates)
+    fit_gates_(model, gates, planned.kept, planned.cuts, planned.calibration)
+    if gates.sites and compensation.gated_ is not None:
+        compensation.gated_(model, planned)
+    detach_gates_(model)
+    return cut_gates(gates, planned.kept, planned.cuts)
 
 
 def score_units(

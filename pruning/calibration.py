@@ -20,6 +20,7 @@ POSITIONS_PER_IMAGE = 64  # sampled output positions of a layer; 64 x 512 images
 RIDGE = 1e-3  # of the mean input variance; chosen on ResNet-20 by reward images, flat from 1e-4 to 1e-2
 WIDE = 8192  # input dimensions above which the full covariance (0.5 GB) gives way to sampled rows
 WIDE_ROWS = 2048
+GATED_ROWS = 4096  # unfolded inputs kept of a reader behind a gate, from as many images as there are
 
 
 class Covariance(Protocol):
@@ -121,6 +122,8 @@ class Calibration:
     moments: Mapping[str, Moments]  # reader -> moments of its input
     pooled: Mapping[str, Tensor]  # writer that may take a gate -> [images, cin], mean over positions
     magnitudes: Mapping[str, Tensor]  # its readers -> [images, cin], root mean square over positions
+    means: Mapping[str, Tensor]  # likewise the mean over positions
+    rows: Mapping[str, Tensor]  # likewise some unfolded inputs, by image: [conv groups, rows, dimensions]
     inputs: CalibrationInputs  # for compensations that run the network again
 
 
@@ -185,9 +188,11 @@ def calibrate(graph: ChannelGraph, inputs: CalibrationInputs, *, seed: int = 0) 
     readers = {name for name in _readers(graph) if not isinstance(model.get_submodule(name), TRANSPOSED)}
     sums: dict[str, _FullSums | _SampledRows] = {}
     pooled: dict[str, list[Tensor]] = {group.layers[0]: [] for group in graph.prunable if not group.ungated}
-    magnitudes: dict[str, list[Tensor]] = {
-        reader.owner: [] for group in graph.prunable if not group.ungated for reader in group.readers
-    }
+    gated = [reader.owner for group in graph.prunable if not group.ungated for reader in group.readers]
+    magnitudes: dict[str, list[Tensor]] = {name: [] for name in gated}
+    means: dict[str, list[Tensor]] = {name: [] for name in gated}
+    rows: dict[str, list[Tensor]] = {name: [] for name in gated if name in readers}
+    each = max(1, GATED_ROWS // sum(map(len, inputs.batches)))  # of every image
 
     def watch(name: str, x: Tensor) -> None:
         module = model.get_submodule(name)
@@ -201,12 +206,17 @@ def calibrate(graph: ChannelGraph, inputs: CalibrationInputs, *, seed: int = 0) 
             pooled[name].append(flat.mean(2))
         if name in magnitudes:
             magnitudes[name].append(flat.square().mean(2).sqrt())
+            means[name].append(flat.mean(2))
+        if name in rows:
+            rows[name].append(unfolded(module, x, generator, positions=each))
 
     observe(graph, inputs, {*readers, *pooled, *magnitudes}, watch)
     calibration = Calibration(
         moments={name: found.moments() for name, found in sums.items()},
         pooled={name: torch.cat(found) for name, found in pooled.items()},
         magnitudes={name: torch.cat(found) for name, found in magnitudes.items()},
+        means={name: torch.cat(found) for name, found in means.items()},
+        rows={name: torch.cat(found, dim=1) for name, found in rows.items()},
         inputs=inputs,
     )
     _check_finite(calibration)
@@ -279,20 +289,21 @@ def _by_channel(module: nn.Module, x: Tensor) -> Tensor:
     return x.flatten(1, -2).mT if isinstance(module, nn.Linear) else x.flatten(2)
 
 
-def unfolded(module: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+def unfolded(module: Any, x: Tensor, generator: torch.Generator, *, positions: int | None = None) -> Tensor:
     """Return what a reader's kernel sees at sampled output positions.
 
     Args:
         module: a convolution (not a transposed one) or linear layer.
         x: its input, [batch, channels, ...], or [batch, ..., features] for a linear layer.
-        generator: chooses at most POSITIONS_PER_IMAGE positions, the same for all images of the batch.
+        generator: chooses the positions, the same for all images of the batch.
+        positions: how many at most; POSITIONS_PER_IMAGE unless given.
 
     Returns:
         [conv groups, rows, dimensions]: dimensions as in a row of the layer's flattened weight.
     """
     if isinstance(module, nn.Linear):
         x = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
-        places = sampled_positions(x.size(1), generator)
+        places = sampled_positions(x.size(1), generator, positions)
         return x[:, places].reshape(1, -1, x.size(-1))
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     windows: Tensor = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
@@ -302,14 +313,17 @@ def unfolded(module: Any, x: Tensor, generator: torch.Generator) -> Tensor:
     ):
         windows = windows.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
     sizes = windows.shape[2 : 2 + spatial]
-    at: tuple[Tensor, ...] = torch.unravel_index(sampled_positions(sizes.numel(), generator), sizes)
+    at: tuple[Tensor, ...] = torch.unravel_index(
+        sampled_positions(sizes.numel(), generator, positions), sizes
+    )
     where: tuple[Any, ...] = (slice(None), slice(None), *at)
     seen = windows[where]  # [batch, channels, positions, *kernel]
     return seen.unflatten(1, (module.groups, -1)).transpose(2, 3).movedim(1, 0).flatten(3).flatten(1, 2)
 
 
-def sampled_positions(count: int, generator: torch.Generator) -> Tensor:
-    """Return at most POSITIONS_PER_IMAGE of `count` places; generators of one seed choose alike."""
-    if count <= POSITIONS_PER_IMAGE:
+def sampled_positions(count: int, generator: torch.Generator, most: int | None = None) -> Tensor:
+    """Return at most `most` of `count` places; generators of one seed choose alike."""
+    most = most or POSITIONS_PER_IMAGE
+    if count <= most:
         return torch.arange(count)
-    return torch.randperm(count, generator=generator)[:POSITIONS_PER_IMAGE]
+    return torch.randperm(count, generator=generator)[:most]

@@ -134,6 +134,10 @@ class CostModel:
         parameter_rows, byte_rows = _tensor_rows(graph, model, axes)
         self._params = _bilinear(parameter_rows, len(self.groups))
         self._bytes = _bilinear(byte_rows, len(self.groups))
+        self._filled = np.array(
+            [sum(len(reader.channels[0]) for reader in group.readers) for group in self.groups],
+            dtype=np.int64,
+        )  # input channels of the readers, for each unit
         self._gate_inputs = _bilinear(_gate_rows(graph, axes), len(self.groups))
         self._new_biases = _new_biases(graph, model, axes) if shifts_bias else []
         self._units = np.array([group.units for group in self.groups], dtype=np.int64)
@@ -149,14 +153,11 @@ class CostModel:
 
     def params(self, widths: Widths) -> int:
         """Parameters after the cut, gates included."""
-        gated = widths.kept[widths.executed < widths.kept]
-        return (
-            round(self._params(widths.kept)) + self._biases(widths) + self._gates(widths) + int(gated.sum())
-        )
+        return round(self._params(widths.kept)) + self._added_params(widths)
 
     def bytes(self, widths: Widths) -> int:
-        """Bytes of the tensors in the weights file (parameters and buffers), without its header; no gates."""
-        return round(self._bytes(widths.kept)) + 4 * self._biases(widths)
+        """Bytes of the tensors in the weights file (parameters and buffers), without its header."""
+        return round(self._bytes(widths.kept)) + 4 * self._added_params(widths)
 
     def vanishing_shares(self, price: Callable[[CostModel, Widths], int]) -> NDArray[np.float64]:
         """Return, for each group, the share of a dense price saved if it vanished: [groups].
@@ -171,7 +172,14 @@ class CostModel:
             saved.append(1 - price(self, Widths(without, without)) / whole)
         return np.array(saved)
 
+    def _added_params(self, widths: Widths) -> int:
+        """Biases that compensation adds; weights, biases and fills of the gates."""
+        gated = widths.executed < widths.kept
+        fills = int(((1 + self._filled) * widths.kept)[gated].sum())
+        return self._biases(widths) + self._gates(widths) + fills
+
     def _gates(self, widths: Widths) -> int:
+        """Count the weights of all gates: as many multiply-adds."""
         gated = (widths.executed < widths.kept).astype(np.float64)
         if not gated.any():
             return 0

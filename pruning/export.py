@@ -8,23 +8,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors.torch import save_file
 from torch import nn
 
-from pruning.apply import Compressed
 from pruning.errors import PruningError
 from pruning.evaluation import Evaluation
 from pruning.files import read_json, write_json
 from pruning.graph import find_groups
 from pruning.networks import NetworkSpec, resolve_network
 from pruning.plan import PruningPlan
-from pruning.runtime import GateSite, attach_gates_
+from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_
 from pruning.surgery import Structure, rebuild_
 from pruning.weights import load_weights_
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
 
 
@@ -54,7 +53,23 @@ class Manifest:
     evaluation: Evaluation  # on the test images
 
 
-def save_compressed(folder: Path, compressed: Compressed, manifest: Manifest) -> None:
+class CutNetwork(Protocol):
+    """A network and how its shape differs from the dense one's: just cut, or loaded."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+
+    @property
+    def structure(self) -> Structure:
+        """What was cut from the dense one."""
+
+    @property
+    def gates(self) -> tuple[GateSite, ...]:
+        """Where its runtime gates sit."""
+
+
+def save_compressed(folder: Path, compressed: CutNetwork, manifest: Manifest) -> None:
     """Write weights and structure; the folder appears whole or not at all."""
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()
@@ -85,6 +100,7 @@ class LoadedNetwork:
     model: nn.Module  # in evaluation mode
     network: NetworkSpec  # of the dense network that it was cut from
     manifest: Manifest
+    structure: Structure
     gates: tuple[GateSite, ...]
 
 
@@ -106,14 +122,14 @@ def load_compressed(folder: Path, *, network: str | None = None) -> LoadedNetwor
         gates = tuple(GateSite.from_dict(gate) for gate in record["gates"])
         manifest = _manifest(record)
         model = _rebuilt(spec, structure)
-        attach_gates_(model, gates)
+        attach_gates_(model, RuntimeGates(gates))
     except PruningError:
         raise
     except Exception as error:  # a damaged record fails in a dozen ways, by where it is damaged
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise PruningError(f"{folder / STRUCTURE} is damaged ({cause}); write the folder anew") from error
     load_weights_(model, folder / WEIGHTS)
-    return LoadedNetwork(model.eval(), spec, manifest, gates)
+    return LoadedNetwork(model.eval(), spec, manifest, structure, gates)
 
 
 def _read_record(folder: Path) -> Mapping[str, Any]:

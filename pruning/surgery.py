@@ -18,7 +18,7 @@ from pruning.modes import evaluating
 KeptUnits = Mapping[str, Tensor]  # group -> ascending numbers of the units that stay; unnamed: all stay
 Form = Literal["module", "graph"]
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def axis_cuts(model: nn.Module, graph: ChannelGraph, kept: KeptUnits) -> tuple[A
                 positions = (channel for unit in pruned for channel in member.channels[unit])
                 gone[member.owner, axis, member.axis].update(positions)
     return tuple(
-        AxisCut(owner, axis, _kept_positions(_axis_size(model, owner, axis, dim), lost), dim)  # type: ignore[arg-type]
+        AxisCut(owner, axis, _kept_positions(axis_size(model, owner, axis, dim), lost), dim)  # type: ignore[arg-type]
         for (owner, axis, dim), lost in gone.items()
         if lost
     )
@@ -80,11 +80,12 @@ def _kept_positions(size: int, lost: set[int]) -> tuple[int, ...]:
     return tuple(position for position in range(size) if position not in lost)
 
 
-def _axis_size(model: nn.Module, owner: str, axis: str, dim: int) -> int:
+def axis_size(model: nn.Module, owner: str, axis: str, dim: int = 0) -> int:
+    """Return the length of the axis that an AxisCut with these fields would cut."""
     if axis == "parameter":
         return bare_tensor(model, owner).size(dim)
     module: Any = model.get_submodule(owner)
-    if isinstance(module, _CONVOLUTIONS):
+    if isinstance(module, CONVOLUTIONS):
         return module.out_channels if axis == "out" else module.in_channels
     if isinstance(module, nn.Linear):
         return module.out_features if axis == "out" else module.in_features
@@ -139,7 +140,7 @@ def rebuild_(model: nn.Module, graph: ChannelGraph | None, structure: Structure)
     try:
         for name in structure.biases:
             layer: Any = model.get_submodule(name)
-            layer.bias = nn.Parameter(torch.zeros(_axis_size(model, name, "out", 0)))
+            layer.bias = nn.Parameter(torch.zeros(axis_size(model, name, "out", 0)))
         _cut_layers_(model, structure.cuts)
         if structure.form == "module" or graph is None:
             return model
@@ -160,7 +161,7 @@ def _cut_layers_(model: nn.Module, cuts: Iterable[AxisCut]) -> None:
 
 
 def _cut_layer_(module: Any, axis: str, kept: Tensor) -> None:
-    if isinstance(module, _CONVOLUTIONS):
+    if isinstance(module, CONVOLUTIONS):
         _cut_convolution_(module, axis, kept)
     elif isinstance(module, nn.Linear):
         _slice_(module, "weight", 0 if axis == "out" else 1, kept)

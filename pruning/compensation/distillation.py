@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.compensation.progressive import progressive_
+from pruning.compensation.progressive import progressive_, progressive_gated_
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from pruning.modes import evaluating
 
@@ -21,7 +21,7 @@ LEARNING_RATE = 1e-3
 
 @torch.enable_grad()  # whatever the caller is doing
 def _follow_(model: nn.Module, planned: PlannedCut) -> None:
-    """Train all weights of the cut network, so that the layers which lost inputs give what they gave.
+    """Train all weights of the cut network, so that layers which lack inputs give what they gave.
 
     Features are matched, not logits: on distilled images the divergence of the logits cost ResNet-56 thirty
     points. BatchNorms keep their statistics. Noise, which does not run through the dense network itself,
@@ -55,7 +55,9 @@ def _follow_(model: nn.Module, planned: PlannedCut) -> None:
             schedule.step()
 
 
-COMPENSATIONS.register("distillation")(Compensation(progressive_, shifts_bias=True, finish_=_follow_))
+COMPENSATIONS.register("distillation")(
+    Compensation(progressive_, shifts_bias=True, gated_=progressive_gated_, finish_=_follow_)
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class _Output:
 def _outputs(planned: PlannedCut) -> list[_Output]:
     kept = {cut.owner: cut.kept for cut in planned.cuts if cut.axis == "out"}
     found = []
-    for name in (cut.owner for cut in planned.cuts if cut.axis == "in"):
+    gated = (planned.graph.group(name).readers for name in planned.executed)
+    lacking = (cut.owner for cut in planned.cuts if cut.axis == "in")
+    for name in dict.fromkeys([*lacking, *(reader.owner for readers in gated for reader in readers)]):
         module = planned.dense.get_submodule(name)
         at = planned.graph.layers[name].batch_norm or name
         found.append(_Output(at, kept.get(name), -1 if isinstance(module, nn.Linear) else 1))

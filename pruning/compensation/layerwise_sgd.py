@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import observe, unfolded
-from pruning.compensation.least_squares import kept_dimensions, output_mean, shift_output_
+from pruning.compensation.least_squares import output_mean
+from pruning.compensation.readers import kept_dimensions, shift_output_
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from pruning.equalization import Equalization, batch_norm_line, equalize
 from pruning.graph import LayerShape

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import RIDGE, Moments
+from pruning.compensation.gated import refit_gated_
+from pruning.compensation.readers import kept_dimensions, shift_output_
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from pruning.graph import LayerShape
 
 
 def least_squares_(model: nn.Module, planned: PlannedCut) -> None:
@@ -25,7 +26,7 @@ def least_squares_(model: nn.Module, planned: PlannedCut) -> None:
             shift_output_(model, planned.graph.layers[cut.owner], shift)
 
 
-COMPENSATIONS.register("least-squares")(Compensation(least_squares_, shifts_bias=True))
+COMPENSATIONS.register("least-squares")(Compensation(least_squares_, shifts_bias=True, gated_=refit_gated_))
 
 
 def refit(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDGE) -> Tensor:
@@ -55,34 +56,7 @@ def refit(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDG
     return refitted.reshape(weight.shape).to(weight.dtype)
 
 
-def kept_dimensions(kept: Tensor, cin: int, kernel: int) -> Tensor:
-    """Return which entries of a row of a reader's flattened weight stay: [cin * kernel], bool.
-
-    Args:
-        kept: input channels that stay, of all conv groups.
-        cin: input channels of one conv group.
-        kernel: positions in the kernel.
-    """
-    inner = kept[kept < cin]  # the pattern repeats in every conv group
-    return torch.zeros(cin, dtype=torch.bool).index_fill_(0, inner, True).repeat_interleave(kernel)
-
-
 def output_mean(weight: Tensor, moments: Moments) -> Tensor:
     """Return W mu, the mean of the layer's output without its bias: [cout], float64."""
     rows = weight.double().flatten(1).unflatten(0, (len(moments.covariances), -1))
     return (rows @ moments.mean[:, :, None]).flatten()
-
-
-@torch.no_grad()
-def shift_output_(model: nn.Module, layer: LayerShape, shift: Tensor) -> None:
-    """Add a constant to a layer's output: in the BatchNorm that alone follows it, else in its bias."""
-    if layer.batch_norm is not None:
-        batch_norm: Any = model.get_submodule(layer.batch_norm)
-        batch_norm.running_mean -= shift.to(batch_norm.running_mean)
-        return
-    module: Any = model.get_submodule(layer.name)
-    shift = shift.to(module.weight)
-    if module.bias is None:
-        module.bias = nn.Parameter(shift)
-    else:
-        module.bias += shift

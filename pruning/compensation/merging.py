@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruning.compensation.least_squares import output_mean, shift_output_
+from pruning.compensation.least_squares import output_mean
+from pruning.compensation.readers import shift_output_
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from pruning.compensation.unit_weights import (
     OutputAffine,

@@ -10,17 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pruning.calibration import damped, sampled_positions, unfolded
-from pruning.compensation.least_squares import kept_dimensions, least_squares_, shift_output_
+from pruning.compensation.gated import PIXELS, GatedRows, positions_of, refit_gated_, refit_reader_
+from pruning.compensation.least_squares import least_squares_
+from pruning.compensation.readers import (
+    grouped_rows,
+    kept_dimensions,
+    restore_,
+    shift_output_,
+    takes_refit,
+)
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
+from pruning.compensation.sampled_rows import first_images, fit_change, input_rows, output_rows
 from pruning.graph import ChannelGraph
 from pruning.lockstep import Lockstep
 from pruning.modes import evaluating
-from pruning.surgery import TRANSPOSED
+from pruning.runtime.gates import gates_of, pooled_input
 
-PIXELS = 2**18  # of as many images as take part, since what all of them leave in a layer is held at once
-FEWEST = 32  # images, however large
-RIDGE = 1e-2  # of the mean input variance: inputs are noisier than those of the dense network
+ROUNDS = 3  # of fitting a gate at its reader
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 SMALL_SCALE = 1e-3  # of the mean squared scale of a BatchNorm: far below it a channel cannot correct a sum
 
@@ -36,21 +42,35 @@ def progressive_(model: nn.Module, planned: PlannedCut) -> None:
     own, the compressed layers make something else with each layer: it is left at plain least squares.
     """
     inputs = planned.calibration.inputs
-    if inputs.reference is not planned.dense:
+    if inputs.reference is not planned.dense or planned.executed:  # gates are fitted to what this leaves
         least_squares_(model, planned)
+    else:
+        _refit_in_order_(model, planned, first_images(inputs), positions=None)
+
+
+def progressive_gated_(model: nn.Module, planned: PlannedCut) -> None:
+    """Refit every layer anew, in execution order, with gates attached: see `refit_reader_`."""
+    inputs = planned.calibration.inputs
+    if inputs.reference is not planned.dense:
+        refit_gated_(model, planned)
         return
-    count = max(FEWEST, PIXELS // torch.Size(inputs.shape[1:]).numel())
-    images = torch.cat(inputs.batches)[:count].to(next(model.parameters()).device)
-    refit, lockstep = (
-        _ProgressiveRefit(model, planned),
-        Lockstep(planned.graph, [planned.dense, model], images),
-    )
+    for name in dict.fromkeys(cut.owner for cut in planned.cuts if cut.axis == "in"):
+        restore_(model, planned, name)
+    images = first_images(inputs, pixels=PIXELS)
+    _refit_in_order_(model, planned, images, positions=positions_of(len(images)))
+
+
+def _refit_in_order_(model: nn.Module, planned: PlannedCut, images: Tensor, *, positions: int | None) -> None:
+    refit = _ProgressiveRefit(model, planned, positions)
+    lockstep = Lockstep(planned.graph, [planned.dense, model], images)
     with evaluating(planned.dense, model):
         for node in lockstep:
             refit.before(node, lockstep)
 
 
-COMPENSATIONS.register("least-squares-progressive")(Compensation(progressive_, shifts_bias=True))
+COMPENSATIONS.register("least-squares-progressive")(
+    Compensation(progressive_, shifts_bias=True, gated_=progressive_gated_)
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +86,12 @@ class _Job:
 class _ProgressiveRefit:
     """Refits layers of `model` as a Lockstep of the dense network and it comes to them."""
 
-    def __init__(self, model: nn.Module, planned: PlannedCut) -> None:
+    def __init__(self, model: nn.Module, planned: PlannedCut, positions: int | None) -> None:
+        gates = gates_of(model)
         self._model = model
+        self._planned = planned
+        self._positions = positions
+        self._gated = gates.by_reader() if gates else {}
         self._graph = planned.graph
         self._dense = planned.dense
         self._kept = {cut.owner: torch.tensor(cut.kept) for cut in planned.cuts if cut.axis == "in"}
@@ -92,16 +116,14 @@ class _ProgressiveRefit:
             self._refit(job)
 
     def _has_lost(self, job: _Job) -> bool:
-        return job.layer in self._kept or not torch.equal(job.dense, job.compressed)
+        known = job.layer in self._kept or job.layer in self._gated
+        return known or not torch.equal(job.dense, job.compressed)
 
     def _takes_refit(self, name: str) -> bool:
         layer = self._graph.layers.get(name)
         if layer is None or layer.depthwise or name in self._met:
             return False
-        module: Any = self._model.get_submodule(name)
-        # a layer that lost no input must not gain a bias: the price of a plan does not count it
-        shifts = name in self._kept or layer.batch_norm is not None or module.bias is not None
-        return shifts and not isinstance(module, TRANSPOSED)
+        return takes_refit(self._model, self._planned, name)
 
     def _refit_at_sum(self, job: _Job, total: fx.Node, lockstep: Lockstep) -> None:
         (other,) = (node for node in total.all_input_nodes if node is not job.end)
@@ -132,17 +154,20 @@ class _ProgressiveRefit:
 
     def _refit(self, job: _Job, correction: Tensor | None = None) -> None:
         module: Any = self._dense.get_submodule(job.layer)
-        dense, compressed = (_rows(module, x) for x in (job.dense, job.compressed))
-        groups, _, dimensions = compressed.shape
-        cin = module.weight.size(1)
-        kept = self._kept.get(job.layer, torch.arange(cin))
-        stays = kept_dimensions(kept, cin, dimensions // cin).to(compressed.device)
-        weight = module.weight.detach().flatten(1).unflatten(0, (groups, -1))
-        kept_rows, kept_weight = compressed[:, :, stays], weight[:, :, stays]
-        residual = dense @ weight.mT - kept_rows @ kept_weight.mT
+        weight = grouped_rows(module)
+        target = input_rows(module, job.dense, positions=self._positions) @ weight.mT
         if correction is not None:
-            residual = residual + _output_rows(module, correction, groups)
-        change, shift = _ridge(kept_rows, residual)
+            target = target + output_rows(module, correction, positions=self._positions)
+        rows = input_rows(module, job.compressed, positions=self._positions)
+        if job.layer in self._gated:
+            inputs = GatedRows(rows, pooled_input(module, job.compressed), self._gated[job.layer])
+            refit_reader_(self._model, self._planned, job.layer, inputs, target, rounds=ROUNDS)
+            return
+        cin, dimensions = module.weight.size(1), rows.size(2)
+        kept = self._kept.get(job.layer, torch.arange(cin))
+        stays = kept_dimensions(kept, cin, dimensions // cin).to(rows.device)
+        kept_rows, kept_weight = rows[:, :, stays], weight[:, :, stays]
+        change, shift = fit_change(kept_rows, target - kept_rows @ kept_weight.mT)
         refitted = torch.zeros_like(weight)
         refitted[:, :, stays] = kept_weight + change.to(weight)
         fitted: Any = self._model.get_submodule(job.layer)
@@ -156,52 +181,3 @@ def _sum_behind(graph: ChannelGraph, node: fx.Node) -> tuple[fx.Node, fx.Node | 
     users = list(end.users)
     is_sum = len(users) == 1 and users[0].target in ADDITIONS and not users[0].kwargs
     return end, users[0] if is_sum and len(users[0].all_input_nodes) == 2 else None
-
-
-def _rows(module: Any, x: Tensor) -> Tensor:
-    """Return [conv groups, rows, dimensions]; the places are the same at every call."""
-    return unfolded(module, x, torch.Generator().manual_seed(0))
-
-
-def _output_rows(module: Any, y: Tensor, groups: int) -> Tensor:
-    """Return a layer's output at the places that `_rows` unfolds: [conv groups, rows, cout / groups]."""
-    generator = torch.Generator().manual_seed(0)
-    if isinstance(module, nn.Linear):
-        flat = y.flatten(1, -2) if y.dim() > 2 else y[:, None]
-    else:
-        flat = y.flatten(2).mT
-    rows = flat[:, sampled_positions(flat.size(1), generator)].flatten(0, 1)
-    return rows.unflatten(1, (groups, -1)).movedim(1, 0)
-
-
-def _ridge(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit residual = change x + shift, with a penalty on the change.
-
-    Args:
-        x: [conv groups, rows, dimensions].
-        residual: [conv groups, rows, cout / groups].
-
-    Returns:
-        change [conv groups, cout / groups, dimensions] and shift [conv groups, cout / groups], float64.
-    """
-    mean, target = x.mean(1, keepdim=True), residual.mean(1, keepdim=True)
-    centred, wanted, count = x - mean, residual - target, x.size(1)
-    penalty = RIDGE * centred.double().square().mean((1, 2))
-    if count < x.size(2):  # fewer rows than dimensions: solved in the space of rows
-        inner = (centred @ centred.mT).double() / count
-        solved = _solve(inner, wanted.double(), penalty)
-        change = solved.mT @ centred.double() / count
-    else:
-        inner = (centred.mT @ centred).double() / count
-        change = _solve(inner, (centred.mT @ wanted).double() / count, penalty).mT
-    shift = target.double() - mean.double() @ change.mT
-    return change, shift[:, 0]
-
-
-def _solve(inner: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
-    """Return (inner + penalty I)^-1 right, for each conv group."""
-    solved = [
-        torch.cholesky_solve(one, torch.linalg.cholesky(damped(matrix, weight)))
-        for matrix, one, weight in zip(inner, right, penalty, strict=True)
-    ]
-    return torch.stack(solved)

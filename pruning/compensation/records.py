@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -22,6 +22,8 @@ class PlannedCut:
     kept: KeptUnits  # group -> units that stay, ascending; groups that stay whole are not named
     cuts: tuple[AxisCut, ...]  # the positions that stay along every axis that loses some
     calibration: Calibration
+    # group -> units that run for each input; groups without a gate are not named
+    executed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,13 @@ class Compensation:
     """A way to make up for lost channels before they are cut.
 
     `apply_` changes a full-size copy of the dense network in place; what it leaves in the lost channels does
-    not count, since the cut removes them. `finish_` then changes the weights of the cut network in place.
+    not count, since the cut removes them. Where the plan has gates, they are then attached to the copy and
+    fitted, and `gated_` may change it and them once more. `finish_` changes the weights of the cut network.
     """
 
     apply_: Callable[[nn.Module, PlannedCut], None]
     shifts_bias: bool  # whether a reader without bias or BatchNorm may gain a bias
+    gated_: Callable[[nn.Module, PlannedCut], None] | None = None
     finish_: Callable[[nn.Module, PlannedCut], None] | None = None
 
 

@@ -113,6 +113,8 @@ def _why_ungated(group: ChannelGroup, walk: Walk) -> str | None:
         return "a layer that writes or reads them is called more than once"
     if not all(layer.by_image for layer in layers):
         return "a layer that writes or reads them sees the places of all images in one row"
+    if group.constants or group.parameters:
+        return "a size or a parameter outside of any layer counts these channels"
     return None
 
 

@@ -76,7 +76,13 @@ class TestEveryExample:
         cost, widths = CostModel(graph, model), widths_of(graph, kept, executed)
         assert cost.macs(widths) == counted_macs(cut(model, graph, runs), images[0]) + gate_macs
         biases = sum(units for _, units in gates)
-        assert cost.params(widths) == counted_params(small) + gate_macs + biases
+        fills = sum(
+            len(reader.channels[unit])
+            for group, count in zip(graph.prunable, executed, strict=True)
+            for unit in kept[group.name].tolist()
+            for reader in (group.readers if count < len(kept[group.name]) else ())
+        )
+        assert cost.params(widths) == counted_params(small) + gate_macs + biases + fills
 
 
 @pytest.mark.parametrize(
@@ -99,7 +105,7 @@ def test_a_plain_network_by_hand():
     gate = 3 * 4
     assert cost.macs(Widths(kept, executed)) == 9 * 3 * 2 * 36 + 9 * 2 * 8 * 9 + 8 * 5 + gate
     assert cost.params(Widths(kept, executed)) == (
-        9 * 3 * 4 + 2 * 4 + 9 * 4 * 8 + 2 * 8 + 8 * 5 + 5 + gate + 4
+        9 * 3 * 4 + 2 * 4 + 9 * 4 * 8 + 2 * 8 + 8 * 5 + 5 + gate + 4 + 4  # a bias and a fill for each unit
     )
 
 

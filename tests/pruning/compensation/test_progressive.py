@@ -7,7 +7,7 @@ from torch import nn
 
 from pruning import calibration
 from pruning.calibration import calibrate, real_images
-from pruning.compensation import COMPENSATIONS, PlannedCut, progressive
+from pruning.compensation import COMPENSATIONS, PlannedCut, sampled_rows
 from pruning.graph import find_groups
 from pruning.surgery import axis_cuts, cut
 from pruning.synthesis import SYNTHESES
@@ -36,7 +36,7 @@ def compensated(model, images, kept, name="least-squares-progressive", inputs=No
 def ridge(u, target, weight):
     """Weights near `weight` and a shift that map rows u to the target: by lstsq on a stacked system."""
     centred, residual = u - u.mean(0), target - u @ weight.T
-    penalty = (progressive.RIDGE * centred.square().mean() * len(u)).sqrt() * torch.eye(
+    penalty = (sampled_rows.RIDGE * centred.square().mean() * len(u)).sqrt() * torch.eye(
         u.size(1), dtype=DOUBLE
     )
     stacked = torch.cat([residual - residual.mean(0), torch.zeros(u.size(1), target.size(1), dtype=DOUBLE)])
@@ -158,7 +158,7 @@ def test_noise_is_left_at_plain_least_squares(synthesis):
 def test_fewer_rows_than_inputs_give_the_same_fit():
     x = torch.randn(2, 12, 30, dtype=DOUBLE)
     residual = torch.randn(2, 12, 4, dtype=DOUBLE)
-    change, shift = progressive._ridge(x, residual)
+    change, shift = sampled_rows.fit_change(x, residual)
     for group in range(2):
         weight, moved = ridge(x[group], residual[group], torch.zeros(4, 30, dtype=DOUBLE))
         torch.testing.assert_close(change[group], weight)

@@ -1,0 +1,1 @@
+"""Runtime pruning: gates that skip units per input."""

@@ -1,0 +1,261 @@
+"""Gates that choose, for each input, which of a group's units run; executed as masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pruning.surgery import TRANSPOSED
+
+GATES = "runtime_gates"  # the submodule that holds a network's gates
+SHARPNESS = 2.0  # of the straight-through sigmoid, per standard deviation of an image's scores
+
+Places = Mapping[str, tuple[int, ...]]  # layer -> gated unit at each position of an axis, -1: none
+
+
+@dataclass(frozen=True)
+class GateSite:
+    """Where a gate sits in a network: enough to attach it again.
+
+    `outputs` are the writer and the carriers by their channels, `readers` the readers by their inputs.
+    """
+
+    group: str
+    writer: str
+    inputs: int  # channels that the writer reads
+    units: int
+    executed: int  # of those, per input
+    outputs: Places
+    readers: Places
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GateSite:
+        """Build a site from what `to_dict` returned, also after a round trip through JSON."""
+        roles = ("outputs", "readers")
+        places = {role: {name: tuple(units) for name, units in data[role].items()} for role in roles}
+        return cls(**{**data, **places})
+
+
+class RuntimeGate(nn.Module):
+    """Keeps the units of highest score for this input (architecture decision 7).
+
+    The score is linear in the mean over positions of the writer's input. It selects and does not scale, so
+    that a gate which executes all units is the exact identity. To readers a skipped channel is its `fill`.
+    """
+
+    def __init__(self, site: GateSite) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(site.units, site.inputs))
+        self.bias = nn.Parameter(torch.zeros(site.units))
+        gated = {name: sum(unit >= 0 for unit in places) for name, places in site.readers.items()}
+        self.fill = nn.ParameterDict({as_key(name): torch.zeros(count) for name, count in gated.items()})
+        self.executed = site.executed
+        self.pooled: Tensor | None = None  # [batch, inputs], of the images in flight
+        self.mask: Tensor | None = None  # [batch, units], likewise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "pooled": None, "mask": None}  # in training they belong to a graph
+
+    def choose(self, pooled: Tensor) -> None:
+        """Decide for a batch of images, [batch, inputs]: sets `pooled` and `mask`."""
+        self.pooled = pooled
+        self.mask = self(pooled)
+
+    def scores(self, pooled: Tensor) -> Tensor:
+        """Return how much each unit matters: [batch, inputs] -> [batch, units]."""
+        return nn.functional.linear(pooled, self.weight, self.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return the mask of executed units: [batch, inputs] -> [batch, units], of ones and zeros.
+
+        Its gradient is that of a sigmoid around the score where execution ends (straight-through).
+        """
+        scores = self.scores(pooled)
+        chosen = scores.topk(self.executed, dim=1).indices
+        mask = torch.zeros_like(scores).scatter_(1, chosen, 1.0)
+        if not scores.requires_grad or self.executed == scores.size(1):
+            return mask
+        last, next_ = scores.topk(self.executed + 1, dim=1).values[:, -2:].split(1, dim=1)
+        scale = scores.detach().std(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+        soft = torch.sigmoid(SHARPNESS * (scores - (last + next_) / 2) / scale)
+        return mask + soft - soft.detach()
+
+
+class RuntimeGates(nn.ModuleDict):
+    """All gates of a network; passes its input on, since an nn.Sequential runs its last submodule too."""
+
+    def __init__(self, sites: tuple[GateSite, ...]) -> None:
+        super().__init__({as_key(site.group): RuntimeGate(site) for site in sites})
+        self.sites = sites
+        self.handles: list[RemovableHandle] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
+
+    def of(self, group: str) -> RuntimeGate:
+        """Return the gate of a group."""
+        gate = self[as_key(group)]
+        assert isinstance(gate, RuntimeGate)
+        return gate
+
+    def by_reader(self) -> dict[str, list[GatedInput]]:
+        """Return, for each reader, what the gates have to say about its input."""
+        found: dict[str, list[GatedInput]] = {}
+        for site in self.sites:
+            for name, places in site.readers.items():
+                found.setdefault(name, []).append(GatedInput(self.of(site.group), name, places))
+        return found
+
+
+def as_key(name: str) -> str:
+    """Return a name that holds no dot, as a submodule's must."""
+    return name.replace(".", "/")
+
+
+class GatedInput:
+    """What one gate has to say about the input channels of one reader."""
+
+    def __init__(self, gate: RuntimeGate, reader: str, places: Sequence[int]) -> None:
+        found = torch.tensor(places)
+        self.gate = gate
+        self.reader = reader
+        self.size = len(found)
+        self.positions = (found >= 0).nonzero()[:, 0]  # the gated channels, ascending
+        self.units = found[self.positions]  # and their units
+
+    @property
+    def fill(self) -> Tensor:
+        """What skipped channels count as: [gated channels]."""
+        return self.gate.fill[as_key(self.reader)]
+
+    def mask(self) -> Tensor:
+        """Return ones for channels that run and zeros for skipped ones: [batch, cin]."""
+        assert self.gate.mask is not None  # the writer runs before its readers
+        ones = self.gate.mask.new_ones(len(self.gate.mask), self.size)
+        return ones.index_copy(1, self.positions.to(ones.device), self.gate.mask[:, self.units])
+
+    def fill_by_channel(self) -> Tensor:
+        """Return the fill of gated channels, and zeros for all others: [cin]."""
+        zeros = self.fill.new_zeros(self.size)
+        return zeros.index_copy(0, self.positions.to(zeros.device), self.fill)
+
+
+def attach_gates_(model: nn.Module, gates: RuntimeGates) -> None:
+    """Add gates to a network, in place, as its submodule `runtime_gates`; without sites nothing is added."""
+    if not gates.sites:
+        return
+    readers = gates.by_reader()
+    for name, gated in readers.items():
+        reader = model.get_submodule(name)
+        gates.handles.append(reader.register_forward_pre_hook(_Silencer(gated)))
+        if not isinstance(reader, TRANSPOSED):
+            gates.handles.append(reader.register_forward_hook(_Filler(gated)))
+    for site in gates.sites:  # after the silencers: what is skipped is not there to decide by
+        chooser = _Chooser(gates.of(site.group), readers.get(site.writer, ()))
+        gates.handles.append(model.get_submodule(site.writer).register_forward_pre_hook(chooser))
+    model.add_module(GATES, gates.to(next(model.parameters()).device))
+
+
+def gates_of(model: nn.Module) -> RuntimeGates | None:
+    """Return a network's gates, None where it has none."""
+    gates = getattr(model, GATES, None)
+    return gates if isinstance(gates, RuntimeGates) else None
+
+
+def detach_gates_(model: nn.Module) -> None:
+    """Take a network's gates away, in place."""
+    gates = gates_of(model)
+    if gates is not None:
+        for handle in gates.handles:
+            handle.remove()
+        delattr(model, GATES)
+
+
+@dataclass
+class _Chooser:
+    """Hook before a writer: decides from what the writer reads, skipped channels counting as their fill."""
+
+    gate: RuntimeGate
+    gated: Sequence[GatedInput]  # of the writer, as a reader
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.gate.choose(with_fills(pooled_input(module, args[0]), self.gated))
+
+
+def with_fills(pooled: Tensor, gated: Iterable[GatedInput]) -> Tensor:
+    """Return pooled inputs, [batch, cin], with the fill in the place of each skipped channel."""
+    for one in gated:
+        mask = one.mask()
+        pooled = pooled * mask + (1 - mask) * one.fill_by_channel()
+    return pooled
+
+
+@dataclass
+class _Silencer:
+    """Hook before a reader: sets the channels of skipped units to zero."""
+
+    gated: list[GatedInput]
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x, *others = args
+        for one in self.gated:
+            x = x * _per_channel(module, x, one.mask())
+        return (x, *others)
+
+
+@dataclass
+class _Filler:
+    """Hook after a reader: adds what skipped channels would give if each were its fill everywhere.
+
+    Everywhere means beyond the border as well: one shift for each image and output channel.
+    """
+
+    gated: list[GatedInput]
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        for one in self.gated:
+            if one.gate.executed < len(one.gate.bias):
+                shift = constant_response(module, (1 - one.mask()) * one.fill_by_channel())
+                output = output + _per_channel(module, output, shift)
+        return output
+
+
+def constant_response(reader: Any, values: Tensor) -> Tensor:
+    """Return a reader's output, without bias, for channels that are constant everywhere.
+
+    Args:
+        reader: a linear layer or a convolution that is not transposed.
+        values: of its input channels, [batch, cin].
+
+    Returns:
+        [batch, cout].
+    """
+    if isinstance(reader, nn.Linear):
+        return nn.functional.linear(values, reader.weight)
+    sums = reader.weight.flatten(2).sum(2).unflatten(0, (reader.groups, -1))  # [groups, cout/g, cin/g]
+    return torch.einsum("goc,bgc->bgo", sums, values.unflatten(1, (reader.groups, -1))).flatten(1)
+
+
+def pooled_input(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the mean over positions of a layer's input: [batch, channels]."""
+    if x.dim() == 2:
+        return x
+    return x.flatten(1, -2).mean(1) if isinstance(module, nn.Linear) else x.flatten(2).mean(2)
+
+
+def _per_channel(module: nn.Module, x: Tensor, values: Tensor) -> Tensor:
+    """Return values [batch, channels] in a shape that broadcasts over a layer's input or output."""
+    linear = isinstance(module, nn.Linear)
+    return values.reshape(
+        (len(x), *[1] * (x.dim() - 2), -1) if linear else (len(x), -1, *[1] * (x.dim() - 2))
+    )

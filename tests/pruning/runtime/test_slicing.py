@@ -1,0 +1,83 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pruning.apply import Method, apply_plan
+from pruning.calibration import calibrate, real_images
+from pruning.cost import CostModel
+from pruning.plan import LayerDecision, PruningPlan
+from pruning.runtime.gates import RuntimeGates, attach_gates_
+from pruning.runtime.slicing import deployed
+from tests.pruning.example_networks import EXAMPLES
+from tests.pruning.oracles import example, snapshot
+from tests.pruning.runtime.test_gates import GATED, compressed
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("compensation", ["none", "least-squares", "distillation"])
+@pytest.mark.parametrize("static", [0.0, 0.4])
+@pytest.mark.parametrize("name", GATED)
+def test_slices_compute_what_masks_do(name, static, compensation):
+    found = compressed(name, static, 0.4, compensation)
+    assert found.gates
+    images = EXAMPLES[name].images(5)
+    sliced = deployed(found.model, EXAMPLES[name].input_shape)
+    torch.testing.assert_close(sliced(images), found.model(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sliced(images[:1]), found.model(images[:1]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_deploying_leaves_the_network_as_it_is(name):
+    model = compressed(name, 0.0, 0.4).model
+    images = EXAMPLES[name].images(2)
+    before, expected = snapshot(model), model(images)
+    deployed(model, EXAMPLES[name].input_shape)(images)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(model(images), expected)
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("static", [0.0, 0.3])
+def test_the_multiply_adds_of_a_deployed_network_are_those_predicted(name, static):
+    model, graph, images = example(name)
+    plan = PruningPlan({g.name: LayerDecision(static, 0.0 if g.ungated else 0.4) for g in graph.prunable})
+    method = Method(compensation="least-squares")
+    found = apply_plan(model, graph, plan, calibrate(graph, real_images(model, [images])), method=method)
+    network = deployed(found.model, EXAMPLES[name].input_shape)
+    counts = []
+    for image in EXAMPLES[name].images(3):
+        with FlopCounterMode(display=False) as counter:
+            network(image[None])
+        counts.append(counter.get_total_flops() / 2)
+    assert counts == [CostModel(graph, model).macs(found.widths)] * 3
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "depthwise"])
+def test_without_gates_batch_norms_are_fused_and_batches_stay_whole(name):
+    model, _, images = example(name)
+    network = deployed(model, EXAMPLES[name].input_shape)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    torch.testing.assert_close(network(images), model(images), rtol=1e-4, atol=1e-4)
+    assert len(network(images)) == len(images)
+
+
+def test_a_gate_that_runs_everything_is_not_sliced():
+    model, images = example("plain")[0], EXAMPLES["plain"].images(2)
+    sites = [replace(site, executed=site.units) for site in compressed("plain", 0.0, 0.4).gates]
+    gated = copy.deepcopy(model)
+    attach_gates_(gated, RuntimeGates(tuple(sites)))
+    network = deployed(gated, EXAMPLES["plain"].input_shape)
+    assert {type(module) for module in network.network.modules()} == {
+        type(module) for module in deployed(model, EXAMPLES["plain"].input_shape).modules()
+    }
+    torch.testing.assert_close(network(images), model(images), rtol=1e-4, atol=1e-4)
