@@ -269,7 +269,15 @@ def count_params(model: nn.Module) -> int:
 def measure_latency(
     models: Mapping[str, nn.Module], input_shape: tuple[int, ...], *, device: str = "cpu", rounds: int = 5
 ) -> dict[str, float]:
-    """Return each network's median milliseconds for one image, measured in turn within one run.
+    """Return each network's median milliseconds for one image; see `time_in_turn`."""
+    times = time_in_turn(models, input_shape, device=device, rounds=rounds)
+    return {name: found[math.floor(len(found) / 2)] for name, found in times.items()}
+
+
+def time_in_turn(
+    models: Mapping[str, nn.Module], input_shape: tuple[int, ...], *, device: str = "cpu", rounds: int = 5
+) -> dict[str, list[float]]:
+    """Return each network's milliseconds for one image in each round, ascending.
 
     Args:
         models: name -> network in evaluation mode; timed in interleaved rounds, so that a machine whose
@@ -286,5 +294,5 @@ def measure_latency(
                 timer = benchmark.Timer(
                     "model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads()
                 )
-                times[name].append(timer.blocked_autorange(min_run_time=0.05).median)
-    return {name: 1e3 * sorted(found)[math.floor(len(found) / 2)] for name, found in times.items()}
+                times[name].append(1e3 * timer.blocked_autorange(min_run_time=0.05).median)
+    return {name: sorted(found) for name, found in times.items()}

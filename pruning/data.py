@@ -41,6 +41,15 @@ class Images:
         yield from zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)
 
 
+def joined(*parts: Images) -> Images:
+    """Return the images of all parts, one part after the other."""
+    return Images(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        labelled=all(part.labelled for part in parts),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSplits:
     """Disjoint sets of images; all but `test` are drawn from the training images of the data set."""

@@ -24,10 +24,10 @@ class Evaluation:
     """What came of a plan. Shares are of the dense network."""
 
     accuracy: float | None  # 0 to 1; None without labels
-    macs: int  # for one image; with gates: expected if skipped
+    macs: int  # for one image; of what gates skip, none
     params: int
     bytes: int  # of the weights file
-    latency_ms: float | None = None  # median for one image; None where it was not measured
+    latency_ms: float | None = None  # median for one image, as deployed; None where it was not measured
     agreement: float | None = None  # without labels: share of images on which the dense network says the same
 
     def to_dict(self) -> dict[str, Any]:

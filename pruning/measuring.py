@@ -11,6 +11,7 @@ from pruning.data import Images
 from pruning.evaluation import Evaluation, evaluate
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
+from pruning.runtime.slicing import deployed
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,17 @@ class Rows:
 def measure_rows(network: PrunableNetwork, plans: Mapping[str, PruningPlan], images: Images) -> Rows:
     """Carry plans out on copies of a network and measure them, their latencies in turn within one run.
 
+    Latency is that of the `deployed` form: BatchNorms fused, and what gates skip is skipped.
+
     Args:
         network: the dense network.
         plans: name -> plan.
         images: to measure on.
     """
     compressed = {name: network.compress(plan) for name, plan in plans.items()}
-    models = {name: one.model for name, one in compressed.items()}
-    device = str(next(network.model.parameters()).device)
-    latencies = measure_latency(models, network.graph.input_shape, device=device)
+    shape, device = network.graph.input_shape, str(next(network.model.parameters()).device)
+    models = {name: deployed(one.model, shape) for name, one in compressed.items()}
+    latencies = measure_latency(models, shape, device=device)
     evaluations = {
         name: replace(
             evaluate(one.model, images, macs=network.cost.macs(one.widths)), latency_ms=latencies[name]

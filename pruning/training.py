@@ -6,20 +6,17 @@ import copy
 import hashlib
 import json
 import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
-from pruning.data import Images, load_splits
-from pruning.errors import PruningError, WeightsError
+from pruning.data import Images, joined, load_splits
+from pruning.descent import Descent, Recipe, seeded
+from pruning.errors import WeightsError
 from pruning.files import cache_folder, written_whole
 from pruning.networks import resolve_network
 from pruning.threads import one_thread
@@ -61,28 +58,18 @@ def train_dense(
         progress: show a bar on stderr if that is a terminal.
 
     Raises:
-        PruningError: the loss became NaN or infinite.
+        DataError: there is no image.
+        PruningError: a number makes no sense, or the loss became NaN or infinite.
     """
     model = copy.deepcopy(model).train()
-    device = next(model.parameters()).device
-    n_batches = -(-len(images) // batch_size)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * n_batches)
-    shown = progress and sys.stderr.isatty()
-    with _seeded(seed):
-        for epoch in tqdm(range(epochs), desc="training", unit="epoch", disable=not shown, leave=False):
-            for batch in torch.randperm(len(images)).tensor_split(n_batches):
-                x = _shifted(images.images[batch], shift).to(device)
-                loss = functional.cross_entropy(
-                    model(x), images.labels[batch].to(device), label_smoothing=0.1
-                )
-                _check_loss(loss, epoch, learning_rate)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+
+    def loss_of(batch: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(model(batch), labels, label_smoothing=0.1)
+
+    recipe = Recipe(epochs, learning_rate, batch_size, weight_decay, shift)
+    descent = Descent(list(model.parameters()), images, recipe, loss_of)
+    with seeded(seed):
+        deque(descent.epochs(progress=progress), maxlen=0)
     return model.eval()
 
 
@@ -96,7 +83,7 @@ def dense_digits(cache: Path | None = None, *, progress: bool = False) -> nn.Mod
         progress: show a bar while training.
     """
     network = resolve_network(_DIGITS_NETWORK)
-    with _seeded(0):
+    with seeded(0):
         model = network.build()
     path = (cache or cache_folder()) / f"{_DIGITS_NETWORK}-{_fingerprint(model)}.safetensors"
     if path.exists():
@@ -106,7 +93,7 @@ def dense_digits(cache: Path | None = None, *, progress: bool = False) -> nn.Mod
         except WeightsError as error:
             _log.warning("training the dense network anew, since its cached weights are unusable: %s", error)
     splits = load_splits("digits", network)
-    learned_from = _joined(splits.train, splits.calibration)
+    learned_from = joined(splits.train, splits.calibration)
     with one_thread():
         model = train_dense(model, learned_from, **_DIGITS_RECIPE, progress=progress)
     _store(model, path)
@@ -126,33 +113,3 @@ def _store(model: nn.Module, path: Path) -> None:
             save_file(model.state_dict(), temporary)
     except OSError as error:  # a read-only home must not stop the work
         _log.warning("the dense network is not cached and will be trained again next time: %s", error)
-
-
-def _joined(first: Images, second: Images) -> Images:
-    return Images(torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels]))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generators, which initialisation and dropout draw from, for the block only."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def _shifted(images: Tensor, shift: int) -> Tensor:
-    if shift == 0:
-        return images
-    height, width = images.shape[-2:]
-    top, left = torch.randint(2 * shift + 1, (2,)).tolist()
-    padded = functional.pad(images, (shift,) * 4, mode="replicate")
-    return padded[..., top : top + height, left : left + width]
-
-
-def _check_loss(loss: Tensor, epoch: int, learning_rate: float) -> None:
-    if not torch.isfinite(loss):
-        raise PruningError(
-            f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}; "
-            f"try a learning rate below {learning_rate:g}, and check the images"
-        )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts import options
-from scripts.benchmarks import data_free, environment, reward
+from scripts.benchmarks import data_free, environment, reward, runtime
 from scripts.benchmarks.assets import WEIGHTS
 from scripts.cli import run_verb
 
@@ -22,6 +22,7 @@ class Benchmark(NamedTuple):
     measure: Callable[[argparse.Namespace], dict[str, Any]]
     show: Callable[[dict[str, Any]], None]
     help: str
+    resumes: bool = False  # from what `--out` holds
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -29,7 +30,16 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         environment.measure, environment.show, "steps and episodes per second, and where the time goes"
     ),
     "data-free": Benchmark(
-        data_free.measure, data_free.show, "accuracy and seconds of every compensation and calibration"
+        data_free.measure,
+        data_free.show,
+        "accuracy and seconds of every compensation and calibration",
+        resumes=True,
+    ),
+    "runtime": Benchmark(
+        runtime.measure,
+        runtime.show,
+        "latency and accuracy of runtime pruning beside static pruning",
+        resumes=True,
     ),
     "reward": Benchmark(
         reward.measure, reward.show, "rank correlation of rewards without labels with true accuracy"
@@ -59,7 +69,7 @@ def build_parser() -> options.Parser:
         "--out",
         type=Path,
         metavar="FILE",
-        help="data-free: JSON file of the results so far; what it holds is not measured again",
+        help="data-free, runtime: JSON file of the results so far; what it holds is not measured again",
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, ...")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
@@ -74,9 +84,10 @@ def run(argv: Sequence[str]) -> None:
         raise options.UsageError(
             f"there is no folder {args.assets}; name it with --assets (the README says where from)"
         )
-    if args.out is not None and args.name != "data-free":
-        raise options.UsageError(f"--out goes with data-free; {args.name} prints its results, see --json")
     benchmark = BENCHMARKS[args.name]
+    if args.out is not None and not benchmark.resumes:
+        names = " and ".join(name for name, one in BENCHMARKS.items() if one.resumes)
+        raise options.UsageError(f"--out goes with {names}; {args.name} prints its results, see --json")
     record = benchmark.measure(args)
     if args.json:
         print(json.dumps(record, indent=2))

@@ -15,10 +15,12 @@ from scripts.options import UsageError
 VERBS = {
     "train": "learn a pruning policy and write policy, plan and compressed network",
     "prune": "carry out a plan, a policy or an even allocation",
+    "finetune": "train a compressed network, on labels or to follow the dense one",
     "evaluate": "measure a network, dense or compressed, on its test images",
     "describe": "list channel groups, what is frozen and why, and the reachable budgets; changes nothing",
     "benchmark": "measure this installation",
 }
+RESUMABLE = ("train", "finetune")
 DONE, MISUSED, IMPOSSIBLE, INTERRUPTED = 0, 2, 3, 130
 
 
@@ -44,7 +46,7 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
     except (PruningError, AgentError, UsageError, OSError) as error:  # OSError: a full disk, no such folder
         return _complain(error, MISUSED)
     except KeyboardInterrupt:
-        hint = "; the same command with --resume goes on" if verb == "train" else ""
+        hint = "; the same command with --resume goes on" if verb in RESUMABLE else ""
         print(f"secateur: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     return DONE

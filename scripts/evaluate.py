@@ -18,6 +18,7 @@ from pruning.evaluation import Evaluation, evaluate
 from pruning.export import load_compressed
 from pruning.files import write_json
 from pruning.graph import find_groups
+from pruning.runtime.slicing import deployed
 from scripts import options
 from scripts.cli import run_verb
 from scripts.records import METRICS, check_empty, compressed_folder, open_run, show_rows
@@ -78,7 +79,8 @@ def _images_of(args: argparse.Namespace, default: str) -> str:
 def _timed(
     evaluation: Evaluation, model: nn.Module, input_shape: tuple[int, ...], args: argparse.Namespace
 ) -> Evaluation:
-    latency = measure_latency({"it": model}, input_shape, device=options.device_of(args))["it"]
+    network = deployed(model, input_shape)
+    latency = measure_latency({"it": network}, input_shape, device=options.device_of(args))["it"]
     return replace(evaluation, latency_ms=latency)
 
 

@@ -81,23 +81,32 @@ def _as_flags(flag: str, action: argparse.Action, value: Any) -> list[str]:
 
 
 def add_network_flags(parser: Parser) -> None:
-    """Add the flags that name a network and its images."""
-    parser.add_argument(
-        "--model",
-        default="digits_resnet",
-        metavar="NAME",
-        help="digits_resnet (default), cifar_resnet20|32|44|56|110, torchvision/NAME, timm/NAME, "
-        "FILE.py:FACTORY",
-    )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="trained weights: safetensors or torch")
-    parser.add_argument(
-        "--data", default="digits", metavar="SPEC", help="digits (default), npz:FILE, or none"
-    )
+    """Add the flags that name a network and its images, and say how the network takes them."""
+    add_model_flags(parser)
     parser.add_argument(
         "--input-size", nargs=3, type=int, metavar=("C", "H", "W"), help="where the name does not say"
     )
     parser.add_argument("--mean", nargs="+", type=float, metavar="M", help="per channel, of pixels in [0, 1]")
     parser.add_argument("--std", nargs="+", type=float, metavar="S", help="per channel, of pixels in [0, 1]")
+
+
+def add_model_flags(parser: Parser, *, compressed: bool = False) -> None:
+    """Add the flags that name a network and its images; those of a compressed one need not be named."""
+    model, data = (None, None) if compressed else ("digits_resnet", "digits")
+    parser.add_argument(
+        "--model",
+        default=model,
+        metavar="NAME",
+        help="digits_resnet, cifar_resnet20|32|44|56|110, torchvision/NAME, timm/NAME, FILE.py:FACTORY "
+        f"(default: {model or 'what was compressed'})",
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="trained weights: safetensors or torch")
+    parser.add_argument(
+        "--data",
+        default=data,
+        metavar="SPEC",
+        help=f"digits, npz:FILE, or none (default: {data or 'what it was measured on'})",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of splits, calibration and learning (default 0)")
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ..."
@@ -116,9 +125,7 @@ def add_pruning_flags(parser: Parser) -> None:
         help="data (default where there is some), or made from the weights alone: "
         f"{', '.join(SYNTHESES)} (default: distilled)",
     )
-    parser.add_argument(
-        "--eval-data", metavar="SPEC", help="with --data none: images to report on once all is decided"
-    )
+    add_eval_data_flag(parser)
     parser.add_argument(
         "--round-to", type=positive, default=1, metavar="N", help="keep units in multiples of N"
     )
@@ -135,6 +142,13 @@ def add_pruning_flags(parser: Parser) -> None:
         default=[],
         metavar="PATTERN",
         help="freeze groups with a matching writer; repeatable",
+    )
+
+
+def add_eval_data_flag(parser: Parser) -> None:
+    """Add the flag that names images where --data names none."""
+    parser.add_argument(
+        "--eval-data", metavar="SPEC", help="with --data none: images to report on once all is decided"
     )
 
 
@@ -155,11 +169,13 @@ def budget_of(args: argparse.Namespace) -> Budget:
     return Budget.parse(args.budget)
 
 
-def add_output_flags(parser: Parser, *, out: bool = True) -> None:
+def add_output_flags(parser: Parser, *, out: bool = True, resume: bool = False) -> None:
     """Add the flags about what is written and shown."""
     if out:
         parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
         parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    if resume:
+        parser.add_argument("--resume", action="store_true", help="go on with the run that --out holds")
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -194,14 +210,12 @@ def task_of(args: argparse.Namespace, budget: Budget) -> Task:
     Raises:
         UsageError: --eval-data is given beside data of its own.
     """
-    eval_data = getattr(args, "eval_data", None)
-    if eval_data is not None and args.data != "none":
-        raise UsageError(f"--eval-data goes with --data none; {args.data} has test images of its own")
+    refuse_eval_data(args)
     return load_task(
         args.model,
         data=args.data,
         calibration=getattr(args, "calibration", None),
-        eval_data=eval_data,
+        eval_data=getattr(args, "eval_data", None),
         weights=args.weights,
         input_size=tuple(args.input_size) if args.input_size else None,
         mean=args.mean,
@@ -211,6 +225,12 @@ def task_of(args: argparse.Namespace, budget: Budget) -> Task:
         seed=args.seed,
         progress=not args.quiet,
     )
+
+
+def refuse_eval_data(args: argparse.Namespace) -> None:
+    """Raise UsageError if --eval-data is given beside data that has test images."""
+    if getattr(args, "eval_data", None) is not None and args.data != "none":
+        raise UsageError(f"--eval-data goes with --data none; {args.data} has test images of its own")
 
 
 def judged_on(args: argparse.Namespace) -> str:

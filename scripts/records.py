@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from rich.table import Table
 from envs import Task
 from pruning.evaluation import Evaluation
 from pruning.export import Manifest
-from pruning.files import write_json
+from pruning.files import read_json, write_json
 from pruning.plan import PruningPlan
-from scripts.options import UsageError
+from scripts.options import UsageError, plain
 
 CONFIG, METRICS = "config.json", "metrics.json"
+MAY_DIFFER = ("out", "resume", "overwrite", "json", "quiet", "device")  # between a run and its resumption
 
 COLUMNS = {
     "accuracy": ("accuracy", lambda value: f"{value:.2%}"),
@@ -45,6 +46,42 @@ def check_empty(out: Path, *, overwrite: bool, way_out: str = "--overwrite") -> 
         raise UsageError(f"{out} is not the folder of a run and is left alone; give another --out")
     if not overwrite:
         raise UsageError(f"{out} already holds a run; give another --out, or {way_out}")
+
+
+def check_out(out: Path, args: argparse.Namespace, *, may_differ: Collection[str] = ()) -> None:
+    """Refuse a folder that holds something else than the run to begin or to resume, before any work.
+
+    Args:
+        out: the folder for results.
+        args: the flags, --resume and --overwrite among them.
+        may_differ: flags that a resumption may change, beside MAY_DIFFER.
+
+    Raises:
+        UsageError: it holds a run and neither flag is given, or another run than these flags describe, or no
+            run; or both flags are given.
+    """
+    if not args.resume:
+        check_empty(out, overwrite=args.overwrite, way_out="--resume or --overwrite")
+        return
+    if args.overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them")
+    try:
+        earlier = read_json(out / CONFIG)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{out} holds no run to resume ({error}); leave out --resume") from error
+    if not isinstance(earlier, dict):
+        raise UsageError(f"{out / CONFIG} is damaged; give another --out, or --overwrite")
+    now = run_config(args)
+    changed = [name for name in now if earlier.get(name) != now[name] and name not in may_differ]
+    if changed:
+        raise UsageError(
+            f"{out} was begun with another {' and '.join(changed)}; repeat its flags, or use --overwrite"
+        )
+
+
+def run_config(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags that make a run what it is, as plain data."""
+    return plain(args, without=MAY_DIFFER)
 
 
 def open_run(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -98,9 +135,7 @@ def show_rows(title: str, rows: Mapping[str, Mapping[str, Any]], *, gated: Mappi
     console().print(table)
     if any(gated.values()):
         names = ", ".join(f"{name} ({count} groups)" for name, count in gated.items() if count)
-        console().print(
-            f"* {names}: expected if skipped; gates are applied as masks, which do not save time yet"
-        )
+        console().print(f"* {names}: for each input, units are skipped; latency with only the others run")
 
 
 def console() -> Console:

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,14 +23,12 @@ from agents import (
 from envs import Budget, LayerPruningEnv, Task
 from pruning.evaluation import Evaluation
 from pruning.export import folder_written_whole, save_compressed
-from pruning.files import read_json, write_json
+from pruning.files import write_json
 from pruning.measuring import measure_rows
 from pruning.plan import PruningPlan
 from scripts import options
 from scripts.cli import run_verb
-from scripts.records import CONFIG, METRICS, check_empty, manifest_of, open_run, show
-
-MAY_DIFFER = ("out", "resume", "overwrite", "json", "quiet", "device")  # between a run and its resumption
+from scripts.records import METRICS, check_out, manifest_of, open_run, run_config, show
 
 
 def build_parser() -> options.Parser:
@@ -44,8 +41,7 @@ def build_parser() -> options.Parser:
     parser.add_argument(
         "--episodes", type=options.positive, default=200, metavar="N", help="plans to evaluate (200)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run that --out holds")
-    options.add_output_flags(parser)
+    options.add_output_flags(parser, resume=True)
     return parser
 
 
@@ -56,49 +52,24 @@ def run(argv: Sequence[str]) -> None:
     options.method_of(args)  # so is an unknown method
     budget = options.budget_of(args)
     out = args.out or Path("runs") / args.model.replace("/", "-")
-    _check_out(out, args)
+    check_out(out, args, may_differ=["episodes"])
     torch.manual_seed(args.seed)
     task = options.task_of(args, budget)
     env = options.env_of(task, args)
     if not args.resume:
-        open_run(out, _config(args), overwrite=args.overwrite)
+        open_run(out, run_config(args), overwrite=args.overwrite)
     even = run_episode(env, uniform)
     # no one may use more than uniform does, so that a better row is not a row with a little more to spend
     env.set_budget(Budget({name: getattr(even, name) for name in budget.shares}))
     learned = _learn(env, out, args)
     if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
-        open_run(out, _config(args), overwrite=False)
+        open_run(out, run_config(args), overwrite=False)
     chosen = {
         "uniform": even,
         "random": choose_on_validation(env, _random(env, args)[:2]),
         "learned": choose_on_validation(env, [learned.final, learned.best]),
     }
     _write(out, env, task, args, learned, chosen)
-
-
-def _check_out(out: Path, args: argparse.Namespace) -> None:
-    """Refuse a folder that holds something else, before any work."""
-    if not args.resume:
-        check_empty(out, overwrite=args.overwrite, way_out="--resume or --overwrite")
-        return
-    if args.overwrite:
-        raise options.UsageError("--resume goes on with a run and --overwrite replaces it; give one of them")
-    try:
-        earlier = read_json(out / CONFIG)
-    except (OSError, ValueError) as error:
-        raise options.UsageError(f"{out} holds no run to resume ({error}); leave out --resume") from error
-    if not isinstance(earlier, dict):
-        raise options.UsageError(f"{out / CONFIG} is damaged; give another --out, or --overwrite")
-    now = _config(args)
-    changed = [name for name in now if earlier.get(name) != now[name] and name != "episodes"]
-    if changed:
-        raise options.UsageError(
-            f"{out} was begun with another {' and '.join(changed)}; repeat its flags, or use --overwrite"
-        )
-
-
-def _config(args: argparse.Namespace) -> dict[str, Any]:
-    return options.plain(args, without=MAY_DIFFER)
 
 
 def _learn(env: LayerPruningEnv, out: Path, args: argparse.Namespace) -> LearningResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pruning.equalization import fuse_batch_norms
 from pruning.graph import find_groups
@@ -23,6 +25,11 @@ from pruning.runtime.gates import (
     pooled_input,
 )
 from pruning.surgery import CONVOLUTIONS, TRANSPOSED
+
+# Slicing weights by input is slow, and at few places it is most of a convolution's work. From so many weights
+# on, at so few places or less, it is a product with weights that lie by input: 1.3 to 2 times as fast.
+MANY_WEIGHTS = 2**19
+FEW_PLACES = 64
 
 TENSORS = ("weight", "bias", "running_mean", "running_var")  # of layers and carriers, one entry per output
 
@@ -169,6 +176,8 @@ def _sliced_layers(model: nn.Module, gates: RuntimeGates) -> dict[str, _SlicedLa
 class _SlicedLayer(nn.Module):
     """A layer that reads the selected channels of its input, and computes the selected ones of its output."""
 
+    unread: Tensor  # what each input channel counts as where it is skipped, [1, cin]
+
     def __init__(self, layer: Any, gated: _Gated) -> None:
         super().__init__()
         self.decides = nn.ModuleList(gated.decides)
@@ -189,6 +198,7 @@ class _SlicedLayer(nn.Module):
                 delattr(layer, name)  # for each image, a plain tensor takes its place
         _tell_sizes_(layer, self.outputs)
         self.layer = layer
+        self.register_buffer("by_input", self._by_input())
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute for one image: [1, selected inputs, ...] -> [1, selected outputs, ...]."""
@@ -196,9 +206,29 @@ class _SlicedLayer(nn.Module):
         choice: Any
         for choice in self.decides:
             choice.choose(self._pooled(x, read))
+        if self.by_input is not None and math.prod(_output_size(self.layer, x)) <= FEW_PLACES:
+            return self._product(x, read)
         for name in self._names:
             setattr(self.layer, name, self._selected(name, read))
         return self.layer(x)
+
+    def _by_input(self) -> Tensor | None:
+        """Return the weights as [cin, kernel, cout] if the layer may be run as a product, else None."""
+        layer = self.layer
+        plain = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
+        if not plain or isinstance(layer.padding, str) or self.inputs is None or self.outputs is not None:
+            return None
+        weight = self.get_buffer("whole_weight")
+        return weight.flatten(2).permute(1, 2, 0).contiguous() if weight.numel() >= MANY_WEIGHTS else None
+
+    def _product(self, x: Tensor, read: Tensor | None) -> Tensor:
+        """Return what the layer gives, by a product of the unfolded input with the selected weights."""
+        layer = self.layer
+        assert read is not None  # else there is no `by_input`
+        seen = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0]
+        weight = self.get_buffer("by_input").index_select(0, read).flatten(0, 1)
+        output = torch.addmm(self._selected("bias", None), seen.T, weight).T
+        return output.reshape(1, -1, *_output_size(layer, x))
 
     def _selected(self, name: str, read: Tensor | None) -> Tensor:
         """Return the part of a tensor that the image in flight needs."""
@@ -228,6 +258,14 @@ class _SlicedLayer(nn.Module):
     def _of_one_conv_group(self, positions: Tensor) -> Tensor:
         """Return the positions in one convolution group; all groups have the same pattern."""
         return positions[: len(positions) // getattr(self.layer, "groups", 1)]
+
+
+def _output_size(layer: Any, x: Tensor) -> tuple[int, ...]:
+    """Return height and width of a convolution's output."""
+    fields = zip(x.shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
+    return tuple(
+        (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in fields
+    )
 
 
 def _fill_by_channel(gated: _Gated) -> Tensor | None:

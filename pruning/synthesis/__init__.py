@@ -2,6 +2,6 @@
 
 from pruning.synthesis import distilled, noise
 from pruning.synthesis.records import SYNTHESES, Synthesis
-from pruning.synthesis.splits import SyntheticSplits
+from pruning.synthesis.splits import SyntheticSplits, answered
 
-__all__ = ["SYNTHESES", "Synthesis", "SyntheticSplits", "distilled", "noise"]
+__all__ = ["SYNTHESES", "Synthesis", "SyntheticSplits", "answered", "distilled", "noise"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.data import Images
 from pruning.evaluation import predictions
@@ -53,5 +53,10 @@ class SyntheticSplits:
         images = images[: -(-len(images) // SHARE)]
         if has_batch_norm(self.model):
             images = distilled_images(self.model, images, seed=seed, progress=self.progress)
-        answers = predictions(self.model, [(images, torch.zeros(len(images)))])[0].argmax(1).cpu()
-        return Images(images, answers, labelled=False)
+        return answered(self.model, images)
+
+
+def answered(model: nn.Module, images: Tensor) -> Images:
+    """Return images [N, C, H, W] labelled with what a network says of them."""
+    answers = predictions(model, [(images, torch.zeros(len(images)))])[0].argmax(1).cpu()
+    return Images(images, answers, labelled=False)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +21,11 @@ from envs.budget import BudgetKeeper, Limits
 from pruning.apply import Method, apply_plan
 from pruning.compensation import COMPENSATIONS
 from pruning.evaluation import accuracy, predictions
-from pruning.files import read_json, write_json
+from pruning.files import write_json
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
 from scripts.benchmarks.assets import WEIGHTS, cifar_images, cifar_task
-from scripts.options import UsageError
+from scripts.benchmarks.results import begun
 from scripts.records import console
 
 INNER = ("*.conv1",)  # of each block: its inner channels
@@ -67,25 +66,17 @@ def rows() -> Iterator[tuple[str, Method]]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return, by network, its dense accuracy, seconds to calibrate, and a cell per row and setting."""
-    record = _begun(args.out)
+    record = begun(args.out, fits=_fits)
     for name in args.networks or WEIGHTS:
         with _empty_cache():
             _measure_network(name, args, record)
     return record
 
 
-def _begun(path: Path | None) -> dict[str, Any]:
-    if path is None or not path.exists():
-        return {}
-    try:
-        record = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} holds no results ({error}); give another --out") from error
-    if not isinstance(record, dict) or not all(
+def _fits(record: dict[str, Any]) -> bool:
+    return all(
         isinstance(found, dict) and found.keys() >= {"calibration_s", "cells"} for found in record.values()
-    ):
-        raise UsageError(f"{path} holds no results of this benchmark; give another --out")
-    return record
+    )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from pruning.data import Images, ImageSplits, check_labels, load_splits
+from pruning.data import Images, ImageSplits, check_labels, joined, load_splits
 from pruning.errors import DataError, UnknownNameError
 from pruning.networks import NetworkSpec, resolve_network
 
@@ -213,6 +213,16 @@ def test_batches_keep_the_order_and_lose_nothing():
     assert [labels.tolist() for _, labels in batches] == [[0, 1], [2, 3], [4]]
     assert [x.flatten().tolist() for x, _ in batches] == [[0.0, 1.0], [2.0, 3.0], [4.0]]
     assert len(images) == 5
+
+
+def test_parts_are_joined_in_order_and_one_without_true_labels_leaves_none_true():
+    images, labels = torch.arange(6.0).view(3, 1, 1, 2), torch.tensor([2, 0, 1])
+    first, second = Images(images[:1], labels[:1]), Images(images[1:], labels[1:])
+    whole = joined(first, second)
+    assert torch.equal(whole.images, images)
+    assert torch.equal(whole.labels, labels)
+    assert whole.labelled
+    assert not joined(first, Images(images[1:], labels[1:], labelled=False)).labelled
 
 
 def test_an_unknown_kind_suggests_the_nearest():

@@ -7,6 +7,7 @@ from pruning.data import Images
 from pruning.measuring import measure_rows
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
+from pruning.runtime.slicing import OneByOne
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import counted_macs, counted_params
 
@@ -16,7 +17,7 @@ def rows(monkeypatch):
     timed = []
 
     def fake(models, input_shape, *, device):
-        timed.append((list(models), tuple(input_shape), device))
+        timed.append((dict(models), tuple(input_shape), device))
         return {name: float(number) for number, name in enumerate(models)}
 
     monkeypatch.setattr(pruning.measuring, "measure_latency", fake)
@@ -57,5 +58,16 @@ def test_the_gated_groups_are_counted(rows):
 
 def test_latencies_are_measured_side_by_side_in_one_run(rows):
     found, timed, _ = rows
-    assert timed == [(["dense", "cut", "gated"], (3, 6, 6), "cpu")]
+    ((models, shape, device),) = timed
+    assert (list(models), shape, device) == (["dense", "cut", "gated"], (3, 6, 6), "cpu")
     assert [row.latency_ms for row in found.evaluations.values()] == [0.0, 1.0, 2.0]
+
+
+def test_what_is_timed_is_the_deployed_form(rows):
+    found, timed, images = rows
+    models = timed[0][0]
+    for name, model in models.items():
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+        with torch.no_grad():
+            torch.testing.assert_close(model(images), found.compressed[name].model(images))
+    assert isinstance(models["gated"], OneByOne)

@@ -97,7 +97,7 @@ def test_a_file_that_holds_no_results_is_not_added_to(refused, tmp_path, text):
 
 def test_only_the_benchmark_that_resumes_takes_a_file_for_its_results(refused, tmp_path):
     line = refused("benchmark", "reward", "--assets", tmp_path, "--out", tmp_path / "results.json")
-    assert "--out goes with data-free" in line
+    assert "--out goes with data-free and runtime" in line
 
 
 @pytest.mark.parametrize("verb", ["train", "prune"])
@@ -252,8 +252,8 @@ def test_a_damaged_compressed_network(refused, material, compressed):
     evaluate = ["evaluate", "--compressed", compressed, "--model", material.model]
     structure, weights = compressed / "structure.json", compressed / "model.safetensors"
     whole = structure.read_text()
-    altered(structure, lambda record: record.update(version=2))
-    assert "is not a compressed network of version 1" in refused(*evaluate)
+    altered(structure, lambda record: record.update(version=1))
+    assert "is not a compressed network of version 2" in refused(*evaluate)
     structure.write_text(whole[:-50])
     assert "cannot read" in refused(*evaluate)
     structure.write_text(whole)

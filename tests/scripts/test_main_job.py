@@ -145,7 +145,7 @@ def test_pruning_by_ratio_asks_the_same_of_every_group(secateur, material, tmp_p
         "a.0": 0.25,
         "c.0": 0.25,
     }
-    assert "expected if skipped" in outcome.out
+    assert "pruned (2 groups): for each input, units are skipped" in outcome.out
 
 
 def test_a_statically_pruned_network_costs_what_is_counted_on_it(secateur, material, tmp_path):

@@ -10,7 +10,8 @@ from pruning.apply import Method, apply_plan
 from pruning.calibration import calibrate, real_images
 from pruning.cost import CostModel
 from pruning.plan import LayerDecision, PruningPlan
-from pruning.runtime.gates import RuntimeGates, attach_gates_
+from pruning.runtime import slicing
+from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_
 from pruning.runtime.slicing import deployed
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
@@ -69,6 +70,27 @@ def test_without_gates_batch_norms_are_fused_and_batches_stay_whole(name):
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     torch.testing.assert_close(network(images), model(images), rtol=1e-4, atol=1e-4)
     assert len(network(images)) == len(images)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2, "padding": 0}, {"dilation": 2}, {"kernel_size": (1, 3)}]
+)
+def test_a_reader_of_many_weights_gives_the_same_as_a_product(monkeypatch, options):
+    monkeypatch.setattr(slicing, "MANY_WEIGHTS", 1)
+    torch.manual_seed(0)
+    reader = nn.Conv2d(6, 5, **{"kernel_size": 3, "padding": 1, **options})
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), reader, nn.Flatten()).eval()
+    site = GateSite("0", "0", 3, 6, 3, {"0": tuple(range(6))}, {"2": tuple(range(6))})
+    gates = RuntimeGates((site,))
+    attach_gates_(model, gates)
+    for parameter in gates.parameters():
+        nn.init.normal_(parameter)
+    network, images = deployed(model, (3, 9, 8)), torch.randn(4, 3, 9, 8)
+    expected, products = model(images), []
+    unfold = torch.nn.functional.unfold
+    monkeypatch.setattr(slicing.functional, "unfold", lambda *args: products.append(1) or unfold(*args))
+    torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-4)
+    assert len(products) == len(images)
 
 
 def test_a_gate_that_runs_everything_is_not_sliced():

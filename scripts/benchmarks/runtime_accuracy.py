@@ -1,0 +1,186 @@
+"""Accuracy of static pruning, runtime pruning and both, at equal multiply-adds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+from tqdm import tqdm
+
+from envs import Task
+from pruning.apply import Compressed, Method, apply_plan
+from pruning.cost import Widths
+from pruning.data import ImageSplits, joined
+from pruning.evaluation import accuracy, predictions
+from pruning.files import write_json
+from pruning.finetuning import finetune_
+from pruning.plan import LayerDecision, PruningPlan
+from pruning.prunable import PrunableNetwork
+from pruning.runtime.gates import RuntimeGates, as_key, attach_gates_, detach_gates_, gates_of
+from pruning.runtime.trust import TrustGate
+from scripts.benchmarks.assets import cifar_images, cifar_task
+from scripts.records import console
+
+NETWORKS = ("cifar_resnet20", "cifar_resnet56")
+INNER = ("*.conv1",)  # of each block: its inner channels
+RATIOS = (0.5, 0.7)  # of them, pruned or skipped
+RUNTIME_SHARE = 0.25  # of the survivors, where both kinds of pruning share the work
+COMPENSATION = "least-squares-progressive"
+EPOCHS = 5
+SOURCES = ("distilled", "data", "fine-tuned")  # the last goes on from `data`
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the channels that do not run are divided; `trust` is the published rule's."""
+
+    name: str
+    runtime: float | None = None  # share of the survivors; None: all of the ratio
+    trust: float | None = None
+
+    def decision(self, ratio: float) -> LayerDecision:
+        """Return the ratios of each group that leave 1 - ratio of its units running."""
+        if self.runtime is None:
+            return LayerDecision(0.0, ratio)
+        return LayerDecision(1 - (1 - ratio) / (1 - self.runtime), self.runtime)
+
+
+KINDS = (
+    Kind("static", runtime=0.0),
+    Kind("static and runtime", runtime=RUNTIME_SHARE),
+    Kind("runtime"),
+    Kind("trust 0.5 (Chen et al.)", trust=0.5),
+)
+
+
+def measure(args: argparse.Namespace, found: dict[str, Any], record: dict[str, Any]) -> None:
+    """Add to `found`, by network, a cell for each source, kind and ratio; write the record as it grows."""
+    for name in args.networks or NETWORKS:
+        cells = found.setdefault(name, {"cells": {}})["cells"]
+        for calibration in ("distilled", "data"):
+            missing = [
+                (kind, ratio)
+                for kind, ratio in _rows()
+                if any(_key(source, kind, ratio) not in cells for source in _sources(calibration))
+            ]
+            if missing:
+                _measure_calibration(name, args, calibration, missing, found[name], record)
+
+
+def _rows() -> Iterator[tuple[Kind, float]]:
+    for ratio in RATIOS:
+        for kind in KINDS:
+            yield kind, ratio
+
+
+def _sources(calibration: str) -> tuple[str, ...]:
+    return SOURCES[:1] if calibration == "distilled" else SOURCES[1:]
+
+
+def _key(source: str, kind: Kind, ratio: float) -> str:
+    return f"{source}/{kind.name}/{ratio:.0%}"
+
+
+def _measure_calibration(
+    name: str,
+    args: argparse.Namespace,
+    calibration: str,
+    missing: list[tuple[Kind, float]],
+    found: dict[str, Any],
+    record: dict[str, Any],
+) -> None:
+    data = {"data": "none", "eval_data": cifar_images(args)} if calibration != "data" else {}
+    task = cifar_task(name, args, calibration=calibration, seed=args.seed, **data)
+    network = PrunableNetwork(
+        task.model, task.calibration, method=Method(compensation=COMPENSATION), only=INNER
+    )
+    found["dense"] = accuracy(*predictions(task.model, task.splits.test.batches()))
+    shown = not args.quiet and sys.stderr.isatty()
+    for kind, ratio in tqdm(missing, desc=f"{name} {calibration}", disable=not shown, leave=False):
+        start = time.perf_counter()
+        small = _carried_out(network, kind, ratio)
+        for source in _sources(calibration):
+            if source == "fine-tuned":
+                _fine_tune_(small.model, task, args.seed)
+            cell = _cell(network, small, task)
+            found["cells"][_key(source, kind, ratio)] = {**cell, "seconds": time.perf_counter() - start}
+            if args.out is not None:
+                write_json(args.out, record)
+
+
+def _fine_tune_(model: nn.Module, task: Task, seed: int) -> None:
+    splits = task.splits
+    assert isinstance(splits, ImageSplits)  # there is data
+    images = joined(splits.train, splits.calibration, splits.reward, splits.validation)
+    finetune_(model, images, teacher=task.model, epochs=EPOCHS, flip=True, shift=4, seed=seed)
+
+
+def _carried_out(network: PrunableNetwork, kind: Kind, ratio: float) -> Compressed:
+    torch.manual_seed(0)
+    plan = PruningPlan({group.name: kind.decision(ratio) for group in network.graph.prunable})
+    if kind.trust is None:
+        return network.compress(plan)
+    bare = Method(compensation="none")  # as published, where all is left to training
+    found = apply_plan(
+        network.model, network.graph, plan, network.calibration, method=bare, scores=network.scores
+    )
+    _trust_(found.model, network, kind.trust)
+    return found
+
+
+def _trust_(model: nn.Module, network: PrunableNetwork, trust: float) -> None:
+    """Replace a network's gates by those of the published rule, with the same scores and fills."""
+    gates = gates_of(model)
+    assert gates is not None
+    trusted = RuntimeGates(gates.sites)
+    for site in gates.sites:
+        gate = TrustGate(site, network.scores[site.group].float(), trust=trust)
+        gate.load_state_dict(gates.of(site.group).state_dict(), strict=False)
+        trusted[as_key(site.group)] = gate
+    detach_gates_(model)
+    attach_gates_(model, trusted)
+
+
+def _cell(network: PrunableNetwork, small: Compressed, task: Task) -> dict[str, float]:
+    executed = small.widths.executed.astype(float)
+    together = task.splits.test.batches(len(task.splits.test))  # the masks are then those of all images
+    right = accuracy(*predictions(small.model, together))
+    gates = gates_of(small.model)
+    if gates is not None:  # how many units the published rule runs is known from the images alone
+        for number, group in enumerate(network.graph.prunable):
+            mask = gates.of(group.name).mask
+            assert mask is not None
+            executed[number] = float(mask.sum(1).mean())
+    macs = network.cost.macs(Widths(small.widths.kept, executed))
+    return {
+        "accuracy": right,
+        "macs": macs / network.cost.macs(network.cost.dense),
+        "params": network.cost.params(small.widths) / network.cost.params(network.cost.dense),
+    }
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print a table per network: multiply-adds, parameters, and accuracy by source of the calibration."""
+    for name, measured in found.items():
+        title = (
+            f"{name}, dense {measured['dense']:.1%}, 500 test images; fine-tuned: {EPOCHS} epochs of "
+            "distillation on 4,000 images"
+        )
+        table = Table(title=title, title_justify="left")
+        for heading in ("inner channels", "pruning", "MACs", "parameters", *SOURCES):
+            table.add_column(heading, justify="left" if heading == "pruning" else "right")
+        for kind, ratio in _rows():
+            cells = {source: measured["cells"].get(_key(source, kind, ratio)) for source in SOURCES}
+            known = next((cell for cell in cells.values() if cell), None)
+            if known is not None:
+                figures = [f"{100 * cell['accuracy']:.1f}" if cell else "" for cell in cells.values()]
+                shares = (f"{known['macs']:.1%}", f"{known['params']:.1%}")
+                table.add_row(f"-{ratio:.0%}", kind.name, *shares, *figures)
+        console().print(table)

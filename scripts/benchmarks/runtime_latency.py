@@ -1,0 +1,135 @@
+"""Milliseconds for one image: dense, statically cut, and gated, by slices and by masks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from pruning.apply import Method
+from pruning.calibration import real_images
+from pruning.cost import time_in_turn
+from pruning.errors import PruningError
+from pruning.files import write_json
+from pruning.networks import resolve_network
+from pruning.plan import LayerDecision, PruningPlan
+from pruning.prunable import PrunableNetwork
+from pruning.runtime.slicing import deployed
+from scripts import options
+from scripts.records import console
+
+RATIOS = (0.3, 0.5, 0.7)
+THREADS = (2, 1)
+ROUNDS = 15
+IMAGES = 8  # of noise: gates choose by something, what they choose is of no matter
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, the side of its images, and the layers that are pruned: the inner ones of blocks."""
+
+    network: str
+    side: int
+    only: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What the results are filed under."""
+        return f"{self.network} at {self.side}"
+
+
+SUBJECTS = (
+    Subject("torchvision/resnet18", 224, ("*.conv1",)),
+    Subject("torchvision/resnet18", 64, ("*.conv1",)),
+    Subject("torchvision/wide_resnet50_2", 224, ("*.conv1", "*.conv2")),
+    Subject("cifar_resnet56", 32, ("*.conv1",)),
+)
+
+
+def measure(args: argparse.Namespace, found: dict[str, Any], record: dict[str, Any]) -> None:
+    """Add to `found`, by network and threads, the quartiles of each form; write the record as it grows."""
+    for subject in SUBJECTS:
+        if subject.name in found or (args.networks and subject.network not in args.networks):
+            continue
+        try:
+            found[subject.name] = _measure_subject(subject, args)
+        except PruningError as error:  # torchvision is an extra
+            found[subject.name] = {"not measured": str(error)}
+        if args.out is not None:
+            write_json(args.out, record)
+
+
+def _measure_subject(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
+    device = options.device_of(args)
+    forms, shape = _forms(subject, device, args.seed)
+    quartiles = {}
+    for threads in THREADS:
+        with _threads(threads):
+            times = time_in_turn(forms, shape, device=device, rounds=ROUNDS)
+        quartiles[str(threads)] = {
+            name: [found[len(found) * quarter // 4] for quarter in (1, 2, 3)] for name, found in times.items()
+        }
+    return quartiles
+
+
+def _forms(subject: Subject, device: str, seed: int) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
+    """Return the network in every form, weights at random, BatchNorms fused but in the masked ones."""
+    torch.manual_seed(seed)
+    spec = resolve_network(subject.network, input_size=(3, subject.side, subject.side))
+    model = spec.build().eval().to(device)
+    noise = [torch.randn(IMAGES, *spec.input_shape)]
+    network = PrunableNetwork(
+        model, real_images(model, noise), method=Method(compensation="none"), only=subject.only
+    )
+    forms = {"dense": deployed(model, spec.input_shape)}
+    for ratio in RATIOS:
+        static, gated = (
+            network.compress(PruningPlan({group.name: decision for group in network.graph.prunable})).model
+            for decision in (LayerDecision(ratio), LayerDecision(0.0, ratio))
+        )
+        forms[f"static {ratio:.0%}"] = deployed(static, spec.input_shape)
+        forms[f"sliced {ratio:.0%}"] = deployed(gated, spec.input_shape)
+        forms[f"masked {ratio:.0%}"] = gated
+    return forms, spec.input_shape
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print a table per network: median milliseconds with the half of the rounds around it, and ratios."""
+    for name, by_threads in found.items():
+        if "not measured" in by_threads:
+            console().print(f"{name}: not measured, {by_threads['not measured']}", markup=False)
+            continue
+        for threads, forms in by_threads.items():
+            title = f"{name}, batch 1, {threads} threads: ms (quartiles), speed-up over dense"
+            table = Table(title=title, title_justify="left")
+            table.add_column("channels pruned or skipped")
+            for kind in ("static", "sliced", "masked"):
+                table.add_column(kind, justify="right")
+            table.add_column("sliced / static", justify="right")
+            for ratio in RATIOS:
+                rows = {kind: forms[f"{kind} {ratio:.0%}"] for kind in ("static", "sliced", "masked")}
+                cells = [_cell(row, forms["dense"]) for row in rows.values()]
+                table.add_row(f"{ratio:.0%}", *cells, f"{rows['sliced'][1] / rows['static'][1]:.2f}")
+            console().print(table)
+            console().print(f"dense: {_cell(forms['dense'], forms['dense'])}")
+
+
+def _cell(quartiles: list[float], dense: list[float]) -> str:
+    low, median, high = quartiles
+    return f"{median:.2f} ({low:.2f}-{high:.2f}) {dense[1] / median:.2f}x"

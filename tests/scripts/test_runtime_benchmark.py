@@ -1,0 +1,90 @@
+import argparse
+import json
+import sys
+
+import pytest
+import torch
+
+from pruning.apply import Method
+from pruning.calibration import real_images
+from pruning.cost import Widths
+from pruning.data import Images
+from pruning.prunable import PrunableNetwork
+from pruning.runtime.gates import gates_of
+from scripts.benchmarks import runtime_accuracy, runtime_latency
+from scripts.benchmarks.runtime_accuracy import KINDS
+from scripts.benchmarks.runtime_latency import Subject
+from tests.pruning.example_networks import EXAMPLES
+
+KIND = {kind.name: kind for kind in KINDS}
+
+
+def given(tmp_path, **flags):
+    return argparse.Namespace(networks=None, out=tmp_path / "results.json", device="cpu", seed=0, **flags)
+
+
+def test_every_form_is_timed_and_what_is_there_is_not_timed_again(monkeypatch, tmp_path, capsys):
+    subject = Subject("cifar_resnet20", 32, ("layer3.*.conv1",))
+    monkeypatch.setattr(runtime_latency, "SUBJECTS", (subject,))
+    monkeypatch.setattr(runtime_latency, "ROUNDS", 2)
+    monkeypatch.setattr(runtime_latency, "THREADS", (1,))
+    threads, found = torch.get_num_threads(), {}
+    runtime_latency.measure(given(tmp_path), found, {"latency": found})
+    forms = found["cifar_resnet20 at 32"]["1"]
+    assert len(forms) == 1 + 3 * len(runtime_latency.RATIOS)
+    assert all(0 < low <= median <= high for low, median, high in forms.values())
+    assert torch.get_num_threads() == threads
+    assert json.loads((tmp_path / "results.json").read_text())["latency"] == found
+    monkeypatch.setattr(runtime_latency, "time_in_turn", None)  # calling it would fail
+    runtime_latency.measure(given(tmp_path), found, {"latency": found})
+    runtime_latency.show(found)
+    assert "cifar_resnet20 at 32, batch 1, 1 threads" in capsys.readouterr().out
+
+
+def test_without_the_zoo_the_others_are_measured_all_the_same(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setattr(runtime_latency, "SUBJECTS", (Subject("torchvision/resnet18", 64, ("*",)),))
+    found = {}
+    runtime_latency.measure(given(tmp_path), found, {"latency": found})
+    runtime_latency.show(found)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not measured, networks from torchvision need that package" in said
+    assert 'pip install "secateur[zoo]"' in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "static", "runtime"),
+    [
+        ("static", 0.5, 0.0),
+        ("runtime", 0.0, 0.5),
+        ("static and runtime", 1 / 3, 0.25),
+        ("trust 0.5 (Chen et al.)", 0.0, 0.5),
+    ],
+)
+def test_every_kind_leaves_the_same_share_running(kind, static, runtime):
+    decision = KIND[kind].decision(0.5)
+    assert (decision.static_ratio, decision.runtime_ratio) == pytest.approx((static, runtime))
+
+
+@pytest.fixture
+def network():
+    chosen = EXAMPLES["plain"]
+    model = chosen.model()
+    return PrunableNetwork(model, real_images(model, [chosen.images(16)]), method=Method(compensation="none"))
+
+
+@torch.no_grad()
+def test_the_published_rule_is_priced_by_what_it_runs(network):
+    small = runtime_accuracy._carried_out(network, KIND["trust 0.5 (Chen et al.)"], 0.5)
+    images = EXAMPLES["plain"].images(300, seed=7)
+    labels = network.model(images).argmax(1)
+    test = Images(images, labels)
+    task = argparse.Namespace(splits=argparse.Namespace(test=test))
+    cell = runtime_accuracy._cell(network, small, task)
+    masks = [gates_of(small.model).of(group.name).mask for group in network.graph.prunable]
+    assert [len(mask) for mask in masks] == [300, 300]
+    executed = torch.tensor([float(mask.sum(1).mean()) for mask in masks]).double().numpy()
+    expected = network.cost.macs(Widths(small.widths.kept, executed)) / network.cost.macs(network.cost.dense)
+    assert cell["macs"] == pytest.approx(expected)
+    assert cell["params"] > 1  # nothing is removed, and the gates come on top
+    assert 0 < cell["accuracy"] < 1
