@@ -17,13 +17,12 @@ from pruning.equalization import fuse_batch_norms
 from pruning.graph import find_groups
 from pruning.runtime.gates import (
     GatedInput,
-    RuntimeGate,
     RuntimeGates,
-    constant_response,
     detach_gates_,
     gates_of,
     pooled_input,
 )
+from pruning.runtime.slices import Choice, FilledBias, GatedAxis, SelectedAxis, Slice, filled_bias
 from pruning.surgery import CONVOLUTIONS, TRANSPOSED
 
 # Slicing weights by input is slow, and at few places it is most of a convolution's work. From so many weights
@@ -43,7 +42,8 @@ def deployed(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     channels of its own.
 
     Args:
-        model: a network, gated or not; it is not changed.
+        model: a network, gated or not; it is not changed. The copy belongs on its device: deploy anew after
+            moving it, since parts of the copy are no parameters and would stay behind.
         input_shape: of one image.
     """
     model = copy.deepcopy(model).eval()
@@ -71,85 +71,14 @@ class OneByOne(nn.Module):
         return torch.cat([self.network(image[None]) for image in images])
 
 
-class _Choice(nn.Module):
-    """A gate that selects units for one image."""
-
-    def __init__(self, gate: RuntimeGate) -> None:
-        super().__init__()
-        self.gate = gate
-        self.units = torch.arange(gate.executed)  # that run for the image in flight, ascending
-
-    def choose(self, pooled: Tensor) -> None:
-        """Select for one image, [1, inputs]."""
-        self.units = self.gate.scores(pooled)[0].topk(self.gate.executed, sorted=False).indices.sort().values
-
-
-GatedAxis = list[tuple[_Choice, Sequence[int]]]  # each with the unit at each position, -1 for none
-
-
-class _Axis(nn.Module):
-    """Which positions of a layer's axis are left for the image in flight."""
-
-    always: Tensor  # positions that no gate has a say in
-
-    def __init__(self, gated: GatedAxis) -> None:
-        super().__init__()
-        self._choices = tuple(choice for choice, _ in gated)  # no submodules: each belongs to its writer
-        of_unit = [_positions_by_unit(torch.tensor(places)) for _, places in gated]
-        size = len(gated[0][1])
-        ungated = torch.ones(size, dtype=torch.bool)
-        for number, found in enumerate(of_unit):
-            ungated[found] = False
-            self.register_buffer(f"of_unit_{number}", found)
-        self.register_buffer("always", ungated.nonzero()[:, 0])
-        self.count = len(self.always) + sum(
-            choice.gate.executed * found.size(1) for choice, found in zip(self._choices, of_unit, strict=True)
-        )
-        self._as_chosen = torch.equal(of_unit[0], torch.arange(size)[:, None])
-
-    def positions(self) -> Tensor:
-        """Return them, ascending."""
-        if self._as_chosen:
-            return self._choices[0].units
-        chosen = [
-            getattr(self, f"of_unit_{number}").index_select(0, choice.units).flatten()
-            for number, choice in enumerate(self._choices)
-        ]
-        return torch.cat([self.always, *chosen]).sort().values
-
-
-def _positions_by_unit(places: Tensor) -> Tensor:
-    """Return [units, positions of each], from the unit at each position, -1 for none."""
-    gated = (places >= 0).nonzero()[:, 0]
-    ordered = gated[places[gated].argsort(stable=True)]
-    return ordered.view(int(places.max()) + 1, -1)
-
-
-class _Fill(nn.Module):
-    """What a reader gives for skipped units, each its fill everywhere, beyond what it gives if none runs."""
-
-    of_unit: Tensor  # [units, cout]
-
-    def __init__(self, layer: nn.Module, choice: _Choice, gated: GatedInput) -> None:
-        super().__init__()
-        self._choice = (choice,)  # no submodule: it belongs to its writer
-        responses = constant_response(layer, torch.diag(gated.fill_by_channel()))[gated.positions]
-        zeros = responses.new_zeros(len(gated.gate.bias), responses.size(1))
-        self.register_buffer("of_unit", zeros.index_add(0, gated.units.to(zeros.device), responses))
-
-    def withdrawn(self) -> Tensor:
-        """Return what the units that run do not add: [cout]."""
-        return self.of_unit.index_select(0, self._choice[0].units).sum(0)
-
-
 @dataclass
 class _Gated:
     """What the gates of a network have to do with one layer."""
 
-    decides: list[_Choice] = field(default_factory=list)
+    decides: list[Choice] = field(default_factory=list)
     outputs: GatedAxis = field(default_factory=list)
     inputs: GatedAxis = field(default_factory=list)
-    fills: list[tuple[_Choice, GatedInput]] = field(default_factory=list)
+    fills: list[tuple[Choice, GatedInput]] = field(default_factory=list)
 
 
 def _sliced_layers(model: nn.Module, gates: RuntimeGates) -> dict[str, _SlicedLayer]:
@@ -157,7 +86,7 @@ def _sliced_layers(model: nn.Module, gates: RuntimeGates) -> dict[str, _SlicedLa
     for site in gates.sites:
         if site.executed == site.units:
             continue
-        choice = _Choice(gates.of(site.group))
+        choice = Choice(gates.of(site.group))
         found[site.writer].decides.append(choice)
         for name, places in site.outputs.items():
             found[name].outputs.append((choice, places))
@@ -176,88 +105,81 @@ def _sliced_layers(model: nn.Module, gates: RuntimeGates) -> dict[str, _SlicedLa
 class _SlicedLayer(nn.Module):
     """A layer that reads the selected channels of its input, and computes the selected ones of its output."""
 
-    unread: Tensor  # what each input channel counts as where it is skipped, [1, cin]
-
     def __init__(self, layer: Any, gated: _Gated) -> None:
         super().__init__()
-        self.decides = nn.ModuleList(gated.decides)
-        self.outputs = _Axis(gated.outputs) if gated.outputs else None
-        self.inputs = _Axis(gated.inputs) if gated.inputs else None
-        fills = [_Fill(layer, choice, one) for choice, one in gated.fills]
-        self.fills = nn.ModuleList(fills)
-        self.register_buffer("unread", _fill_by_channel(gated))
-        wholes = {name: getattr(layer, name, None) for name in TENSORS}
-        if fills:
-            unread = torch.stack([fill.of_unit.sum(0) for fill in fills]).sum(0)
-            wholes["bias"] = unread if layer.bias is None else layer.bias + unread
-        self._names = []
-        for name, whole in wholes.items():
-            if whole is not None:
-                self._names.append(name)
-                self.register_buffer(f"whole_{name}", whole.detach())
-                delattr(layer, name)  # for each image, a plain tensor takes its place
-        _tell_sizes_(layer, self.outputs)
+        device = gated.outputs[0][0].bias.device if gated.outputs else gated.inputs[0][0].bias.device
+        self._decides = gated.decides
+        self._read = SelectedAxis(gated.inputs, device) if gated.inputs else None
+        self._written = SelectedAxis(gated.outputs, device) if gated.outputs else None
+        self._unread = _fill_by_channel(gated)
+        self._by_input = self._weights_by_input(layer)
+        self._steps: list[Slice | FilledBias] = []
+        self._bias = filled_bias(layer, gated.fills) if gated.fills else None
+        for name in ("weight", "bias", "running_mean", "running_var"):  # one entry per output
+            whole = getattr(layer, name, None)
+            if whole is not None or (name == "bias" and self._bias):
+                delattr(layer, name)  # a plain tensor takes its place, which each image fills anew
+                setattr(layer, name, self._sliced(name, whole, layer))
+        _tell_sizes_(layer, self._written)
         self.layer = layer
-        self.register_buffer("by_input", self._by_input())
+
+    def _sliced(self, name: str, whole: Tensor | None, layer: Any) -> Tensor:
+        """Plan the slices that each image needs of a tensor; return where they will be."""
+        transposed, conv_groups = isinstance(layer, TRANSPOSED), getattr(layer, "groups", 1)
+        if name == "bias" and self._bias is not None:
+            self._steps.append(self._bias)
+            whole = self._bias.part
+        assert whole is not None  # else there is a bias of fills
+        part = whole.detach()
+        weight = name == "weight"
+        if self._written is not None:  # of a transposed convolution, weights lie by input and conv group
+            of_group = transposed and weight
+            part = self._step(part, int(of_group), self._written, conv_groups if of_group else 1)
+        if self._read is not None and weight:
+            part = self._step(part, int(not transposed), self._read, 1 if transposed else conv_groups)
+        return part
+
+    def _step(self, whole: Tensor, dim: int, axis: SelectedAxis, conv_groups: int) -> Tensor:
+        self._steps.append(Slice(whole, dim, axis, conv_groups))
+        return self._steps[-1].part
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute for one image: [1, selected inputs, ...] -> [1, selected outputs, ...]."""
-        read = None if self.inputs is None else self.inputs.positions()
-        choice: Any
-        for choice in self.decides:
-            choice.choose(self._pooled(x, read))
-        if self.by_input is not None and math.prod(_output_size(self.layer, x)) <= FEW_PLACES:
-            return self._product(x, read)
-        for name in self._names:
-            setattr(self.layer, name, self._selected(name, read))
+        if self._read is not None:
+            self._read.update()
+        for choice in self._decides:
+            choice.choose(self._pooled(x))
+        if self._written is not None:
+            self._written.update()
+        if self._by_input is not None and math.prod(_output_size(self.layer, x)) <= FEW_PLACES:
+            return self._product(x)
+        for step in self._steps:
+            step.update()
         return self.layer(x)
 
-    def _by_input(self) -> Tensor | None:
-        """Return the weights as [cin, kernel, cout] if the layer may be run as a product, else None."""
-        layer = self.layer
-        plain = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
-        if not plain or isinstance(layer.padding, str) or self.inputs is None or self.outputs is not None:
-            return None
-        weight = self.get_buffer("whole_weight")
-        return weight.flatten(2).permute(1, 2, 0).contiguous() if weight.numel() >= MANY_WEIGHTS else None
-
-    def _product(self, x: Tensor, read: Tensor | None) -> Tensor:
-        """Return what the layer gives, by a product of the unfolded input with the selected weights."""
-        layer = self.layer
-        assert read is not None  # else there is no `by_input`
-        seen = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0]
-        weight = self.get_buffer("by_input").index_select(0, read).flatten(0, 1)
-        output = torch.addmm(self._selected("bias", None), seen.T, weight).T
-        return output.reshape(1, -1, *_output_size(layer, x))
-
-    def _selected(self, name: str, read: Tensor | None) -> Tensor:
-        """Return the part of a tensor that the image in flight needs."""
-        part: Tensor = getattr(self, f"whole_{name}")
-        if name == "bias":
-            fill: Any
-            for fill in self.fills:
-                part = part - fill.withdrawn()
-        transposed = isinstance(self.layer, TRANSPOSED)
-        if self.outputs is not None:
-            written = self.outputs.positions()
-            if transposed and name == "weight":
-                part = part.index_select(1, self._of_one_conv_group(written))
-            else:
-                part = part.index_select(0, written)
-        if read is not None and name == "weight":
-            if transposed:
-                return part.index_select(0, read)
-            return part.index_select(1, self._of_one_conv_group(read))
-        return part
-
-    def _pooled(self, x: Tensor, positions: Tensor | None) -> Tensor:
+    def _pooled(self, x: Tensor) -> Tensor:
         """Return the pooled input of all channels, skipped ones counting as their fill: [1, cin]."""
         pooled = pooled_input(self.layer, x)
-        return pooled if positions is None else self.unread.index_copy(1, positions, pooled)
+        return pooled if self._read is None else self._unread.index_copy(1, self._read.positions, pooled)
 
-    def _of_one_conv_group(self, positions: Tensor) -> Tensor:
-        """Return the positions in one convolution group; all groups have the same pattern."""
-        return positions[: len(positions) // getattr(self.layer, "groups", 1)]
+    def _weights_by_input(self, layer: Any) -> Slice | None:
+        """Return the weights as [cin, kernel, cout] if the layer may be run as a product, else None."""
+        plain = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
+        if not plain or isinstance(layer.padding, str) or self._read is None or self._written is not None:
+            return None
+        weight = layer.weight.detach().flatten(2).permute(1, 2, 0).contiguous()
+        return Slice(weight, 0, self._read) if weight.numel() >= MANY_WEIGHTS else None
+
+    def _product(self, x: Tensor) -> Tensor:
+        """Return what the layer gives, by a product of the unfolded input with the selected weights."""
+        assert self._by_input is not None
+        assert self._bias is not None  # a reader that is not transposed has fills
+        self._by_input.update()
+        self._bias.update()
+        layer = self.layer
+        seen = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0]
+        output = torch.addmm(self._bias.part, seen.T, self._by_input.part.flatten(0, 1)).T
+        return output.reshape(1, -1, *_output_size(layer, x))
 
 
 def _output_size(layer: Any, x: Tensor) -> tuple[int, ...]:
@@ -268,17 +190,17 @@ def _output_size(layer: Any, x: Tensor) -> tuple[int, ...]:
     )
 
 
-def _fill_by_channel(gated: _Gated) -> Tensor | None:
-    """Return what each input channel counts as where it is skipped: [1, cin]; None without gated inputs."""
-    if not gated.inputs:
-        return None
-    fill = torch.zeros(len(gated.inputs[0][1]))
+def _fill_by_channel(gated: _Gated) -> Tensor:
+    """Return what each input channel counts as where it is skipped: [1, cin], or [1, 0] if none can be."""
+    fill = torch.zeros(len(gated.inputs[0][1]) if gated.inputs else 0)
+    for choice, _ in gated.inputs:
+        fill = fill.to(choice.bias)
     for _, one in gated.fills:
-        fill = fill.to(one.fill) + one.fill_by_channel()
+        fill = fill + one.fill_by_channel()
     return fill.detach()[None]
 
 
-def _tell_sizes_(layer: Any, outputs: _Axis | None) -> None:
+def _tell_sizes_(layer: Any, outputs: SelectedAxis | None) -> None:
     """Set the sizes that a carrier's forward looks at."""
     if outputs is None:
         return
