@@ -1,0 +1,129 @@
+"""What a sliced layer is made of: choices, the positions they select, and the slices these cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pruning.runtime.gates import GatedInput, RuntimeGate, constant_response
+
+
+@dataclass
+class Choice:
+    """A gate that selects units for one image."""
+
+    gate: RuntimeGate
+    units: Tensor = field(init=False)  # that run for the image in flight, ascending
+
+    def __post_init__(self) -> None:
+        self.weight, self.bias = self.gate.weight.detach(), self.gate.bias.detach()
+        self.executed = self.gate.executed
+
+    def choose(self, pooled: Tensor) -> None:
+        """Select for one image, [1, inputs]."""
+        (scores,) = functional.linear(pooled, self.weight, self.bias)
+        self.units = scores.topk(self.executed, sorted=False).indices.sort().values
+
+
+GatedAxis = list[tuple[Choice, Sequence[int]]]  # each with the unit at each position, -1 for none
+
+
+class SelectedAxis:
+    """Which positions of a layer's axis are left for the image in flight."""
+
+    positions: Tensor  # ascending
+
+    def __init__(self, gated: GatedAxis, device: torch.device) -> None:
+        self._choices = [choice for choice, _ in gated]
+        of_unit = [_positions_by_unit(torch.tensor(places)) for _, places in gated]
+        size = len(gated[0][1])
+        always = torch.ones(size, dtype=torch.bool)
+        for found in of_unit:
+            always[found] = False
+        self._as_chosen = torch.equal(of_unit[0], torch.arange(size)[:, None])
+        self._always = always.nonzero()[:, 0].to(device)
+        self._of_unit = [found.to(device) for found in of_unit]
+        pairs = zip(self._choices, of_unit, strict=True)
+        self.count = len(self._always) + sum(choice.executed * found.size(1) for choice, found in pairs)
+
+    def update(self) -> None:
+        """Set `positions` by what the gates have chosen."""
+        if self._as_chosen:
+            self.positions = self._choices[0].units
+            return
+        pairs = zip(self._of_unit, self._choices, strict=True)
+        chosen = [found.index_select(0, choice.units).flatten() for found, choice in pairs]
+        self.positions = torch.cat([self._always, *chosen]).sort().values
+
+
+def _positions_by_unit(places: Tensor) -> Tensor:
+    """Return [units, positions of each], from the unit at each position, -1 for none."""
+    gated = (places >= 0).nonzero()[:, 0]
+    ordered = gated[places[gated].argsort(stable=True)]
+    return ordered.view(int(places.max()) + 1, -1)
+
+
+@dataclass
+class Slice:
+    """Copies the selected part of a tensor to where it is used, which allocates nothing large."""
+
+    whole: Tensor
+    rows: SelectedAxis | None  # along the first dimension; None: all
+    columns: SelectedAxis | None = None  # along the second
+    conv_groups: int = 1  # that share one pattern of columns
+    part: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = list(self.whole.shape)
+        if self.rows is not None:
+            shape[0] = self.rows.count
+        if self.columns is not None:
+            shape[1] = self._width = self.columns.count // self.conv_groups
+        self.part = self.whole.new_empty(shape)
+
+    def update(self) -> None:
+        """Copy for the image in flight."""
+        if self.columns is None:
+            if self.rows is not None:
+                torch.index_select(self.whole, 0, self.rows.positions, out=self.part)
+            return
+        columns = self.columns.positions[: self._width]
+        if self.rows is None:
+            torch.index_select(self.whole, 1, columns, out=self.part)
+        else:  # at once: up to 1.6 times as fast as one after the other
+            entries = (self.rows.positions[:, None] * self.whole.size(1) + columns).flatten()
+            torch.index_select(self.whole.flatten(0, 1), 0, entries, out=self.part.flatten(0, 1))
+
+
+@dataclass
+class FilledBias:
+    """A reader's bias with what its skipped channels add, each being its fill everywhere."""
+
+    base: Tensor  # [cout], if all channels were skipped
+    tables: list[tuple[Tensor, Choice]]  # what each unit adds if it is skipped, [units, cout]
+    part: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.part = torch.empty_like(self.base)
+
+    def update(self) -> None:
+        """Work it out for the image in flight."""
+        left = self.base
+        for table, choice in self.tables:
+            left = torch.sub(left, table.index_select(0, choice.units).sum(0), out=self.part)
+
+
+def filled_bias(layer: Any, fills: list[tuple[Choice, GatedInput]]) -> FilledBias:
+    """Return the bias of a reader that is not transposed, from its gates' choices and fills."""
+    tables = []
+    for choice, gated in fills:
+        responses = constant_response(layer, torch.diag(gated.fill_by_channel()))[gated.positions]
+        zeros = responses.new_zeros(len(choice.bias), responses.size(1))
+        tables.append((zeros.index_add(0, gated.units.to(zeros.device), responses), choice))
+    base = torch.stack([table.sum(0) for table, _ in tables]).sum(0)
+    return FilledBias(base if layer.bias is None else base + layer.bias, tables)
