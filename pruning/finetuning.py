@@ -171,6 +171,9 @@ def _learning(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[
         yield
     finally:
         model.eval()
+        gates = gates_of(model)
+        if gates is not None:
+            gates.forget()
         for parameter, takes in before:
             parameter.requires_grad_(takes)
             parameter.grad = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pruning.compensation.progressive import progressive_, progressive_gated_
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from pruning.modes import evaluating
+from pruning.runtime.gates import gates_of
 
 STEPS = 40
 BATCH_SIZE = 64
@@ -53,6 +54,9 @@ def _follow_(model: nn.Module, planned: PlannedCut) -> None:
             loss.backward()
             optimizer.step()
             schedule.step()
+    gates = gates_of(model)
+    if gates is not None:
+        gates.forget()
 
 
 COMPENSATIONS.register("distillation")(
@@ -74,7 +78,8 @@ class _Output:
         if self.kept is not None:
             target = target.index_select(self.dim, torch.tensor(self.kept, device=target.device))
         variance = target.movedim(self.dim, 0).flatten(1).var(1, correction=0).mean()
-        return (found - target).square().mean() / variance.clamp_min(torch.finfo(variance.dtype).tiny)
+        least = torch.finfo(variance.dtype).eps * (1 + target.square().mean())  # images may all be alike
+        return (found - target).square().mean() / torch.maximum(variance, least)
 
 
 def _outputs(planned: PlannedCut) -> list[_Output]:

@@ -81,7 +81,7 @@ def refit_reader_(
     With the gates as they are, the weights are those of least squares on masked inputs. With these weights,
     the worth of a unit for an image is known: how much larger the reader's squared error is without it. The
     gate is fitted to that, and the weights again, `rounds` times; the round of least error is kept. A gate
-    with further readers keeps its choice.
+    with further readers keeps its choice. Without gates it is least squares on what the cut leaves.
 
     Args:
         model: changed in place; the reader has its dense weights.
@@ -96,13 +96,13 @@ def refit_reader_(
     problem = _MaskedReader(module, inputs, target, _stays(planned, name, module))
     alone = len(gated) == 1 and len(gated[0].gate.fill) == 1
     best, state = None, _state(gated)
-    for round_ in range(rounds + 1):
+    for round_ in range(rounds + 1 if alone else 1):
         if alone:
             fit_fill_(gated[0], inputs.means)
         found = problem.solve()
         if best is None or found.error < best.error:
             best, state = found, _state(gated)
-        if round_ < rounds and alone:
+        if alone and round_ < rounds:
             choose_by_(gated[0].gate, problem.worth(found))
     for one, (weights, mask) in zip(gated, state, strict=True):
         one.gate.load_state_dict(weights)

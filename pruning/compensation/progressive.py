@@ -14,13 +14,11 @@ from pruning.compensation.gated import PIXELS, GatedRows, positions_of, refit_ga
 from pruning.compensation.least_squares import least_squares_
 from pruning.compensation.readers import (
     grouped_rows,
-    kept_dimensions,
     restore_,
-    shift_output_,
     takes_refit,
 )
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from pruning.compensation.sampled_rows import first_images, fit_change, input_rows, output_rows
+from pruning.compensation.sampled_rows import first_images, input_rows, output_rows
 from pruning.graph import ChannelGraph
 from pruning.lockstep import Lockstep
 from pruning.modes import evaluating
@@ -94,14 +92,14 @@ class _ProgressiveRefit:
         self._gated = gates.by_reader() if gates else {}
         self._graph = planned.graph
         self._dense = planned.dense
-        self._kept = {cut.owner: torch.tensor(cut.kept) for cut in planned.cuts if cut.axis == "in"}
+        self._lacking = {cut.owner for cut in planned.cuts if cut.axis == "in"} | self._gated.keys()
         self._met: set[str] = set()
         self._waiting: dict[fx.Node, list[_Job]] = defaultdict(list)
 
     def before(self, node: fx.Node, lockstep: Lockstep) -> None:
         """Refit the layer that comes next, or those that waited for the sum that comes next."""
         # first those with a loss of their own, for the others to see what remains of it
-        for job in sorted(self._waiting.pop(node, ()), key=lambda job: job.layer not in self._kept):
+        for job in sorted(self._waiting.pop(node, ()), key=lambda job: job.layer not in self._lacking):
             self._refit_at_sum(job, node, lockstep)
         if node.op != "call_module" or not self._takes_refit(str(node.target)):
             return
@@ -116,8 +114,7 @@ class _ProgressiveRefit:
             self._refit(job)
 
     def _has_lost(self, job: _Job) -> bool:
-        known = job.layer in self._kept or job.layer in self._gated
-        return known or not torch.equal(job.dense, job.compressed)
+        return job.layer in self._lacking or not torch.equal(job.dense, job.compressed)
 
     def _takes_refit(self, name: str) -> bool:
         layer = self._graph.layers.get(name)
@@ -159,20 +156,9 @@ class _ProgressiveRefit:
         if correction is not None:
             target = target + output_rows(module, correction, positions=self._positions)
         rows = input_rows(module, job.compressed, positions=self._positions)
-        if job.layer in self._gated:
-            inputs = GatedRows(rows, pooled_input(module, job.compressed), self._gated[job.layer])
-            refit_reader_(self._model, self._planned, job.layer, inputs, target, rounds=ROUNDS)
-            return
-        cin, dimensions = module.weight.size(1), rows.size(2)
-        kept = self._kept.get(job.layer, torch.arange(cin))
-        stays = kept_dimensions(kept, cin, dimensions // cin).to(rows.device)
-        kept_rows, kept_weight = rows[:, :, stays], weight[:, :, stays]
-        change, shift = fit_change(kept_rows, target - kept_rows @ kept_weight.mT)
-        refitted = torch.zeros_like(weight)
-        refitted[:, :, stays] = kept_weight + change.to(weight)
-        fitted: Any = self._model.get_submodule(job.layer)
-        fitted.weight.data.copy_(refitted.view_as(module.weight))
-        shift_output_(self._model, self._graph.layers[job.layer], shift.flatten())
+        means = pooled_input(module, job.compressed)
+        inputs = GatedRows(rows, means, self._gated.get(job.layer, ()))
+        refit_reader_(self._model, self._planned, job.layer, inputs, target, rounds=ROUNDS)
 
 
 def _sum_behind(graph: ChannelGraph, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:

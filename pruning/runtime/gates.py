@@ -14,6 +14,7 @@ from pruning.surgery import TRANSPOSED
 
 GATES = "runtime_gates"  # the submodule that holds a network's gates
 SHARPNESS = 2.0  # of the straight-through sigmoid, per standard deviation of an image's scores
+FLATTEST = 1e-2  # standard deviation that counts, where all scores are alike; fitted ones are about 1 apart
 
 Places = Mapping[str, tuple[int, ...]]  # layer -> gated unit at each position of an axis, -1: none
 
@@ -46,7 +47,7 @@ class GateSite:
 
 
 class RuntimeGate(nn.Module):
-    """Keeps the units of highest score for this input (architecture decision 7).
+    """Keeps the units of highest score for this input (architecture decision 7); one thread at a time.
 
     The score is linear in the mean over positions of the writer's input. It selects and does not scale, so
     that a gate which executes all units is the exact identity. To readers a skipped channel is its `fill`.
@@ -85,7 +86,7 @@ class RuntimeGate(nn.Module):
         if not scores.requires_grad or self.executed == scores.size(1):
             return mask
         last, next_ = scores.topk(self.executed + 1, dim=1).values[:, -2:].split(1, dim=1)
-        scale = scores.detach().std(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+        scale = scores.detach().std(dim=1, keepdim=True).clamp_min(FLATTEST)
         soft = torch.sigmoid(SHARPNESS * (scores - (last + next_) / 2) / scale)
         return mask + soft - soft.detach()
 
@@ -101,6 +102,12 @@ class RuntimeGates(nn.ModuleDict):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`."""
         return x
+
+    def forget(self) -> None:
+        """Let go of the images in flight; after training, their graph would live as long as the gates."""
+        for site in self.sites:
+            gate = self.of(site.group)
+            gate.pooled = gate.mask = None
 
     def of(self, group: str) -> RuntimeGate:
         """Return the gate of a group."""
@@ -118,8 +125,8 @@ class RuntimeGates(nn.ModuleDict):
 
 
 def as_key(name: str) -> str:
-    """Return a name that holds no dot, as a submodule's must."""
-    return name.replace(".", "/")
+    """Return a name that holds no dot, as a submodule's must, and is no attribute of a module."""
+    return "/" + name.replace(".", "/")
 
 
 class GatedInput:
@@ -163,7 +170,8 @@ def attach_gates_(model: nn.Module, gates: RuntimeGates) -> None:
     for site in gates.sites:  # after the silencers: what is skipped is not there to decide by
         chooser = _Chooser(gates.of(site.group), readers.get(site.writer, ()))
         gates.handles.append(model.get_submodule(site.writer).register_forward_pre_hook(chooser))
-    model.add_module(GATES, gates.to(next(model.parameters()).device))
+    reference = next(model.parameters())
+    model.add_module(GATES, gates.to(reference.device, reference.dtype))
 
 
 def gates_of(model: nn.Module) -> RuntimeGates | None:

@@ -79,6 +79,7 @@ class Slice:
     part: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        self.whole = self.whole.contiguous()
         shape = list(self.whole.shape)
         if self.rows is not None:
             shape[0] = self.rows.count

@@ -31,8 +31,6 @@ from pruning.surgery import CONVOLUTIONS, TRANSPOSED
 MANY_WEIGHTS = 2**19
 FEW_PLACES = 64
 
-TENSORS = ("weight", "bias", "running_mean", "running_var")  # of layers and carriers, one entry per output
-
 
 @torch.no_grad()
 def deployed(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
@@ -79,7 +77,7 @@ class _Gated:
     decides: list[Choice] = field(default_factory=list)
     outputs: GatedAxis = field(default_factory=list)
     inputs: GatedAxis = field(default_factory=list)
-    fills: list[tuple[Choice, GatedInput]] = field(default_factory=list)
+    reads: list[tuple[Choice, GatedInput]] = field(default_factory=list)  # the same as `inputs`
 
 
 def _sliced_layers(model: nn.Module, gates: RuntimeGates) -> dict[str, _SlicedLayer]:
@@ -93,8 +91,7 @@ def _sliced_layers(model: nn.Module, gates: RuntimeGates) -> dict[str, _SlicedLa
             found[name].outputs.append((choice, places))
         for name, places in site.readers.items():
             found[name].inputs.append((choice, places))
-            if not isinstance(model.get_submodule(name), TRANSPOSED):
-                found[name].fills.append((choice, GatedInput(choice.gate, name, places)))
+            found[name].reads.append((choice, GatedInput(choice.gate, name, places)))
     layers = {name: model.get_submodule(name) for name in found}
     return {
         name: _SlicedLayer(layer, found[name])
@@ -112,11 +109,12 @@ class _SlicedLayer(nn.Module):
         self._decides = gated.decides
         self._read = SelectedAxis(gated.inputs, device) if gated.inputs else None
         self._written = SelectedAxis(gated.outputs, device) if gated.outputs else None
-        self._unread = _fill_by_channel(gated)
+        self._unread = _fill_by_channel(gated.reads)
         self._pointwise = _is_pointwise(layer)
         self._by_input = self._weights_by_input(layer)
         self._steps: list[Slice | FilledBias] = []
-        self._bias = filled_bias(layer, gated.fills) if gated.fills else None
+        fills = gated.reads and not isinstance(layer, TRANSPOSED)
+        self._bias = filled_bias(layer, gated.reads) if fills else None
         for name in ("weight", "bias", "running_mean", "running_var"):  # one entry per output
             whole = getattr(layer, name, None)
             if whole is not None or (name == "bias" and self._bias):
@@ -159,7 +157,9 @@ class _SlicedLayer(nn.Module):
     def _pooled(self, x: Tensor) -> Tensor:
         """Return the pooled input of all channels, skipped ones counting as their fill: [1, cin]."""
         pooled = pooled_input(self.layer, x)
-        return pooled if self._read is None else self._unread.index_copy(1, self._read.positions, pooled)
+        if self._read is None or self._unread is None:
+            return pooled
+        return self._unread.index_copy(1, self._read.positions, pooled)
 
     def _weights_by_input(self, layer: Any) -> Slice | None:
         """Return the weights as [cin, kernel, cout] if the layer may be run as a product, else None."""
@@ -202,21 +202,19 @@ def _output_size(layer: Any, x: Tensor) -> tuple[int, ...]:
     )
 
 
-def _fill_by_channel(gated: _Gated) -> Tensor:
-    """Return what each input channel counts as where it is skipped: [1, cin], or [1, 0] if none can be."""
-    fill = torch.zeros(len(gated.inputs[0][1]) if gated.inputs else 0)
-    for choice, _ in gated.inputs:
-        fill = fill.to(choice.bias)
-    for _, one in gated.fills:
-        fill = fill + one.fill_by_channel()
-    return fill.detach()[None]
+def _fill_by_channel(reads: list[tuple[Choice, GatedInput]]) -> Tensor | None:
+    """Return what each input channel counts as where it is skipped: [1, cin]; None if none can be."""
+    if not reads:
+        return None
+    return torch.stack([one.fill_by_channel() for _, one in reads]).sum(0).detach()[None]
 
 
 def _tell_sizes_(layer: Any, outputs: SelectedAxis | None) -> None:
     """Set the sizes that a carrier's forward looks at."""
     if outputs is None:
         return
-    if isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.in_channels:  # depthwise
+    depthwise = isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.in_channels
+    if depthwise and not isinstance(layer, TRANSPOSED):
         layer.groups = outputs.count * layer.in_channels // layer.out_channels
     elif hasattr(layer, "num_features"):
         layer.num_features = outputs.count

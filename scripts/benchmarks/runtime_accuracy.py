@@ -24,8 +24,8 @@ from pruning.finetuning import finetune_
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
 from pruning.runtime.gates import RuntimeGates, as_key, attach_gates_, detach_gates_, gates_of
-from pruning.runtime.trust import TrustGate
 from scripts.benchmarks.assets import cifar_images, cifar_task
+from scripts.benchmarks.trust import TrustGate
 from scripts.records import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")

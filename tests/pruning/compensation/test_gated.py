@@ -8,7 +8,7 @@ from pruning.compensation.gated import GatedRows, _MaskedReader, refit_reader_
 from pruning.compensation.records import PlannedCut
 from pruning.graph import find_groups
 from pruning.plan import LayerDecision, PruningPlan
-from pruning.runtime.gates import GatedInput, GateSite, RuntimeGate, gates_of
+from pruning.runtime.gates import GatedInput, GateSite, RuntimeGate, as_key, gates_of
 from tests.pruning.example_networks import EXAMPLES, Head, randomised, unit
 from tests.pruning.oracles import example
 from tests.pruning.runtime.test_gates import GATED
@@ -32,7 +32,7 @@ class Problem:
         self.places = tuple(channel % channels % units for channel in range(groups * channels))
         site = GateSite("g", "w", 4, units, 2, {}, {"1": self.places})
         self.gate = RuntimeGate(site)
-        self.gate.fill["1"].normal_()
+        self.gate.fill[as_key("1")].normal_()
         self.gate.weight.normal_()
         self.gate.choose(torch.randn(images, 4))
         self.rows = torch.randn(groups, images * positions, channels * kernel)

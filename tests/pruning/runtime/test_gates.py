@@ -14,6 +14,7 @@ from pruning.runtime.gates import (
     GateSite,
     RuntimeGate,
     RuntimeGates,
+    as_key,
     attach_gates_,
     constant_response,
     detach_gates_,
@@ -169,10 +170,10 @@ def test_a_skipped_channel_counts_as_its_fill():
     attach_gates_(model, gates)
     gate = gates.of("0")
     gate.weight.normal_()
-    gate.fill["1"].copy_(torch.tensor([1.0, -2.0, 3.0, 0.5]))
+    gate.fill[as_key("1")].copy_(torch.tensor([1.0, -2.0, 3.0, 0.5]))
     found, mask = model(x), gate.mask[:, :, None, None]
     y = writer.weight.flatten(1) @ x.flatten(2) + writer.bias[:, None]
-    filled = mask * y.view(5, 4, 6, 6) + (1 - mask) * gate.fill["1"].view(1, 4, 1, 1)
+    filled = mask * y.view(5, 4, 6, 6) + (1 - mask) * gate.fill[as_key("1")].view(1, 4, 1, 1)
     torch.testing.assert_close(found, nn.functional.conv2d(filled, reader.weight))
 
 
@@ -189,7 +190,7 @@ def test_a_gate_decides_by_what_earlier_gates_let_through():
         parameter.normal_()
     model(x)
     first, second = gates.of("0"), gates.of("1")
-    hidden = torch.where(first.mask > 0, x @ layers[0].weight.T + layers[0].bias, first.fill["1"])
+    hidden = torch.where(first.mask > 0, x @ layers[0].weight.T + layers[0].bias, first.fill[as_key("1")])
     scores = hidden @ second.weight.T + second.bias
     best = scores.argsort(dim=1, descending=True)[:, :2]
     assert torch.equal(second.mask, torch.zeros(6, 5).scatter(1, best, 1.0))
@@ -231,3 +232,38 @@ def test_a_layers_input_is_pooled_over_its_places():
     assert pooled_input(torch.nn.Conv2d(3, 1, 1), x).tolist() == [[1.5, 5.5, 9.5], [13.5, 17.5, 21.5]]
     assert torch.equal(pooled_input(torch.nn.Linear(3, 1), x.movedim(1, -1)), x.mean((2, 3)))
     assert torch.equal(pooled_input(torch.nn.Linear(3, 1), x[:, :, 0, 0]), x[:, :, 0, 0])
+
+
+def test_scores_that_are_all_alike_give_a_finite_gradient():
+    gate = gate_of()
+    with torch.enable_grad():
+        gate(torch.zeros(2, 3)).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in (gate.weight, gate.bias))
+
+
+@pytest.mark.parametrize("name", ["values", "of", "sites", "pop"])
+def test_a_layer_may_have_any_name(name):
+    model = nn.Module()
+    model.add_module(name, nn.Linear(3, 4))
+    model.add_module("items", nn.Linear(4, 2))
+    places = {"items": (0, 1, 2, 3)}
+    gates = RuntimeGates((GateSite(name, name, 3, 4, 2, {name: (0, 1, 2, 3)}, places),))
+    attach_gates_(model, gates)
+    assert gates_of(model).of(name).executed == 2
+    assert gates_of(model).of(name).fill[as_key("items")].shape == (4,)
+
+
+def test_gates_take_the_networks_dtype():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+    gates = RuntimeGates((GateSite("0", "0", 3, 4, 2, {"0": (0, 1, 2, 3)}, {"1": (0, 1, 2, 3)}),))
+    attach_gates_(model, gates)
+    assert model(torch.randn(5, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_images_in_flight_are_forgotten():
+    found = compressed("plain", 0.0, 0.4, "distillation")
+    gates = gates_of(found.model)
+    assert [gates.of(site.group).mask for site in found.gates] == [None, None]
+    found.model(example("plain")[2])
+    gates.forget()
+    assert [gates.of(site.group).pooled for site in found.gates] == [None, None]

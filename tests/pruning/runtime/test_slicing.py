@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pruning.apply import Method, apply_plan
 from pruning.calibration import calibrate, real_images
 from pruning.cost import CostModel
+from pruning.graph import find_groups
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.runtime import slicing
-from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_
+from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
 from pruning.runtime.slicing import deployed
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
@@ -112,3 +113,23 @@ def test_a_gate_that_runs_everything_is_not_sliced():
         type(module) for module in deployed(model, EXAMPLES["plain"].input_shape).modules()
     }
     torch.testing.assert_close(network(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_fills_that_were_trained_count_in_every_reader():
+    found = compressed("transposed", 0.0, 0.4)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in gates_of(found.model).parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    images = EXAMPLES["transposed"].images(8)
+    sliced = deployed(found.model, EXAMPLES["transposed"].input_shape)
+    torch.testing.assert_close(sliced(images), found.model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_transposed_convolution_with_groups_is_no_depthwise_one():
+    model = nn.Sequential(nn.ConvTranspose2d(4, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 3, 1)).eval()
+    graph, images = find_groups(model, (4, 5, 5)), torch.randn(6, 4, 5, 5)
+    calibration = calibrate(graph, real_images(model, [images]))
+    (group,) = [group for group in graph.prunable if group.ungated is None]
+    found = apply_plan(model, graph, PruningPlan({group.name: LayerDecision(0.0, 0.5)}), calibration)
+    sliced = deployed(found.model, (4, 5, 5))
+    torch.testing.assert_close(sliced(images), found.model(images), rtol=1e-4, atol=1e-4)
