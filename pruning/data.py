@@ -60,6 +60,10 @@ class ImageSplits:
     validation: Images  # chooses between candidates
     test: Images  # reported, and never used for any choice
 
+    def all_but_test(self) -> Images:
+        """Return what there is to learn from once every choice is made."""
+        return joined(self.train, self.calibration, self.reward, self.validation)
+
 
 def load_splits(spec: str, network: NetworkSpec, *, seed: int = 0) -> ImageSplits:
     """Load a data set, split it, and normalise it as `network` expects.

@@ -21,7 +21,7 @@ from pruning.descent import Descent, Epoch, LossOf, Recipe, seeded
 from pruning.errors import PruningError
 from pruning.files import written_whole
 from pruning.lockstep import BATCH_NORMS
-from pruning.modes import evaluating
+from pruning.modes import evaluating, taking_gradients
 from pruning.registry import unknown_name
 from pruning.runtime.gates import gates_of
 
@@ -160,23 +160,18 @@ def _warmed_up_cosine(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
 @contextmanager
 def _learning(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Train all modules but BatchNorms, and have these parameters alone take gradients, for the block."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.train().requires_grad_(False)
+    model.train()
     for module in model.modules():
         if isinstance(module, BATCH_NORMS):
             module.eval()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
     try:
-        yield
+        with taking_gradients(model, parameters):
+            yield
     finally:
         model.eval()
         gates = gates_of(model)
         if gates is not None:
             gates.forget()
-        for parameter, takes in before:
-            parameter.requires_grad_(takes)
-            parameter.grad = None
 
 
 def _fingerprint(model: nn.Module) -> str:

@@ -1,8 +1,8 @@
-"""Training and evaluation mode, put back as they were."""
+"""Modes of a network and what of it takes gradients, put back as they were."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -19,3 +19,18 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training:
             module.training = mode
+
+
+@contextmanager
+def taking_gradients(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Have these parameters of a network, and no others, take gradients for the block; none is left."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, takes in before:
+            parameter.requires_grad_(takes)
+            parameter.grad = None

@@ -113,17 +113,13 @@ def _material(args: argparse.Namespace, loaded: LoadedNetwork) -> _Material:
     if args.learn == LABELS and not known:
         splits = load_splits(args.data, loaded.network, seed=args.seed)
         check_labels(splits, count_classes(loaded.model, loaded.network))
-        return _Material(_all_but_test(splits), splits.test, None)
+        return _Material(splits.all_but_test(), splits.test, None)
     task = options.task_of(args, Budget({"macs": 1.0}))
     if isinstance(task.splits, ImageSplits):
-        return _Material(_all_but_test(task.splits), task.splits.test, task.model)
+        return _Material(task.splits.all_but_test(), task.splits.test, task.model)
     made = answered(task.model, torch.cat(task.calibration.batches))
     made = joined(made, task.splits.reward, task.splits.validation)
     return _Material(made, task.splits.test, task.model)
-
-
-def _all_but_test(splits: ImageSplits) -> Images:
-    return joined(splits.train, splits.calibration, splits.reward, splits.validation)
 
 
 def _finetune(

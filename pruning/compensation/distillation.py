@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pruning.compensation.progressive import progressive_, progressive_gated_
 from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from pruning.modes import evaluating
+from pruning.modes import evaluating, taking_gradients
 from pruning.runtime.gates import gates_of
 
 STEPS = 40
@@ -41,7 +41,7 @@ def _follow_(model: nn.Module, planned: PlannedCut) -> None:
         evaluating(model, planned.dense),
         _recorded(planned.dense, names) as dense,
         _recorded(model, names) as compressed,
-        _training(parameters),
+        taking_gradients(model, parameters),
     ):
         for _ in range(STEPS):
             chosen = torch.randint(len(images), (BATCH_SIZE,), generator=generator)
@@ -109,17 +109,3 @@ def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _training(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Have parameters take gradients for the block, also those that their owner had frozen."""
-    before = [parameter.requires_grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, takes in zip(parameters, before, strict=True):
-            parameter.requires_grad_(takes)
-            parameter.grad = None

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from envs import Task
 from pruning.apply import Compressed, Method, apply_plan
 from pruning.cost import Widths
-from pruning.data import ImageSplits, joined
+from pruning.data import ImageSplits
 from pruning.evaluation import accuracy, predictions
 from pruning.files import write_json
 from pruning.finetuning import finetune_
@@ -116,9 +116,8 @@ def _measure_calibration(
 
 
 def _fine_tune_(model: nn.Module, task: Task, seed: int) -> None:
-    splits = task.splits
-    assert isinstance(splits, ImageSplits)  # there is data
-    images = joined(splits.train, splits.calibration, splits.reward, splits.validation)
+    assert isinstance(task.splits, ImageSplits)  # there is data
+    images = task.splits.all_but_test()
     finetune_(model, images, teacher=task.model, epochs=EPOCHS, flip=True, shift=4, seed=seed)
 
 
