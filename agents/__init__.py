@@ -2,25 +2,28 @@
 
 from agents.algorithms import ALGORITHMS
 from agents.compress import Compression, compress
+from agents.episode_log import EpisodeLog
 from agents.errors import AgentError
-from agents.policies import load_policy, save_policy
-from agents.rollout import EpisodeResult, deterministic, run_episode, uniform
-from agents.search import choose_on_validation, random_search
+from agents.policies import BUILTIN, load_policy, save_policy
+from agents.rollout import EpisodeResult, deterministic, exploring, run_episode
+from agents.search import SEARCHES, choose_on_validation
 from agents.training import LearningResult, learn
 
 __all__ = [
     "ALGORITHMS",
+    "BUILTIN",
+    "SEARCHES",
     "AgentError",
     "Compression",
+    "EpisodeLog",
     "EpisodeResult",
     "LearningResult",
     "choose_on_validation",
     "compress",
     "deterministic",
+    "exploring",
     "learn",
     "load_policy",
-    "random_search",
     "run_episode",
     "save_policy",
-    "uniform",
 ]

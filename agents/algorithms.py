@@ -1,20 +1,46 @@
-"""The learning algorithms, and every number that tunes them, as data."""
+"""The learning algorithms; every number that tunes them lies as data in `hyperparameters/NAME.yaml`."""
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from stable_baselines3 import PPO
+import numpy as np
+import yaml
+from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
 
-from agents.errors import UnknownAlgorithmError
-from agents.interface import GymEnv, pruning_environment
+from agents.amc import AMC
+from agents.errors import HyperparameterError
+from agents.named import Named
 
-Make: TypeAlias = Callable[[GymEnv, int, str, Path | None, Mapping[str, Any]], BaseAlgorithm]
+Settings: TypeAlias = dict[str, Any]  # arguments of a Stable-Baselines3 algorithm
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How episodes come: each environment plays one of every network in turn, all of them in lockstep."""
+
+    steps: int  # of one environment in one round: a step for each group of each network
+    networks: int
+    n_envs: int
+
+    @property
+    def episodes(self) -> int:
+        """Episodes that end in one round."""
+        return self.networks * self.n_envs
+
+    def for_episodes(self, episodes: int) -> int:
+        """Return the fewest rounds that hold so many episodes."""
+        return math.ceil(episodes / self.episodes)
 
 
 @dataclass(frozen=True)
@@ -23,49 +49,153 @@ class Algorithm:
 
     name: str
     model_class: type[BaseAlgorithm]
-    make: Make  # (env, seed, device, tensorboard_log, hyperparameters) -> model
-    hyperparameters: Mapping[str, Any]  # plain data
+    settings: Callable[[Settings, Rounds], Settings]  # from hyperparameters, counted in episodes
+    actions: Literal["centred", "raw"] = "centred"  # what the environment is to take them for
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The defaults, plain data."""
+        return yaml.safe_load((FOLDER / f"{self.name}.yaml").read_text(encoding="utf-8"))
+
+    def make(
+        self,
+        env: VecEnv,
+        rounds: Rounds,
+        *,
+        hyperparameters: Mapping[str, Any],
+        seed: int,
+        device: str,
+        tensorboard_log: Path | None,
+    ) -> BaseAlgorithm:
+        """Return an untrained model whose updates come after whole rounds."""
+        settings = self.settings(copy.deepcopy(dict(hyperparameters)), rounds)
+        final = settings.pop("final_learning_rate", None)
+        if final is not None:
+            settings["learning_rate"] = LinearSchedule(settings["learning_rate"], final, 1.0)
+        log = str(tensorboard_log) if tensorboard_log else None
+        return self.model_class("MlpPolicy", env, seed=seed, device=device, tensorboard_log=log, **settings)
 
 
-class Algorithms(dict[str, Algorithm]):
-    """Algorithms by name; asking for another names the nearest and lists the rest."""
-
-    def __missing__(self, name: str) -> Algorithm:
-        near = difflib.get_close_matches(name, self, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnknownAlgorithmError(f"no algorithm named {name!r}.{hint} Known: {', '.join(sorted(self))}")
-
-
-def make_ppo(
-    env: GymEnv, seed: int, device: str, tensorboard_log: Path | None, hyperparameters: Mapping[str, Any]
-) -> BaseAlgorithm:
-    """Return a PPO model whose every update sees a fixed number of whole episodes."""
+def on_policy(hyperparameters: Settings, rounds: Rounds) -> Settings:
+    """Return the settings of an algorithm that learns from whole rounds and forgets them."""
     settings = dict(hyperparameters)
-    n_steps = settings.pop("episodes_per_update") * len(pruning_environment(env).group_names)
-    return PPO(
-        "MlpPolicy",
-        env,
-        n_steps=n_steps,
-        batch_size=n_steps // settings.pop("minibatches"),
-        seed=seed,
-        device=device,
-        tensorboard_log=str(tensorboard_log) if tensorboard_log else None,
-        **settings,
-    )
+    n_steps = rounds.for_episodes(settings.pop("episodes_per_update")) * rounds.steps
+    minibatches = math.gcd(settings.pop("minibatches"), n_steps * rounds.n_envs)  # none is cut short
+    return {**settings, "n_steps": n_steps, "batch_size": n_steps * rounds.n_envs // minibatches}
 
 
-PPO_HYPERPARAMETERS: Mapping[str, Any] = {
-    "episodes_per_update": 8,
-    "minibatches": 4,  # divides episodes_per_update, so none is cut short whatever the group count
-    "n_epochs": 20,  # evaluations are dear and updates cheap
-    "clip_range": 0.3,
-    "max_grad_norm": 1.0,
-    "learning_rate": 2e-3,
-    "gamma": 1.0,  # the reward comes at the last step; no decision counts less for being early
-    "gae_lambda": 0.95,
-    "policy_kwargs": {"net_arch": [64, 64], "log_std_init": -1.0},  # starts around the uniform plan, +-0.37
-}
+def off_policy(hyperparameters: Settings, rounds: Rounds) -> Settings:
+    """Return the settings of an algorithm that learns from all it has seen, after every round."""
+    settings = dict(hyperparameters)
+    steps_per_episode = rounds.steps / rounds.networks
+    settings["learning_starts"] = round(settings.pop("warmup_episodes") * steps_per_episode)
+    settings["gradient_steps"] = settings.pop("updates_per_step") * rounds.steps * rounds.n_envs
+    if "exploration_noise" in settings:
+        deviation = np.full(2, settings.pop("exploration_noise"))
+        settings["action_noise"] = NormalActionNoise(np.zeros(2), deviation)
+    return {**settings, "train_freq": (rounds.steps, "step")}
 
-ALGORITHMS = Algorithms(
-    {entry.name: entry for entry in (Algorithm("ppo", PPO, make_ppo, PPO_HYPERPARAMETERS),)}
+
+def amc(hyperparameters: Settings, rounds: Rounds) -> Settings:
+    """Return the settings of AMC, which explores and warms up in its own way."""
+    settings = dict(hyperparameters)
+    settings["gradient_steps"] = settings.pop("updates_per_step") * rounds.steps * rounds.n_envs
+    return {**settings, "train_freq": (rounds.steps, "step")}
+
+
+FOLDER = Path(__file__).parent / "hyperparameters"
+ALGORITHMS = Named(
+    "algorithm",
+    {
+        entry.name: entry
+        for entry in (
+            Algorithm("ppo", PPO, on_policy),
+            Algorithm("sac", SAC, off_policy),
+            Algorithm("td3", TD3, off_policy),
+            Algorithm("ddpg", DDPG, off_policy),
+            Algorithm("amc", AMC, amc, actions="raw"),
+        )
+    },
 )
+
+
+def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Read hyper-parameters such as "learning_rate=1e-3" or "policy_kwargs.net_arch=[32, 32]", as YAML.
+
+    Raises:
+        HyperparameterError: a text is not KEY=VALUE, or its value is not plain YAML.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            found[key] = _number(yaml.safe_load(value))
+        except (yaml.YAMLError, ValueError):
+            raise HyperparameterError(
+                f"expected a hyper-parameter such as learning_rate=0.001, got {text!r}"
+            ) from None
+    return found
+
+
+def with_overrides(spec: Algorithm, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an algorithm's hyper-parameters, with some replaced.
+
+    Args:
+        spec: the algorithm.
+        overrides: new values by key; `policy_kwargs.net_arch` is net_arch within policy_kwargs.
+
+    Raises:
+        HyperparameterError: the algorithm has no such hyper-parameter, or it is of another kind.
+    """
+    merged = spec.hyperparameters
+    for key, value in overrides.items():
+        *path, last = key.split(".")
+        place: Any = merged
+        for part in path:
+            place = place.get(part) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or isinstance(place.get(last, {}), dict):
+            known = list(_keys(spec.hyperparameters))
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise HyperparameterError(
+                f"{spec.name} has no hyper-parameter {key!r}.{hint} Known: {', '.join(known)}"
+            )
+        if not _same_kind(place[last], value):
+            raise HyperparameterError(
+                f"{spec.name}: {key} must be like its default {place[last]!r}, got {value!r}"
+            )
+        place[last] = value
+    return merged
+
+
+def _keys(data: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _same_kind(default: Any, value: Any) -> bool:
+    """Whether a value can take a default's place: a positive whole number that of one, and so on."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return type(default) is type(value)
+    if isinstance(default, int):
+        return isinstance(value, int) and (value > 0 or default <= 0)
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    if isinstance(default, list):
+        return isinstance(value, list) and all(_same_kind(default[0], one) for one in value)
+    return isinstance(value, type(default))
+
+
+def _number(value: Any) -> Any:
+    """Return 1e-3 as the number it is meant to be; YAML 1.1 reads it as text for want of a point."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

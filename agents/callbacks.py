@@ -18,12 +18,12 @@ class EpisodeCallback(BaseCallback):
         history: EpisodeHistory,
         listeners: Sequence[Callable[[EpisodeResult], None]],
         *,
-        last_step: int,
+        last: int,
     ) -> None:
         super().__init__()
         self._history = history
         self._listeners = listeners
-        self.last_step = last_step
+        self._last = last  # episodes to learn from
 
     def announce(self, result: EpisodeResult) -> None:
         """Count a finished episode; the history knows it before the first listener does."""
@@ -32,26 +32,32 @@ class EpisodeCallback(BaseCallback):
             listener(result)
 
     def _on_step(self) -> bool:
+        # Stops one step into an episode too many, which evaluates nothing. Stopping at the last step
+        # itself would lose the update on a rollout that this very step completes.
+        if self._history.episodes >= self._last:
+            return False
         for info in self.locals["infos"]:
             if "episode_result" in info:
                 self.announce(EpisodeResult.from_dict(info["episode_result"]))
-        # Stops one step into an episode too many, which evaluates nothing. Stopping at the last step
-        # itself would lose the update on a rollout that this very step completes.
-        return self.num_timesteps <= self.last_step
+        return True
 
 
 class CheckpointCallback(BaseCallback):
-    """Calls `save` after each update, when the next rollout is about to start."""
+    """Calls `save` after an update, when the next rollout is about to start, every EPISODES or so."""
+
+    EPISODES = 8
 
     def __init__(self, history: EpisodeHistory, save: Callable[[], None]) -> None:
         super().__init__()
         self._history = history
         self._save = save
+        self._saved = history.episodes
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
         # Not at a rollout's end, where Stable-Baselines3 has collected it but not learned from it yet.
-        if self._history.episodes:
+        if self._history.episodes - self._saved >= self.EPISODES:
             self._save()
+            self._saved = self._history.episodes

@@ -12,42 +12,19 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import PickleError
 from typing import Any, cast
 
-import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
 from agents.errors import CheckpointError
 from agents.history import EpisodeHistory
-from agents.interface import Action, GymEnv, Observation
 
 STATE = "state.json"
-
-
-class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action]):
-    """Remembers the random state each episode starts from, so that a resumed run can start it again."""
-
-    def __init__(self, env: GymEnv) -> None:
-        super().__init__(env)
-        self.start_state: Mapping[str, Any] = {}
-        self._restart_from: Mapping[str, Any] | None = None
-
-    def restart_from(self, state: Mapping[str, Any]) -> None:
-        """Let the next episode start from this random state, whatever seed it is given."""
-        self._restart_from = state
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; see the class."""
-        if self._restart_from is not None:
-            self.unwrapped.np_random.bit_generator.state = self._restart_from
-            seed = self._restart_from = None
-        self.start_state = self.unwrapped.np_random.bit_generator.state
-        return self.env.reset(seed=seed, options=options)
 
 
 @dataclass(frozen=True)
@@ -61,7 +38,7 @@ class Checkpoint:
     def restore(
         self,
         model_class: type[BaseAlgorithm],
-        env: RestartableEpisodes,
+        env: VecEnv,
         *,
         device: str,
         tensorboard_log: Path | None,
@@ -73,10 +50,23 @@ class Checkpoint:
         """
         log = str(tensorboard_log) if tensorboard_log else None
         try:
-            model = model_class.load(self.archive, Monitor(env), device=device, tensorboard_log=log)
-        except (OSError, zipfile.BadZipFile, ValueError, KeyError, RuntimeError, EOFError) as error:
+            model = model_class.load(self.archive, env, device=device, tensorboard_log=log)
+            if isinstance(model, OffPolicyAlgorithm):
+                with _replay_of(self.archive).open(
+                    "rb"
+                ) as file:  # Stable-Baselines3 leaves it open on errors
+                    model.load_replay_buffer(file)
+        except (
+            OSError,
+            zipfile.BadZipFile,
+            ValueError,
+            KeyError,
+            RuntimeError,
+            EOFError,
+            PickleError,
+        ) as error:
             raise CheckpointError(f"cannot read {self.archive}: {_one_line(error)}; start afresh") from error
-        _restore_random(self.random, env)
+        _restore_random(self.random, model, env)
         return model
 
 
@@ -86,7 +76,7 @@ def save_checkpoint(
     *,
     run: Mapping[str, Any],
     history: EpisodeHistory,
-    env: RestartableEpisodes,
+    env: VecEnv,
 ) -> None:
     """Write a checkpoint that takes the place of the last one in one step.
 
@@ -95,18 +85,26 @@ def save_checkpoint(
         model: the model between two rollouts.
         run: what identifies the run, plain data.
         history: its episodes so far.
-        env: the training environment, whose next episode has been reset but not stepped.
+        env: the training environments, whose next episodes have been reset but not stepped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / f"model-{history.episodes}.zip"
     partial = folder / "partial.zip"
     model.save(partial)
     os.replace(partial, archive)
-    state = {"run": run, "model": archive.name, "history": history.to_dict(), "random": _random_states(env)}
+    if isinstance(model, OffPolicyAlgorithm):
+        model.save_replay_buffer(folder / "partial.pkl")
+        os.replace(folder / "partial.pkl", _replay_of(archive))
+    state = {
+        "run": run,
+        "model": archive.name,
+        "history": history.to_dict(),
+        "random": _random_states(model, env),
+    }
     partial = folder / f"{STATE}.partial"
     partial.write_text(json.dumps(state), encoding="utf-8")
     os.replace(partial, folder / STATE)
-    for older in set(folder.glob("model-*.zip")) - {archive}:
+    for older in set(folder.glob("model-*")) - {archive, _replay_of(archive)}:
         older.unlink()
 
 
@@ -135,18 +133,25 @@ def read_checkpoint(folder: Path, *, run: Mapping[str, Any]) -> Checkpoint | Non
     return checkpoint
 
 
-def _random_states(env: RestartableEpisodes) -> dict[str, Any]:
+def _replay_of(archive: Path) -> Path:
+    return archive.with_suffix(".pkl")
+
+
+def _random_states(model: BaseAlgorithm, env: VecEnv) -> dict[str, Any]:
     _, keys, *rest = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002  Stable-Baselines3 draws from it
     return {
-        "environment": env.start_state,
+        "environments": env.env_method("episode_start"),
+        "warm-up": model.action_space.np_random.bit_generator.state,
         "numpy": [keys.tolist(), *rest],
         "torch": torch.get_rng_state().tolist(),
         "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()],
     }
 
 
-def _restore_random(states: Mapping[str, Any], env: RestartableEpisodes) -> None:
-    env.restart_from(states["environment"])
+def _restore_random(states: Mapping[str, Any], model: BaseAlgorithm, env: VecEnv) -> None:
+    for number, state in enumerate(states["environments"]):
+        env.env_method("restart_from", state, indices=number)
+    model.action_space.np_random.bit_generator.state = states["warm-up"]
     keys, *rest = states["numpy"]
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))

@@ -9,6 +9,10 @@ class UnknownAlgorithmError(AgentError):
     """No learning algorithm has that name."""
 
 
+class HyperparameterError(AgentError):
+    """A hyper-parameter is unknown, or its value of the wrong kind."""
+
+
 class CheckpointError(AgentError):
     """A checkpoint is damaged, or belongs to another run."""
 

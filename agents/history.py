@@ -12,13 +12,18 @@ from agents.rollout import EpisodeResult
 
 
 class EpisodeHistory:
-    """The episodes of one run, in order; it goes to JSON and back with a checkpoint."""
+    """The episodes of one run, in order; it goes to JSON and back with a checkpoint.
+
+    Args:
+        groups: of all networks of the run; an episode decides those of one.
+    """
 
     def __init__(self, groups: Sequence[str]) -> None:
         self.groups = tuple(groups)
-        self.best: EpisodeResult | None = None
+        self.steps = 0  # environment steps that those episodes took
+        self.best: EpisodeResult | None = None  # among those that met all reward images
         self.best_episode = 0  # counted from 1
-        self._ratios: list[list[list[float]]] = []
+        self._ratios: list[dict[str, list[float]]] = []
 
     @property
     def episodes(self) -> int:
@@ -26,20 +31,19 @@ class EpisodeHistory:
         return len(self._ratios)
 
     @property
-    def steps(self) -> int:
-        """How many environment steps those episodes took."""
-        return self.episodes * len(self.groups)
-
-    @property
     def ratios(self) -> NDArray[np.float64]:
-        """Static and runtime ratio of each group in each episode, [episodes, groups, 2]."""
-        return np.array(self._ratios, dtype=np.float64).reshape(-1, len(self.groups), 2)
+        """Static and runtime ratio of each group in each episode, [episodes, groups, 2]; NaN for none."""
+        missing = [np.nan, np.nan]
+        rows = [[entry.get(group, missing) for group in self.groups] for entry in self._ratios]
+        return np.array(rows, dtype=np.float64).reshape(-1, len(self.groups), 2)
 
     def add(self, result: EpisodeResult) -> None:
         """Count one more episode; of equal rewards the earlier stays the best."""
-        decisions = [result.plan[group] for group in self.groups]
-        self._ratios.append([[entry["static_ratio"], entry["runtime_ratio"]] for entry in decisions])
-        if self.best is None or result.total > self.best.total:
+        self._ratios.append(
+            {group: [one["static_ratio"], one["runtime_ratio"]] for group, one in result.plan.items()}
+        )
+        self.steps += len(result.plan)
+        if not result.estimated and (self.best is None or result.total > self.best.total):
             self.best = result
             self.best_episode = self.episodes
 
@@ -47,6 +51,7 @@ class EpisodeHistory:
         """Return plain data, fit for JSON."""
         return {
             "groups": list(self.groups),
+            "steps": self.steps,
             "best": self.best and self.best.to_dict(),
             "best_episode": self.best_episode,
             "ratios": self._ratios,
@@ -56,6 +61,7 @@ class EpisodeHistory:
     def from_dict(cls, data: Mapping[str, Any]) -> EpisodeHistory:
         """Build a history from what `to_dict` returned."""
         history = cls(data["groups"])
+        history.steps = data["steps"]
         history.best = data["best"] and EpisodeResult.from_dict(data["best"])
         history.best_episode = data["best_episode"]
         history._ratios = data["ratios"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
@@ -14,19 +14,42 @@ Observation: TypeAlias = NDArray[np.float32]  # [F], each feature in [0, 1]
 Action: TypeAlias = NDArray[np.float32]  # [2], runtime and static, each in [-1, 1]; zero is the uniform plan
 ActionRule: TypeAlias = Callable[[Observation], Action]
 GymEnv: TypeAlias = gym.Env[Observation, Action]
+RUNTIME, STATIC = 0, 1  # places in an action
 Plan: TypeAlias = Mapping[str, Mapping[str, float]]  # group -> {"static_ratio", "runtime_ratio"}
 
 
-class PruningEnvironment(Protocol):
-    """What an environment offers beneath its wrappers, beside Gymnasium's own methods.
+class EpisodicEnvironment(Protocol):
+    """What an environment to learn in offers beneath its wrappers, beside Gymnasium's own methods.
 
-    One episode takes one step per channel group. The last step terminates it, and its info holds, under
-    "episode_result", the plan, the reward's parts with their "total", and what the plan costs and scores.
+    One episode takes one step per channel group of one network. The last step terminates it, and its info
+    holds, under "episode_result", the plan, the reward's parts with their "total", and what the plan costs
+    and scores. With several networks the episodes take turns.
     """
 
-    group_names: tuple[str, ...]  # in the order of the steps
+    group_names: tuple[str, ...]  # of all networks, in the order of the steps
+    networks: int  # whose episodes take turns
     observation_names: tuple[str, ...]  # one per feature
     observation_version: int
+
+    @property
+    def gated(self) -> tuple[bool, ...]:
+        """Whether a runtime action has any effect, for each group."""
+
+    def episode_state(self) -> dict[str, Any]:
+        """Return, as plain data, what the next episode depends on beside its actions."""
+
+    def restore_episode_state(self, state: Mapping[str, Any]) -> None:
+        """Have the next episode start from such a state."""
+
+    def remember(self, result: Mapping[str, Any]) -> None:
+        """Take an episode's result as known; an equal plan will not be evaluated again."""
+
+
+class PruningEnvironment(EpisodicEnvironment, Protocol):
+    """What an environment of one network offers besides."""
+
+    def evaluate(self, plan: Plan) -> dict[str, Any]:
+        """Return a plan's "episode_result"; it costs one evaluation."""
 
     def validate(self, plan: Plan) -> float:
         """Return the plan's score on the validation split; higher is better."""
@@ -35,12 +58,17 @@ class PruningEnvironment(Protocol):
         """Return a copy of the network, compressed as the plan says."""
 
 
+def episodic_environment(env: GymEnv) -> EpisodicEnvironment:
+    """Return the environment beneath the wrappers of `env`, typed by what learning asks of it."""
+    return cast(EpisodicEnvironment, env.unwrapped)
+
+
 def pruning_environment(env: GymEnv) -> PruningEnvironment:
-    """Return the environment beneath the wrappers of `env`, typed by what is asked of it."""
+    """Return the environment beneath the wrappers of `env`, which is of one network."""
     return cast(PruningEnvironment, env.unwrapped)
 
 
 def observation_schema(env: GymEnv) -> dict[str, object]:
     """Return the version and the feature names of the observations, as plain data."""
-    pruning = pruning_environment(env)
+    pruning = episodic_environment(env)
     return {"version": pruning.observation_version, "names": list(pruning.observation_names)}

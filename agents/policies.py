@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +14,91 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
 
 from agents.algorithms import ALGORITHMS
 from agents.errors import PolicyError
-from agents.interface import ActionRule, GymEnv, observation_schema
-from agents.rollout import deterministic
+from agents.interface import RUNTIME, GymEnv, episodic_environment, observation_schema
 
-POLICY_VERSION = 1
+POLICY_VERSION = 2
 TENSORS = "policy.safetensors"
 DESCRIPTION = "policy.json"
+SHAPE = ("net_arch", "n_critics")  # what decides the shapes of the tensors
+BUILTIN = Path(__file__).parent / "builtin"
 
 
-def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path) -> None:
+@dataclass(frozen=True)
+class Policy:
+    """A policy as its folder holds it, found to fit an environment."""
+
+    folder: Path
+    description: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def digest(self) -> str:
+        """What tells these weights from others."""
+        return hashlib.sha256((self.folder / TENSORS).read_bytes()).hexdigest()[:16]
+
+    def build(self, env: GymEnv) -> BasePolicy:
+        """Return the policy, fit to act in an environment.
+
+        Raises:
+            PolicyError: its tensors do not fit its description.
+        """
+        policy_class = ALGORITHMS[self.description["algorithm"]].model_class.policy_aliases["MlpPolicy"]
+        try:
+            policy = policy_class(  # the learning rate only feeds an optimiser that is never stepped
+                env.observation_space, env.action_space, lambda _: 0.0, **self.description["shape"]
+            )
+        except TypeError as error:  # critics to count where the algorithm has none
+            raise self._misfit(error) from error
+        self.load_into_(policy)
+        return policy
+
+    def load_into_(self, policy: BasePolicy) -> None:
+        """Give a policy of the same shape these weights.
+
+        Raises:
+            PolicyError: the shapes differ.
+        """
+        try:
+            policy.load_state_dict(self.tensors)
+        except RuntimeError as error:
+            raise self._misfit(error) from error
+
+    def _misfit(self, error: Exception) -> PolicyError:
+        message = f"{self.folder}: {TENSORS} does not fit {DESCRIPTION} ({_one_line(error)}); copy it anew"
+        return PolicyError(message)
+
+
+def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: Mapping[str, Any]) -> None:
     """Write the policy and what it takes to rebuild it into an existing folder.
 
     Args:
         model: of an algorithm in `ALGORITHMS`.
         env: the environment it learned on; its observation schema is kept with the policy.
         folder: gets `policy.safetensors` and `policy.json`.
+        learned_on: plain data for whoever wonders where the policy came from: networks, budgets, episodes.
     """
     algorithm = next(entry for entry in ALGORITHMS.values() if type(model) is entry.model_class)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.policy.state_dict().items()}
+    if algorithm.name == "ppo" and not any(episodic_environment(env).gated):
+        _leave_gates_out_(tensors)
+    save_file(tensors, folder / TENSORS)
     description = {
         "version": POLICY_VERSION,
         "algorithm": algorithm.name,
-        "observation": observation_schema(env),
+        "observation": {**observation_schema(env), "normaliser": None},  # bounded as they are
         "action": {"names": ["runtime", "static"], "low": -1.0, "high": 1.0},
-        "net_arch": model.policy_kwargs["net_arch"],
+        "shape": {key: model.policy_kwargs[key] for key in SHAPE if key in model.policy_kwargs},
+        "learned_on": dict(learned_on),
     }
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.policy.state_dict().items()}
-    save_file(tensors, folder / TENSORS)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-def load_policy(folder: Path, env: GymEnv) -> ActionRule:
-    """Return the saved policy as a rule that acts without exploring.
+def load_policy(folder: Path, env: GymEnv) -> Policy:
+    """Read a saved policy and check that it can act in an environment.
 
     Args:
         folder: what `save_policy` filled.
@@ -55,15 +109,44 @@ def load_policy(folder: Path, env: GymEnv) -> ActionRule:
         UnknownAlgorithmError: the policy is of an algorithm that this release does not have.
     """
     description = _read_description(folder / DESCRIPTION)
-    learned, observed = description["observation"], observation_schema(env)
+    learned, observed = description["observation"], {**observation_schema(env), "normaliser": None}
     if learned != observed:
         raise PolicyError(
             f"{folder}: the policy learned from observations {learned}, this environment gives {observed}; "
             "train a policy with this release"
         )
-    policy = _build(description, env, folder / DESCRIPTION)
-    _load_tensors_(policy, folder / TENSORS)
-    return deterministic(policy)
+    ALGORITHMS[str(description["algorithm"])]
+    return Policy(folder, description, _read_tensors(folder / TENSORS))
+
+
+def fitting_hyperparameters(
+    policy: Policy, algorithm: str, hyperparameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return hyper-parameters with the layer widths of a policy to go on from.
+
+    Raises:
+        PolicyError: the policy is of another algorithm.
+    """
+    made_by = policy.description["algorithm"]
+    if made_by != algorithm:
+        raise PolicyError(
+            f"{policy.folder} is a policy of {made_by}, not of {algorithm}; use --algo {made_by}"
+        )
+    kwargs = {**hyperparameters["policy_kwargs"], "net_arch": policy.description["shape"]["net_arch"]}
+    return {**hyperparameters, "policy_kwargs": kwargs}
+
+
+def _leave_gates_out_(tensors: dict[str, Tensor]) -> None:
+    """Have a policy that never met a gate ask for none: its runtime actions are an accident of the training.
+
+    Exploring on, it will try one now and then.
+    """
+    tensors["action_net.weight"] = tensors["action_net.weight"].clone()
+    tensors["action_net.weight"][RUNTIME] = 0.0
+    tensors["action_net.bias"] = tensors["action_net.bias"].clone()
+    tensors["action_net.bias"][RUNTIME] = -0.5
+    tensors["log_std"] = tensors["log_std"].clone()
+    tensors["log_std"][RUNTIME] = -1.0
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -78,34 +161,35 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise PolicyError(
             f"{path}: expected a policy of version {POLICY_VERSION}, got {version!r}; train it anew"
         )
-    missing = {"algorithm", "observation", "net_arch"} - set(description)
+    missing = {"algorithm", "observation", "shape"} - set(description)
     if missing:
         raise PolicyError(f"{path}: {', '.join(sorted(missing))} missing; copy the policy anew")
+    shape = description["shape"]
+    if not _is_shape(shape):
+        raise PolicyError(f"{path}: shape must hold a list of layer widths, got {shape!r}; copy it anew")
     return description
 
 
-def _build(description: dict[str, Any], env: GymEnv, path: Path) -> BasePolicy:
-    widths = description["net_arch"]
-    if not isinstance(widths, list) or not all(type(width) is int and width > 0 for width in widths):
-        raise PolicyError(
-            f"{path}: net_arch must be a list of layer widths, got {widths!r}; copy the policy anew"
-        )
-    policy_class = ALGORITHMS[description["algorithm"]].model_class.policy_aliases["MlpPolicy"]
-    # the learning rate only feeds an optimiser that is never stepped here
-    return policy_class(env.observation_space, env.action_space, lambda _: 0.0, net_arch=widths)
+def _is_shape(shape: Any) -> bool:
+    if not isinstance(shape, dict) or not {"net_arch"} <= set(shape) <= set(SHAPE):
+        return False
+    counts = (
+        [*shape["net_arch"], shape.get("n_critics", 1)] if isinstance(shape["net_arch"], list) else [None]
+    )
+    return all(type(count) is int and count > 0 for count in counts)
 
 
-def _load_tensors_(policy: BasePolicy, path: Path) -> None:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
-        policy.load_state_dict(tensors)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError) as error:
         raise PolicyError(
             f"cannot read the policy {path}: {_one_line(error)}; copy the policy anew"
         ) from error
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise PolicyError(f"{path}: {', '.join(bad)} not finite; copy the policy anew")
+    return tensors
 
 
 def _one_line(error: Exception) -> str:

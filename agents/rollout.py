@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
-from agents.interface import Action, ActionRule, GymEnv, Observation, Plan
+from agents.interface import ActionRule, GymEnv, Observation, Plan
 
 
 @dataclass(frozen=True)
@@ -20,6 +18,11 @@ class EpisodeResult:
     accuracy: float | None  # in [0, 1]; None without labels
     macs: float  # share of the dense network that remains
     params: float  # share of the dense network that remains
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the reward is an estimate from some of the images."""
+        return bool(self.reward.get("estimated", False))
 
     @property
     def total(self) -> float:
@@ -43,14 +46,14 @@ class Predictor(Protocol):
         """Return the action and a state that feed-forward policies leave None."""
 
 
-def uniform(observation: Observation) -> Action:
-    """Return the zero action, which at every step makes the uniform plan."""
-    return np.zeros(2, dtype=np.float32)
-
-
 def deterministic(policy: Predictor) -> ActionRule:
     """Return a rule that takes the policy's most likely action, without exploring."""
     return lambda observation: policy.predict(observation, deterministic=True)[0]
+
+
+def exploring(policy: Predictor) -> ActionRule:
+    """Return a rule that draws from the policy's actions, as it does while learning."""
+    return lambda observation: policy.predict(observation, deterministic=False)[0]
 
 
 def run_episode(env: GymEnv, act: ActionRule, *, seed: int | None = None) -> EpisodeResult:

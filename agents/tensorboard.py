@@ -5,27 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.heatmap import ratio_heatmap
+from agents.episode_log import EpisodeLog
 from agents.history import EpisodeHistory
+from agents.pictures import figure_pixels, pareto_figure, ratio_bars_figure, ratio_heatmap
 from agents.rollout import EpisodeResult
 
 
 class TensorBoardCallback(BaseCallback):
-    """Writes rewards, costs and ratios of each episode, and a heat map and the best plan at each update.
+    """Writes rewards, costs and ratios of each episode and, now and then, pictures and the best plan.
 
     The x axis counts environment steps, as Stable-Baselines3's own curves do. Without a TensorBoard log it
     does nothing.
+
+    Args:
+        history: of the run.
+        hyperparameters: to show, plain data.
+        log: every plan evaluated so far, for the picture of score against cost; None for no such picture.
+        uniform: what uniform pruning came to, to set the best plan against; None for no such picture.
     """
 
-    def __init__(self, history: EpisodeHistory, hyperparameters: Mapping[str, Any]) -> None:
+    OVERVIEW_EVERY = 40  # episodes; drawing takes about a second
+
+    def __init__(
+        self,
+        history: EpisodeHistory,
+        hyperparameters: Mapping[str, Any],
+        *,
+        log: EpisodeLog | None = None,
+        uniform: EpisodeResult | None = None,
+    ) -> None:
         super().__init__()
         self._history = history
         self._hyperparameters = hyperparameters
+        self._log = log
+        self._uniform = uniform
+        self._drawn = history.episodes
         self._writer: SummaryWriter | None = None
 
     def write_episode(self, result: EpisodeResult) -> None:
@@ -37,13 +58,28 @@ class TensorBoardCallback(BaseCallback):
         self._writer.flush()  # an episode can take minutes; whoever watches wants to see it now
 
     def write_overview(self) -> None:
-        """Write the heat maps of all episodes so far and the best plan as a table."""
+        """Write the pictures of all episodes so far and the best plan as a table."""
         if self._writer is None:
             return
-        picture = ratio_heatmap(self._history.groups, self._history.ratios)
-        self._writer.add_image("prune/heatmap", picture, self._history.steps, dataformats="HWC")
+        for name, picture in self._pictures().items():
+            self._writer.add_image(f"prune/{name}", picture, self._history.steps, dataformats="HWC")
         self._writer.add_text("prune/best_plan", best_plan_table(self._history), self._history.steps)
         self._writer.flush()
+        self._drawn = self._history.episodes
+
+    def _pictures(self) -> dict[str, NDArray[np.uint8]]:
+        history = self._history
+        pictures = {"heatmap": ratio_heatmap(history.groups, history.ratios)}
+        if self._log is not None:
+            marked = {"uniform": self._uniform} if self._uniform else {}
+            points = {name: (one.macs, one.accuracy or one.total) for name, one in marked.items()}
+            pictures["pareto"] = figure_pixels(pareto_figure(self._log.entries(), points))
+        if self._uniform is not None and history.best is not None:
+            bars = ratio_bars_figure(
+                history.groups, self._uniform.plan, history.best.plan, name="best so far"
+            )
+            pictures["bars"] = figure_pixels(bars)
+        return pictures
 
     def close(self) -> None:
         """Close the log; nothing more can be written."""
@@ -66,7 +102,8 @@ class TensorBoardCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        self.write_overview()
+        if self._history.episodes - self._drawn >= self.OVERVIEW_EVERY:
+            self.write_overview()
 
     def _hide_events_from(self, step: int) -> None:
         """Have TensorBoard forget what the interrupted run wrote after its last checkpoint."""

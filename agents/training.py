@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,17 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
 
-from agents.algorithms import ALGORITHMS, Algorithm
+from agents.algorithms import ALGORITHMS, Rounds, with_overrides
 from agents.callbacks import CheckpointCallback, EpisodeCallback
-from agents.checkpoints import RestartableEpisodes, read_checkpoint, save_checkpoint
+from agents.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
+from agents.episode_log import EpisodeLog
 from agents.errors import CheckpointError
 from agents.history import EpisodeHistory
-from agents.interface import GymEnv, observation_schema, pruning_environment
+from agents.interface import GymEnv, episodic_environment, observation_schema
+from agents.parallel import vectorized
+from agents.policies import Policy, fitting_hyperparameters
 from agents.progress import EpisodeBar
 from agents.rollout import EpisodeResult, deterministic, run_episode
 from agents.search import require_episodes
@@ -39,7 +42,8 @@ class _Run:
     """A run at its beginning, or as a checkpoint kept it."""
 
     identity: dict[str, Any]  # plain data; a checkpoint of another identity is not this run's
-    env: RestartableEpisodes
+    envs: VecEnv
+    rounds: Rounds
     model: BaseAlgorithm
     history: EpisodeHistory
 
@@ -50,9 +54,14 @@ def learn(
     algorithm: str = "ppo",
     episodes: int,
     seed: int,
+    hyperparameters: Mapping[str, Any] | None = None,
+    initial_policy: Policy | None = None,
+    n_envs: int = 1,
     device: str = "cpu",
     tensorboard_log: Path | None = None,
     progress: bool = False,
+    log: EpisodeLog | None = None,
+    uniform: EpisodeResult | None = None,
     on_episode: Callable[[EpisodeResult], None] | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
@@ -60,81 +69,127 @@ def learn(
     """Learn a policy; the last episode is what the policy decides without exploring.
 
     Args:
-        env: a pruning environment.
+        env: a pruning environment, of one network or of several.
         algorithm: a name in `ALGORITHMS`.
-        episodes: how many evaluations to spend, all of them.
+        episodes: how many evaluations to spend; with several environments up to one round fewer are.
         seed: of the environment, the network and the exploration.
+        hyperparameters: that differ from the algorithm's own, see `with_overrides`.
+        initial_policy: a policy to go on from, instead of from uniform pruning.
+        n_envs: processes that run episodes side by side, see `vectorized`; results depend on it.
         device: where the policy network lives; it is small, so a CPU serves best.
         tensorboard_log: the folder that gets the run's folder, or None.
         progress: show a bar on standard error.
+        log: gets each episode, and from an earlier, interrupted run knows what need not be evaluated again.
+        uniform: what uniform pruning came to, for TensorBoard to set the best plan against.
         on_episode: called after each episode; what it raises ends the run.
-        checkpoint: the folder that keeps the run after each update, or None.
+        checkpoint: the folder that keeps the run after updates, or None.
         resume: go on from `checkpoint` if a run was kept there, else begin.
 
     Raises:
         UnknownAlgorithmError: there is no such algorithm.
+        HyperparameterError: it has no such hyper-parameter.
+        PolicyError: the initial policy is of another algorithm.
         CheckpointError: the checkpoint is damaged, of another run, or already has as many episodes.
-        AgentError: fewer than one episode.
+        AgentError: fewer than one episode or environment.
     """
     require_episodes(episodes)
-    spec = ALGORITHMS[algorithm]
-    kept = checkpoint if resume else None
-    run = _start(env, spec, seed=seed, device=device, tensorboard_log=tensorboard_log, kept=kept)
-    if run.history.episodes >= episodes:
+    settings = with_overrides(ALGORITHMS[algorithm], hyperparameters or {})
+    if initial_policy is not None:
+        settings = fitting_hyperparameters(initial_policy, algorithm, settings)
+    environment = episodic_environment(env)
+    identity = {
+        "algorithm": algorithm,
+        "seed": seed,
+        "hyperparameters": settings,
+        "initial policy": initial_policy and initial_policy.digest,
+        "environments": n_envs,
+        "groups": list(environment.group_names),
+        "observation": observation_schema(env),
+    }
+    kept = read_checkpoint(checkpoint, run=identity) if resume and checkpoint else None
+    if kept and kept.history.episodes >= episodes:
         raise CheckpointError(
-            f"{checkpoint} already holds {run.history.episodes} episodes of {episodes} in all; ask for more"
+            f"{checkpoint} already holds {kept.history.episodes} episodes of {episodes} in all; ask for more"
         )
-    board = TensorBoardCallback(run.history, {"algorithm": algorithm, "seed": seed, **spec.hyperparameters})
-    with EpisodeBar(algorithm, episodes=episodes, shown=progress, history=run.history) as bar:
-        listeners = [board.write_episode, bar.show, *([on_episode] if on_episode else [])]
-        counter = EpisodeCallback(run.history, listeners, last_step=(episodes - 1) * len(run.history.groups))
-        try:
-            return _spend(run, counter, board, checkpoint)
-        finally:
-            board.close()
+    if log is not None:
+        log.take_up(environment, algorithm, kept.history.episodes if kept else 0)
+    envs = vectorized(env, n_envs=n_envs)
+    try:
+        rounds = Rounds(len(environment.group_names), environment.networks, n_envs)
+        run = _begin(identity, envs, rounds, kept, initial_policy, device, tensorboard_log)
+        listeners: list[Callable[[EpisodeResult], None]] = [on_episode] if on_episode else []
+        if log is not None:  # first, so that nothing another listener does can lose the episode
+            listeners.insert(0, partial(log.append, algorithm))
+        labels = {"algorithm": algorithm, "seed": seed, **settings}
+        board = TensorBoardCallback(run.history, labels, log=log, uniform=uniform)
+        return _spend(run, env, episodes, board, listeners, progress=progress, checkpoint=checkpoint)
+    finally:
+        envs.close()
+
+
+def _begin(
+    identity: dict[str, Any],
+    envs: VecEnv,
+    rounds: Rounds,
+    kept: Checkpoint | None,
+    initial_policy: Policy | None,
+    device: str,
+    tensorboard_log: Path | None,
+) -> _Run:
+    """Return a run at its beginning, or as a checkpoint kept it."""
+    spec = ALGORITHMS[identity["algorithm"]]
+    if kept:
+        model = kept.restore(spec.model_class, envs, device=device, tensorboard_log=tensorboard_log)
+        return _Run(identity, envs, rounds, model, kept.history)
+    model = spec.make(
+        envs,
+        rounds,
+        hyperparameters=identity["hyperparameters"],
+        seed=identity["seed"],
+        device=device,
+        tensorboard_log=tensorboard_log,
+    )
+    if initial_policy is not None:
+        initial_policy.load_into_(model.policy)
+    return _Run(identity, envs, rounds, model, EpisodeHistory(identity["groups"]))
 
 
 def _spend(
-    run: _Run, counter: EpisodeCallback, board: TensorBoardCallback, checkpoint: Path | None
+    run: _Run,
+    env: GymEnv,
+    episodes: int,
+    board: TensorBoardCallback,
+    listeners: Sequence[Callable[[EpisodeResult], None]],
+    *,
+    progress: bool,
+    checkpoint: Path | None,
 ) -> LearningResult:
     """Spend all episodes but one on learning, the last on what was learned."""
-    callbacks: list[BaseCallback] = [counter, board]
-    if checkpoint:
-        save = partial(
-            save_checkpoint, checkpoint, run.model, run=run.identity, history=run.history, env=run.env
-        )
-        callbacks.append(CheckpointCallback(run.history, save))
-    run.model.learn(
-        counter.last_step - run.history.steps,
-        callbacks,
-        log_interval=1,
-        tb_log_name=run.identity["algorithm"],
-        reset_num_timesteps=not run.history.episodes,  # a resumed run goes on counting, in the same curves
-    )
-    best = run.history.best
-    final = run_episode(run.env, deterministic(run.model))
-    counter.announce(final)
-    board.write_overview()
+    # environments that step together end together, so what does not fill a round is left
+    last = (episodes - 1) // run.rounds.n_envs * run.rounds.n_envs
+    identity = run.identity
+    with EpisodeBar(identity["algorithm"], episodes=episodes, shown=progress, history=run.history) as bar:
+        counter = EpisodeCallback(run.history, [*listeners, board.write_episode, bar.show], last=last)
+        callbacks: list[BaseCallback] = [counter, board]
+        if checkpoint:
+            save = partial(
+                save_checkpoint, checkpoint, run.model, run=identity, history=run.history, env=run.envs
+            )
+            callbacks.append(CheckpointCallback(run.history, save))
+        try:
+            steps = last * run.rounds.steps // run.rounds.networks
+            run.model.learn(
+                max(0, steps - run.history.steps),
+                callbacks,
+                log_interval=1,
+                tb_log_name=identity["algorithm"],
+                reset_num_timesteps=not run.history.episodes,  # a resumed run goes on in the same curves
+            )
+            best = run.history.best
+            # seeded: beside several processes, this one's environment has had no seed yet
+            final = run_episode(env, deterministic(run.model), seed=identity["seed"])
+            counter.announce(final)
+            board.write_overview()
+        finally:
+            board.close()
     return LearningResult(run.model, best or final, final, run.history.episodes)
-
-
-def _start(
-    env: GymEnv, spec: Algorithm, *, seed: int, device: str, tensorboard_log: Path | None, kept: Path | None
-) -> _Run:
-    """Begin a run, or take up the one that the folder `kept` holds."""
-    identity = {
-        "algorithm": spec.name,
-        "seed": seed,
-        "hyperparameters": dict(spec.hyperparameters),
-        "groups": list(pruning_environment(env).group_names),
-        "observation": observation_schema(env),
-    }
-    restartable = RestartableEpisodes(env)
-    checkpoint = read_checkpoint(kept, run=identity) if kept else None
-    if checkpoint:
-        model = checkpoint.restore(
-            spec.model_class, restartable, device=device, tensorboard_log=tensorboard_log
-        )
-        return _Run(identity, restartable, model, checkpoint.history)
-    model = spec.make(Monitor(restartable), seed, device, tensorboard_log, spec.hyperparameters)
-    return _Run(identity, restartable, model, EpisodeHistory(pruning_environment(env).group_names))

@@ -2,21 +2,27 @@
 
 import gymnasium as gym
 
-from envs.budget import Budget, Limits
+from envs.allocation import ALLOCATIONS
+from envs.budget import Budget, BudgetRange, Limits, parse_budget
 from envs.layer_pruning import LayerPruningEnv
 from envs.observation import LayerObservation
+from envs.several_networks import SeveralNetworksEnv
 from envs.tasks import TASKS, Task, count_classes, load_task, make_env, task_env, trains_itself
 
 __all__ = [
+    "ALLOCATIONS",
     "TASKS",
     "Budget",
+    "BudgetRange",
     "LayerObservation",
     "LayerPruningEnv",
     "Limits",
+    "SeveralNetworksEnv",
     "Task",
     "count_classes",
     "load_task",
     "make_env",
+    "parse_budget",
     "task_env",
     "trains_itself",
 ]

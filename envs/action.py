@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.budget import Limits
+
+ActionMode = Literal["centred", "raw"]
 
 RUNTIME, STATIC = 0, 1  # places in the action
 
@@ -29,3 +33,12 @@ def decode_action(
     reach = even_ratio if wish < 0 else max(0.0, limits.static - even_ratio)
     runtime = limits.runtime * max(0.0, float(clipped[RUNTIME])) if gated else 0.0
     return even_ratio + wish * reach, runtime
+
+
+def decode_raw_action(action: NDArray[np.floating], *, limits: Limits) -> tuple[float, float]:
+    """Return the wished (static ratio, runtime ratio) of AMC: the static ratio itself, whatever the budget.
+
+    -1 prunes nothing, +1 as much as the limit allows; nothing is skipped at run time (He et al. 2018, 3.2).
+    """
+    wish = float(np.clip(action[STATIC], -1.0, 1.0))
+    return limits.static * (1.0 + wish) / 2.0, 0.0

@@ -6,8 +6,10 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pruning.cost import CostModel, Counts, Widths
 from pruning.errors import BudgetError, ImpossibleBudgetError
@@ -38,23 +40,65 @@ class Budget:
                     f"budget {name}: the share that may remain must lie in (0, 1], got {share!r}; half is 0.5"
                 )
 
-    @classmethod
-    def parse(cls, texts: Iterable[str]) -> Budget:
-        """Read budgets such as "macs=0.5".
 
-        Raises:
-            BudgetError: a text is not NAME=SHARE, a name is unknown or given twice, a share is out of range.
-        """
-        shares: dict[str, float] = {}
-        for text in texts:
-            name, _, value = text.partition("=")
-            if name in shares:
-                raise BudgetError(f"budget {name} is given twice; give each once")
-            try:
-                shares[name] = float(value)
-            except ValueError:
-                raise BudgetError(f"expected a budget such as macs=0.5, got {text!r}") from None
-        return cls(shares)
+@dataclass(frozen=True)
+class BudgetRange:
+    """Budgets from the tightest to the loosest, for a policy that is to serve them all.
+
+    They are GRID evenly spaced ones, not a continuum: what uniform pruning scores within each, which rewards
+    are measured against, is then worked out once.
+    """
+
+    tightest: Budget
+    loosest: Budget
+
+    GRID: ClassVar[int] = 6
+
+    def __post_init__(self) -> None:
+        if self.tightest.shares.keys() != self.loosest.shares.keys():
+            raise BudgetError(
+                f"both ends of a range must name the same budgets, got {', '.join(self.tightest.shares)} "
+                f"and {', '.join(self.loosest.shares)}"
+            )
+        for name, share in self.tightest.shares.items():
+            if not share <= self.loosest.shares[name]:
+                raise BudgetError(
+                    f"budget {name}: a range goes from the smaller share to the larger, "
+                    f"got {share:g}..{self.loosest.shares[name]:g}"
+                )
+
+    def at(self, position: float) -> Budget:
+        """Return the budget at a position from 0, the tightest, to 1, the loosest."""
+        shares = {}
+        for name, low in self.tightest.shares.items():
+            high = self.loosest.shares[name]
+            even = round((1 - position) * low + position * high, 6)
+            shares[name] = min(max(low, even), high)  # rounding may leave the range, and what is possible
+        return Budget(shares)
+
+    def draw(self, rng: np.random.Generator) -> Budget:
+        """Return one of the budgets, each as likely as any other."""
+        return self.at(int(rng.integers(self.GRID)) / (self.GRID - 1))
+
+
+def parse_budget(texts: Iterable[str]) -> Budget | BudgetRange:
+    """Read budgets such as "macs=0.5", or ranges of them such as "macs=0.3..0.8".
+
+    Raises:
+        BudgetError: a text is neither, a name is unknown or given twice, a share is out of range.
+    """
+    shares: dict[str, tuple[float, float]] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name in shares:
+            raise BudgetError(f"budget {name} is given twice; give each once")
+        low, dots, high = value.partition("..")
+        try:
+            shares[name] = float(low), float(high if dots else low)
+        except ValueError:
+            raise BudgetError(f"expected a budget such as macs=0.5 or macs=0.3..0.8, got {text!r}") from None
+    tightest, loosest = (Budget({name: pair[end] for name, pair in shares.items()}) for end in (0, 1))
+    return tightest if tightest == loosest else BudgetRange(tightest, loosest)
 
 
 @dataclass(frozen=True)
@@ -85,8 +129,9 @@ class BudgetKeeper:
     """
 
     def __init__(self, cost: CostModel, budget: Budget, limits: Limits, *, round_to: int = 1) -> None:
+        self.budget = budget
+        self.limits = limits
         self._cost = cost
-        self._limits = limits
         self._round_to = round_to
         self.units = cost.dense.kept
         self._ceilings = {  # whole numbers; the margin undoes the rounding of a share that was measured
@@ -103,6 +148,17 @@ class BudgetKeeper:
 
     def _at(self, ratio: float) -> Counts:
         return even_counts(self.units, ratio, self._round_to)
+
+    def fits_ratios(self, ratios: NDArray[np.float64]) -> bool:
+        """Whether static ratios, [groups], rounded to units, meet the budget."""
+        kept = np.array(
+            [
+                kept_units(int(units), ratio, round_to=self._round_to)
+                for units, ratio in zip(self.units, ratios, strict=True)
+            ],
+            dtype=np.int64,
+        )
+        return self._fits(kept, kept)
 
     def _fits(self, kept: Counts, executed: Counts) -> bool:
         widths = Widths(kept, executed)
@@ -131,14 +187,21 @@ class BudgetKeeper:
 
         if fits(0.0):
             return 0.0
-        low, high = 0.0, self._limits.static
+        low, high = 0.0, self.limits.static
         for _ in range(24):  # to a ten-millionth: finer than one unit of any layer
             middle = (low + high) / 2
             low, high = (low, middle) if fits(middle) else (middle, high)
         return high
 
     def nearest(
-        self, step: int, kept: Counts, executed: Counts, *, static: float, runtime: float
+        self,
+        step: int,
+        kept: Counts,
+        executed: Counts,
+        *,
+        static: float,
+        runtime: float,
+        exhaust: bool = True,
     ) -> tuple[int, int]:
         """Return (kept, executed) units of this group: the wish, as far as the budget can be met exactly.
 
@@ -151,6 +214,7 @@ class BudgetKeeper:
             executed: of those, per input, [step].
             static: wished share of this group's units to remove.
             runtime: wished share of the survivors to skip; 0 where the group takes no gate.
+            exhaust: whether the budget is to be used up; else a plan may end anywhere below it.
         """
         most_later, least_later = self.units[step + 1 :], self._smallest[step + 1 :]
         padded = (np.append(kept, 0), np.append(executed, 0))
@@ -165,14 +229,27 @@ class BudgetKeeper:
         widest = _last(choices, lambda count: fits(count, runtime, least_later))
         # pruning more than this would leave the groups to come nothing to do and the budget not used up
         enough = _last(choices, lambda count: fits(count, runtime, most_later))
-        narrowest = min(enough + 1, widest) if fits(choices[0], runtime, most_later) else 0
+        narrowest = min(enough + 1, widest) if exhaust and fits(choices[0], runtime, most_later) else 0
         chosen = min(max(_nearest(choices, wished), narrowest), widest)
         count = choices[chosen]
-        if chosen == len(choices) - 1 and fits(count, runtime, most_later):
+        if exhaust and chosen == len(choices) - 1 and fits(count, runtime, most_later):
             return count, self._fewest_skipped(
                 count, kept_units(count, runtime), fits, most_later, least_later
             )
         return count, kept_units(count, runtime)
+
+    def follow(self, wish: Callable[[int, float], float]) -> Widths:
+        """Return the units of a whole plan that comes as near as can be to wishes.
+
+        Args:
+            wish: the static ratio of a group, from its number and the even ratio that the budget then asks.
+        """
+        kept = executed = np.zeros(0, dtype=np.int64)
+        for step in range(len(self.units)):
+            static = wish(step, self.even_ratio(step, kept, executed))
+            here = self.nearest(step, kept, executed, static=static, runtime=0.0)
+            kept, executed = np.append(kept, here[0]), np.append(executed, here[1])
+        return Widths(kept, executed)
 
     def _choices(self, step: int) -> list[int]:
         """Return the unit counts that this group may keep, ascending."""

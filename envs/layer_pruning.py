@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,16 +12,20 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from envs.action import decode_action
-from envs.budget import Budget, BudgetKeeper, Limits
+from envs.action import ActionMode, decode_action, decode_raw_action
+from envs.allocation import ALLOCATIONS
+from envs.budget import Budget, BudgetKeeper, BudgetRange, Limits
 from envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
-from envs.reward import Goal, RewardTerms, reward_terms
+from envs.reward import LEAST_REFERENCE, Goal, RewardTerms, Score
+from envs.scoring import PlanScorer
+from envs.yardstick import Shaping, Yardsticks
 from pruning.apply import DEFAULT_METHOD, Method
 from pruning.calibration import CalibrationInputs, real_images
-from pruning.cost import Widths
+from pruning.cost import CostModel, Widths, plan_widths, widths_plan
 from pruning.evaluation import accuracy, predictions
-from pruning.plan import LayerDecision, PruningPlan
+from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
+from pruning.registry import unknown_name
 
 Observation = NDArray[np.float32]
 Action = NDArray[np.float32]
@@ -46,10 +51,12 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
 
     ## Rewards
     0 at every step but the last; there, how closely the compressed network follows the dense one on the
-    reward images, in [0, 1]: see `RewardTerms.total`.
+    reward images, in [0, 1], uniform pruning within the same budget at 0.37: see `RewardTerms.total`. With
+    `dense_reward` every step is rewarded; the sum over an episode stays the same.
 
     ## Starting state
-    No group is decided. The environment draws no random numbers: equal actions give equal episodes.
+    No group is decided. Within one budget the environment draws no random numbers: equal actions give equal
+    episodes. Of a range of budgets, each reset draws one.
 
     ## Episode end
     The last group terminates the episode; it is never truncated. Every step's `info` holds `group`, the name
@@ -65,7 +72,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
 
     # declared so by gym.Env, whose checker asks for a frame rate even of text
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012
-    observation_names = LayerObservation._fields
+    networks = 1
+    observation_names: tuple[str, ...] = LayerObservation._fields
     observation_version = OBSERVATION_VERSION
 
     def __init__(
@@ -74,10 +82,13 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         *,
         calibration: Batches | CalibrationInputs,
         reward: Batches,
-        budget: Budget | Mapping[str, float],
+        budget: Budget | BudgetRange | Mapping[str, float],
         validation: Batches | None = None,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         goal: Goal = "divergence",
+        actions: ActionMode = "centred",
+        dense_reward: bool = False,
+        first_images: int | None = None,
         method: Method = DEFAULT_METHOD,
         only: Sequence[str] = (),
         protect: Sequence[str] = (),
@@ -91,10 +102,13 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             calibration: batches of (images, labels), or a DataLoader of them, whose labels are not used; or
                 what a synthesis made of the weights alone.
             reward: batches of (images, labels) that score a finished plan.
-            budget: shares of the dense network that may remain.
+            budget: shares of the dense network that may remain; of a range, each episode draws one.
             validation: batches that choose between finished plans; the reward images where there are none.
             limits: the largest static and runtime ratio of a group.
             goal: what the reward is made of, see `RewardTerms.total`.
+            actions: "centred" on the budget, or "raw" as in AMC: the ratio itself, under an upper wall only.
+            dense_reward: reward each step by the loss foreseen for its group, see `Shaping`.
+            first_images: score plans on so many first, and only promising ones on all, see `PlanScorer`.
             method: how plans are carried out.
             only: patterns of layers to admit.
             protect: patterns of layers to freeze.
@@ -113,14 +127,14 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         self.group_names = tuple(group.name for group in self.network.graph.prunable)
         self._limits = limits
         self._goal: Goal = goal
-        self._even_ratio = 0.0
-        self.set_budget(budget if isinstance(budget, Budget) else Budget(budget))
+        self._actions: ActionMode = actions
+        reward = list(reward)
+        self._scorer = PlanScorer(self.network, reward, goal=goal, first_images=first_images)
+        self._validation_batches = reward if validation is None else list(validation)
+        self._yardsticks = Yardsticks(self.network, reward)
         self._observer = Observer(self.network)
-        # listed: a loader that shuffles would pair the dense network's outputs with other images
-        self._reward_batches = list(reward)
-        self._validation_batches = self._reward_batches if validation is None else list(validation)
-        self._dense_logits, self._labels = predictions(model, self._reward_batches)
-        self._terms: dict[bytes, RewardTerms] = {}
+        self._shaping = Shaping(self.network) if dense_reward else None
+        self.set_budget(budget if isinstance(budget, (Budget, BudgetRange)) else Budget(budget))
         self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
         self.observation_space = spaces.Box(
             0.0, 1.0, shape=(len(LayerObservation._fields),), dtype=np.float32
@@ -131,6 +145,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode: nothing is decided."""
         super().reset(seed=seed)
+        if isinstance(self._budget, BudgetRange):
+            self._keep_to(self._budget.draw(self.np_random))
         self._begin()
         return self._observe(), {}
 
@@ -142,31 +158,66 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         """
         if self._step == len(self.group_names):
             raise gym.error.ResetNeeded("every group is decided; call reset() to begin another episode")
-        step, group = self._step, self.network.graph.prunable[self._step]
-        static, runtime = decode_action(
-            action, even_ratio=self._even_ratio, limits=self._limits, gated=group.ungated is None
-        )
-        decided = self._kept[:step], self._executed[:step]
-        self._kept[step], self._executed[step] = self._keeper.nearest(
-            step, *decided, static=static, runtime=runtime
-        )
+        group = self.network.graph.prunable[self._step]
+        self._decide(action, gated=group.ungated is None)
+        reward = self._shaped()
         self._step += 1
         info: dict[str, Any] = {"group": group.name}
         if self._step == len(self.group_names):  # all decided: a true end, not a time limit
-            result = info["episode_result"] = self._result()
-            return self._observe(), result["reward"]["total"], True, False, info
+            result = info["episode_result"] = self._result(self._widths())
+            return self._observe(), reward + result["reward"]["total"] - self._given, True, False, info
         self._even_ratio = self._even_ratio_now()
-        return self._observe(), 0.0, False, False, info
+        return self._observe(), reward, False, False, info
 
-    def set_budget(self, budget: Budget) -> None:
-        """Change what may remain, and begin an episode.
+    @property
+    def gated(self) -> tuple[bool, ...]:
+        """Whether a runtime action has any effect, for each group."""
+        takes = self._limits.runtime > 0 and self._actions == "centred"
+        return tuple(takes and group.ungated is None for group in self.network.graph.prunable)
+
+    def episode_state(self) -> dict[str, Any]:
+        """Return the state of the random numbers, plain data: what the next episode depends on."""
+        return {"random": self.np_random.bit_generator.state}
+
+    def restore_episode_state(self, state: Mapping[str, Any]) -> None:
+        """Have the next episode start from what `episode_state` returned."""
+        self.np_random.bit_generator.state = state["random"]
+
+    def set_budget(self, budget: Budget | BudgetRange) -> None:
+        """Change what may remain, and begin an episode; of a range, every reset draws one.
 
         Raises:
             ImpossibleBudgetError: no plan within the limits meets the budget.
         """
-        keeper = BudgetKeeper(self.network.cost, budget, self._limits, round_to=self.network.method.round_to)
-        self._budget, self._keeper = budget, keeper
+        self._keep_to(budget if isinstance(budget, Budget) else budget.tightest)
+        self._budget = budget
+        self._least_share = math.inf  # of the results so far that are no estimates
         self._begin()
+
+    def allocation(self, name: str) -> dict[str, dict[str, float]]:
+        """Return the plan, within the budget, of a built-in allocation in ALLOCATIONS, as plain data.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        if name not in ALLOCATIONS:
+            raise unknown_name("allocation", name, ALLOCATIONS)
+        widths = ALLOCATIONS[name](self.network, self._keeper)
+        return widths_plan(self.network.graph, widths).to_dict()
+
+    def evaluate(self, plan: PlainPlan) -> dict[str, Any]:
+        """Return the `episode_result` of a plan, on all reward images; it costs one evaluation.
+
+        Raises:
+            PlanError: the plan asks for what the network cannot do.
+        """
+        return self._result(self._widths_of(plan), fully=True)
+
+    def remember(self, result: Mapping[str, Any]) -> None:
+        """Take an `episode_result` as known, from an earlier run of the same task."""
+        score = Score.from_parts(result["reward"])
+        self._scorer.remember(self._widths_of(result["plan"]), score)
+        self._beat(RewardTerms(score, result["reward"]["reference"], self._goal))
 
     def carry_out(self, plan: PlainPlan) -> nn.Module:
         """Return a compressed copy of the network; see `apply_plan`."""
@@ -175,6 +226,33 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     def validate(self, plan: PlainPlan) -> float:
         """Return the accuracy of a plan, carried out, on the validation images."""
         return accuracy(*predictions(self.carry_out(plan), self._validation_batches))
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Return what is known of each group before any decision, as plain data.
+
+        Its `name` and `units`, its `macs_share` and `params_share` of the dense network, the `errors` at a
+        quarter, a half and three quarters (`error_curve`), and its `relief` within the budget.
+        """
+        cost = self.network.cost
+        columns = zip(
+            self.network.graph.prunable,
+            cost.vanishing_shares(CostModel.macs).tolist(),
+            cost.vanishing_shares(CostModel.params).tolist(),
+            self.network.error_curves(),
+            self._yardstick.relief.tolist(),
+            strict=True,
+        )
+        return [
+            {
+                "name": group.name,
+                "units": group.units,
+                "macs_share": macs,
+                "params_share": params,
+                "errors": list(errors),
+                "relief": relief,
+            }
+            for group, macs, params, errors, relief in columns
+        ]
 
     def render(self) -> str | None:
         """Return the decisions so far as a table of text, in the mode "ansi"."""
@@ -189,43 +267,79 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             ]
         )
 
+    def _keep_to(self, budget: Budget) -> None:
+        """Let episodes keep to one budget, of those to serve."""
+        self._keeper = BudgetKeeper(
+            self.network.cost, budget, self._limits, round_to=self.network.method.round_to
+        )
+        self._yardstick = self._yardsticks.within(self._keeper)
+
     def _begin(self) -> None:
         self._step = 0
+        self._given = 0.0  # by the shaping, in this episode
         self._kept = self._keeper.units.copy()
         self._executed = self._keeper.units.copy()
         self._even_ratio = self._even_ratio_now()
+
+    def _decide(self, action: Action, *, gated: bool) -> None:
+        if self._actions == "raw":
+            static, runtime = decode_raw_action(action, limits=self._limits)
+        else:
+            static, runtime = decode_action(
+                action, even_ratio=self._even_ratio, limits=self._limits, gated=gated
+            )
+        self._kept[self._step], self._executed[self._step] = self._keeper.nearest(
+            self._step,
+            self._kept[: self._step],
+            self._executed[: self._step],
+            static=static,
+            runtime=runtime,
+            exhaust=self._actions == "centred",
+        )
+
+    def _shaped(self) -> float:
+        """Return the dense reward for the group just decided, to be taken back at the end."""
+        if self._shaping is None:
+            return 0.0
+        given = self._shaping.of(self._step, int(self._kept[self._step]), self._yardstick)
+        self._given += given
+        return given
 
     def _even_ratio_now(self) -> float:
         return self._keeper.even_ratio(self._step, self._kept[: self._step], self._executed[: self._step])
 
     def _observe(self) -> Observation:
-        return self._observer.observe(Progress(self._step, self._widths(), self._even_ratio, self._budget))
+        return self._observer.observe(
+            Progress(
+                self._step, self._widths(), self._even_ratio, self._keeper.budget, self._yardstick.relief
+            )
+        )
 
     def _widths(self) -> Widths:
         return Widths(self._kept, self._executed)
 
-    def _plan(self) -> PruningPlan:
-        counts = zip(self.group_names, self._keeper.units, self._kept, self._executed, strict=True)
-        return PruningPlan(
-            {
-                name: LayerDecision(float(1 - kept / units), float(1 - executed / kept))
-                for name, units, kept, executed in list(counts)[: self._step]
-            }
-        )
+    def _widths_of(self, plan: PlainPlan) -> Widths:
+        round_to = self.network.method.round_to
+        return plan_widths(self.network.graph, PruningPlan.from_dict(plan), round_to=round_to)
 
-    def _result(self) -> dict[str, Any]:
-        plan, cost, widths = self._plan(), self.network.cost, self._widths()
-        key = self._kept.tobytes() + self._executed.tobytes()
-        if key not in self._terms:
-            self._terms[key] = self._score(plan)
+    def _plan(self) -> PruningPlan:
+        plan = widths_plan(self.network.graph, self._widths())
+        return PruningPlan({name: plan[name] for name in self.group_names[: self._step]})
+
+    def _result(self, widths: Widths, *, fully: bool = False) -> dict[str, Any]:
+        reference, cost = self._scorer.score(self._yardstick.uniform).loss(self._goal), self.network.cost
+        # as a share: the loss itself is always larger within a tighter budget
+        to_beat = math.inf if fully else self._least_share * max(reference, LEAST_REFERENCE)
+        terms = RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference, self._goal)
+        self._beat(terms)
         return {
-            "plan": plan.to_dict(),
-            "reward": self._terms[key].to_dict(),
-            "accuracy": self._terms[key].accuracy,
+            "plan": widths_plan(self.network.graph, widths).to_dict(),
+            "reward": terms.to_dict(),
+            "accuracy": terms.score.accuracy,
             "macs": cost.macs(widths) / cost.macs(cost.dense),
             "params": cost.params(widths) / cost.params(cost.dense),
         }
 
-    def _score(self, plan: PruningPlan) -> RewardTerms:
-        logits, _ = predictions(self.network.compress(plan).model, self._reward_batches)
-        return reward_terms(logits, self._dense_logits, self._labels, goal=self._goal)
+    def _beat(self, terms: RewardTerms) -> None:
+        if not terms.score.estimated:
+            self._least_share = min(self._least_share, terms.share)

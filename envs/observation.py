@@ -14,7 +14,7 @@ from pruning.cost import CostModel, Widths
 from pruning.graph import ChannelGraph, ChannelGroup
 from pruning.prunable import PrunableNetwork
 
-OBSERVATION_VERSION = 1
+OBSERVATION_VERSION = 2
 
 
 class LayerObservation(NamedTuple):
@@ -34,6 +34,9 @@ class LayerObservation(NamedTuple):
     error_75: float  # with three quarters
     error_rank: float  # share of groups with a smaller loss at one half
     price_rank: float  # share of groups that save fewer MACs per loss at one half
+    relief: float  # square root of the share of uniform pruning's divergence that is this group's doing
+    relief_price: float  # that share per MACs saved, 0.5 for the median group
+    relief_rank: float  # share of groups with less
     macs_budget: float  # 1 where there is none
     params_budget: float
     even_ratio: float  # static ratio asked of this and all later groups to meet the budget
@@ -52,6 +55,7 @@ class Progress:
     widths: Widths  # of all groups; those not decided are whole
     even_ratio: float
     budget: Budget
+    relief: NDArray[np.float64]  # see `Yardstick`
 
 
 class Observer:
@@ -79,8 +83,9 @@ class Observer:
             "last_runtime": float(runtime[done - 1]) if done else 0.0,
             "mean_static": float(static[:done] @ weights / weights.sum()) if weights.sum() > 0 else 0.0,
         }
+        relief = _relief_features(progress.relief, self._macs_shares, step)
         budgets = {f"{name}_budget": progress.budget.shares.get(name, 1.0) for name in MEASURES}
-        features = LayerObservation(**self._fixed[step], **budgets, **changing)
+        features = LayerObservation(**self._fixed[step], **relief, **budgets, **changing)
         return np.clip(np.array(features, dtype=np.float32), 0.0, 1.0)
 
 
@@ -116,4 +121,16 @@ def _shape_features(graph: ChannelGraph, group: ChannelGroup, depth: float) -> d
         "positions": math.log2(writer.positions) / 16,
         "kernel": writer.kernel / 9,
         "gated": float(group.ungated is None),
+    }
+
+
+def _relief_features(
+    relief: NDArray[np.float64], macs_shares: NDArray[np.float64], step: int
+) -> dict[str, float]:
+    prices = relief / np.maximum(macs_shares, 1e-9)
+    usual = float(np.median(prices))
+    return {
+        "relief": math.sqrt(relief[step]),
+        "relief_price": float(prices[step] / (prices[step] + usual)) if prices[step] + usual > 0 else 0.5,
+        "relief_rank": float((relief < relief[step]).mean()),
     }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envs.budget import Budget
+from envs.budget import Budget, BudgetRange
 from envs.layer_pruning import LayerPruningEnv
 from pruning.calibration import CalibrationInputs, real_images
 from pruning.data import ImageSplits, check_labels, load_splits
@@ -32,7 +32,7 @@ class Task:
     model: nn.Module  # in evaluation mode
     splits: ImageSplits | SyntheticSplits
     calibration: CalibrationInputs
-    budget: Budget
+    budget: Budget | BudgetRange
 
 
 TASKS: Registry[Callable[[], Task]] = Registry("task")
@@ -48,7 +48,7 @@ def load_task(
     model: str,
     *,
     data: str,
-    budget: Budget,
+    budget: Budget | BudgetRange,
     calibration: str | None = None,
     eval_data: str | None = None,
     weights: Path | None = None,

@@ -15,7 +15,7 @@ from torch.utils import benchmark
 
 from pruning.errors import PlanError
 from pruning.graph import ChannelGraph, ChannelGroup, LayerShape, Member
-from pruning.plan import PruningPlan, kept_units
+from pruning.plan import LayerDecision, PruningPlan, kept_units
 from pruning.registry import unknown_name
 from pruning.surgery import TRANSPOSED, bare_tensor
 
@@ -44,6 +44,14 @@ def plan_widths(graph: ChannelGraph, plan: PruningPlan, *, round_to: int = 1) ->
         for group, count in zip(graph.prunable, kept, strict=True)
     ]
     return Widths(np.array(kept, dtype=np.int64), np.array(executed, dtype=np.int64))
+
+
+def widths_plan(graph: ChannelGraph, widths: Widths) -> PruningPlan:
+    """Return the plan that comes to these unit counts; undoes `plan_widths`."""
+    counts = zip(graph.prunable, widths.kept.tolist(), widths.executed.tolist(), strict=True)
+    return PruningPlan(
+        {group.name: LayerDecision(1 - kept / group.units, 1 - runs / kept) for group, kept, runs in counts}
+    )
 
 
 def _check_names(graph: ChannelGraph, plan: PruningPlan) -> None:

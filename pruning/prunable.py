@@ -74,14 +74,14 @@ class PrunableNetwork:
             self.model, self.graph, plan, self.calibration, method=self.method, scores=self.scores
         )
 
-    def error_curves(self) -> tuple[tuple[float, ...], ...]:
-        """Return, for each prunable group, its readers' loss at each of CURVE_RATIOS."""
+    def error_curves(self, ratios: Sequence[float] = CURVE_RATIOS) -> tuple[tuple[float, ...], ...]:
+        """Return, for each prunable group, its readers' loss at each of the ratios; see `error_curve`."""
         return tuple(
             error_curve(
                 self.model,
                 group,
                 self.calibration,
-                ratios=CURVE_RATIOS,
+                ratios=ratios,
                 scores=self.scores[group.name],
             )
             for group in self.graph.prunable

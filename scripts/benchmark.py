@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts import options
-from scripts.benchmarks import data_free, environment, reward, runtime
+from scripts.benchmarks import data_free, environment, reward, runtime, search, transfer
 from scripts.benchmarks.assets import WEIGHTS
 from scripts.cli import run_verb
 
@@ -41,6 +41,15 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "latency and accuracy of runtime pruning beside static pruning",
         resumes=True,
     ),
+    "search": Benchmark(
+        search.measure,
+        search.show,
+        "every agent and search with equal evaluations",
+        resumes=True,
+    ),
+    "transfer": Benchmark(
+        transfer.measure, transfer.show, "policies learned on one network, reused on another", resumes=True
+    ),
     "reward": Benchmark(
         reward.measure, reward.show, "rank correlation of rewards without labels with true accuracy"
     ),
@@ -63,13 +72,17 @@ def build_parser() -> options.Parser:
         "--networks", nargs="+", choices=list(WEIGHTS), metavar="NAME", help="instead of the benchmark's own"
     )
     parser.add_argument(
-        "--episodes", type=options.positive, default=None, metavar="N", help="env: 20, reward: 60; a network"
+        "--episodes",
+        type=options.positive,
+        default=None,
+        metavar="N",
+        help="env: 20, reward: 60 a network; search: 400; transfer: 1000 a policy",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="data-free, runtime: JSON file of the results so far; what it holds is not measured again",
+        help="JSON file of results so far; what it holds is not measured again",
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, ...")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")

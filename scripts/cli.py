@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from agents import AgentError
 from pruning.errors import ImpossibleBudgetError, PruningError
@@ -18,14 +21,19 @@ VERBS = {
     "finetune": "train a compressed network, on labels or to follow the dense one",
     "evaluate": "measure a network, dense or compressed, on its test images",
     "describe": "list channel groups, what is frozen and why, and the reachable budgets; changes nothing",
+    "report": "build one HTML page of a run: figures, pictures, plan, and what speaks for it",
     "benchmark": "measure this installation",
 }
 RESUMABLE = ("train", "finetune")
-DONE, MISUSED, IMPOSSIBLE, INTERRUPTED = 0, 2, 3, 130
+DONE, MISUSED, IMPOSSIBLE, INTERRUPTED, TERMINATED = 0, 2, 3, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM asks the process to end; what tidies up after Ctrl-C tidies up after this too."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; return 0 done, 2 wrong usage or input, 3 budget impossible, 130 interrupted."""
+    """Run a verb; return 0 done, 2 wrong usage or input, 3 budget impossible, 130 or 143 interrupted."""
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help"):
         print("usage: secateur VERB [--help] ...\n")
@@ -40,16 +48,29 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise unknown_name("verb", verb, VERBS)
-        importlib.import_module(f"scripts.{verb}").run(sys.argv[1:] if argv is None else argv)
+        with _sigterm_interrupts():
+            importlib.import_module(f"scripts.{verb}").run(sys.argv[1:] if argv is None else argv)
     except ImpossibleBudgetError as error:
         return _complain(error, IMPOSSIBLE)
     except (PruningError, AgentError, UsageError, OSError) as error:  # OSError: a full disk, no such folder
         return _complain(error, MISUSED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as cause:
         hint = "; the same command with --resume goes on" if verb in RESUMABLE else ""
         print(f"secateur: interrupted{hint}", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
     return DONE
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _complain(error: Exception, code: int) -> int:

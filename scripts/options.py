@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 import torch
 import yaml
 
-from envs import Budget, LayerPruningEnv, Task, load_task, task_env
+from agents import ALGORITHMS, SEARCHES
+from envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, parse_budget, task_env
 from pruning.apply import Method
 from pruning.compensation import COMPENSATIONS
 from pruning.criteria import CRITERIA
@@ -127,6 +128,16 @@ def add_pruning_flags(parser: Parser) -> None:
     )
     add_eval_data_flag(parser)
     parser.add_argument(
+        "--max-static-ratio", type=float, default=0.9, metavar="R", help="of any group (default 0.9)"
+    )
+    parser.add_argument(
+        "--max-runtime-ratio",
+        type=float,
+        default=0.5,
+        metavar="R",
+        help="likewise (default 0.5); 0: no gates",
+    )
+    parser.add_argument(
         "--round-to", type=positive, default=1, metavar="N", help="keep units in multiples of N"
     )
     parser.add_argument(
@@ -152,21 +163,84 @@ def add_eval_data_flag(parser: Parser) -> None:
     )
 
 
-def add_budget_flag(parser: Parser) -> None:
-    """Add the flag for budgets."""
+def add_budget_flag(parser: Parser, *, ranges: bool = False) -> None:
+    """Add the flag for budgets, and ranges of them."""
+    also = "; a range, macs=0.3..0.8, learns a policy for reuse" if ranges else ""
     parser.add_argument(
         "--budget",
         nargs="+",
         action="extend",
         metavar="NAME=SHARE",
-        help="what may remain, such as macs=0.5 params=0.6 (default macs=0.5)",
+        help=f"what may remain, such as macs=0.5 params=0.6 (default macs=0.5){also}",
     )
 
 
-def budget_of(args: argparse.Namespace) -> Budget:
+def budget_of(args: argparse.Namespace) -> Budget | BudgetRange:
     """Return the budget that --budget asks for, half the multiply-adds if it is not given."""
     args.budget = args.budget or ["macs=0.5"]
-    return Budget.parse(args.budget)
+    return parse_budget(args.budget)
+
+
+def one_budget_of(args: argparse.Namespace) -> Budget:
+    """Return the budget that --budget asks for.
+
+    Raises:
+        UsageError: it is a range.
+    """
+    budget = budget_of(args)
+    if isinstance(budget, BudgetRange):
+        raise UsageError(f"{' '.join(args.budget)} is a range, which only train understands; give one budget")
+    return budget
+
+
+def add_learning_flags(parser: Parser) -> None:
+    """Add the flags about how decisions are learned or searched for."""
+    parser.add_argument(
+        "--algo",
+        default="ppo",
+        metavar="NAME",
+        help=f"learns a policy: {', '.join(ALGORITHMS)}; searches for a plan: {', '.join(SEARCHES)}",
+    )
+    parser.add_argument("--episodes", type=positive, default=200, metavar="N", help="plans to evaluate (200)")
+    parser.add_argument(
+        "--baselines",
+        nargs="*",
+        choices=["sensitivity", *SEARCHES],
+        default=["random"],
+        metavar="NAME",
+        help=f"to compare with, of sensitivity, {', '.join(SEARCHES)} (default random)",
+    )
+    parser.add_argument(
+        "--hyper",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="hyper-parameter of the algorithm, such as learning_rate=0.001; repeatable",
+    )
+    parser.add_argument("--init-policy", metavar="DIR", help="go on from a policy: a folder, or builtin")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME=WEIGHTS",
+        help="a further network to learn on, for a policy for reuse; repeatable",
+    )
+    parser.add_argument("--n-envs", type=positive, default=1, metavar="K", help="processes that evaluate (1)")
+    parser.add_argument(
+        "--first-images",
+        type=positive,
+        metavar="N",
+        help="score plans on N reward images first, and only promising ones on all",
+    )
+    parser.add_argument(
+        "--dense-reward", action="store_true", help="reward each step by the loss foreseen for its group"
+    )
+
+
+def learned_on(args: argparse.Namespace) -> dict[str, Any]:
+    """Return where a policy comes from, plain data."""
+    names = [args.model, *(text.partition("=")[0] for text in args.also)]
+    return {"networks": names, "budget": args.budget, "episodes": args.episodes, "seed": args.seed}
 
 
 def add_output_flags(parser: Parser, *, out: bool = True, resume: bool = False) -> None:
@@ -204,19 +278,25 @@ def device_of(args: argparse.Namespace) -> str:
     return args.device
 
 
-def task_of(args: argparse.Namespace, budget: Budget) -> Task:
-    """Return the task that the flags describe.
+def task_of(
+    args: argparse.Namespace,
+    budget: Budget | BudgetRange,
+    *,
+    model: str | None = None,
+    weights: Path | None = None,
+) -> Task:
+    """Return the task that the flags describe, or the same task of another network.
 
     Raises:
         UsageError: --eval-data is given beside data of its own.
     """
     refuse_eval_data(args)
     return load_task(
-        args.model,
+        model or args.model,
         data=args.data,
         calibration=getattr(args, "calibration", None),
         eval_data=getattr(args, "eval_data", None),
-        weights=args.weights,
+        weights=weights if model else args.weights,
         input_size=tuple(args.input_size) if args.input_size else None,
         mean=args.mean,
         std=args.std,
@@ -259,8 +339,19 @@ def method_of(args: argparse.Namespace) -> Method:
 
 def env_of(task: Task, args: argparse.Namespace, **settings: Any) -> LayerPruningEnv:
     """Return the task's environment, set up as the flags and further `settings` say."""
-    flags = {"method": method_of(args), "only": args.only, "protect": args.protect, "seed": args.seed}
+    flags = {
+        "method": method_of(args),
+        "limits": Limits(static=args.max_static_ratio, runtime=args.max_runtime_ratio),
+        "only": args.only,
+        "protect": args.protect,
+        "seed": args.seed,
+    }
     return task_env(task, **flags, **settings)
+
+
+def reward_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of an environment to learn in that concern its reward."""
+    return {"first_images": args.first_images, "dense_reward": args.dense_reward}
 
 
 def plain(args: argparse.Namespace, *, without: Iterable[str] = ()) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from agents import load_policy, run_episode, uniform
-from envs import LayerPruningEnv, Task
+from envs import ALLOCATIONS, LayerPruningEnv, Task
 from pruning.cost import plan_widths
 from pruning.export import save_compressed
 from pruning.files import write_json
@@ -20,7 +19,8 @@ from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
 from scripts import options
 from scripts.cli import run_verb
-from scripts.records import METRICS, check_empty, manifest_of, open_run, show
+from scripts.policies import apply_policy, policy_folder
+from scripts.records import METRICS, check_empty, check_source, manifest_of, open_run, show
 
 
 def build_parser() -> options.Parser:
@@ -31,8 +31,20 @@ def build_parser() -> options.Parser:
     options.add_pruning_flags(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--plan", type=Path, metavar="FILE", help="a plan.json")
-    how.add_argument("--policy", type=Path, metavar="DIR", help="a policy that train wrote, within --budget")
-    how.add_argument("--allocation", choices=("uniform",), help="evenly, within --budget (default)")
+    how.add_argument(
+        "--policy",
+        metavar="DIR",
+        help="within --budget: a policy that train wrote, or builtin, the one that ships",
+    )
+    how.add_argument(
+        "--allocation", choices=list(ALLOCATIONS), default="uniform", help="within --budget (default uniform)"
+    )
+    parser.add_argument(
+        "--samples",
+        type=options.positive,
+        metavar="K",
+        help="of the policy, beside its first choice; the best on validation is taken",
+    )
     parser.add_argument("--static-ratio", type=float, metavar="R", help="of every group, instead of a budget")
     parser.add_argument(
         "--runtime-ratio", type=float, metavar="R", help="of every group that takes a gate, likewise"
@@ -52,20 +64,19 @@ def run(argv: Sequence[str]) -> None:
     if args.out is None:
         raise options.UsageError("name the folder for the results with --out")
     check_empty(args.out, overwrite=args.overwrite)
-    for source in filter(None, (args.plan, args.policy)):
-        if args.out.resolve() in source.resolve().parents:
-            raise options.UsageError(
-                f"--overwrite would remove {source}, which lies in {args.out}; give another --out"
-            )
-    budget = options.budget_of(args)
+    if args.samples and not args.policy:
+        raise options.UsageError("--samples goes with --policy")
+    policy = policy_folder(args.policy) if args.policy else None
+    for source in filter(None, (args.plan, policy)):
+        check_source(source, args.out)
+    budget = options.one_budget_of(args)
     options.method_of(args)  # unknown names are refused before the work begins
     loaded = PruningPlan.load(args.plan) if args.plan else None
     torch.manual_seed(args.seed)
     task = options.task_of(args, budget)
     if loaded is None and not by_ratio:
-        images = task.calibration.batches[0]  # the score of the one plan decides nothing
-        env = options.env_of(task, args, reward=[(images, torch.zeros(len(images), dtype=torch.long))])
-        network, plan = env.network, _decide(env, args)
+        env = options.env_of(task, args)
+        network, plan = env.network, _decide(env, policy, args)
     else:
         network = _network(task, args)
         plan = loaded or _even_plan(network.graph, args.static_ratio or 0.0, args.runtime_ratio or 0.0)
@@ -84,9 +95,10 @@ def _network(task: Task, args: argparse.Namespace) -> PrunableNetwork:
     )
 
 
-def _decide(env: LayerPruningEnv, args: argparse.Namespace) -> PruningPlan:
-    act = load_policy(args.policy, env) if args.policy else uniform
-    return PruningPlan.from_dict(run_episode(env, act).plan)
+def _decide(env: LayerPruningEnv, policy: Path | None, args: argparse.Namespace) -> PruningPlan:
+    if policy is None:
+        return PruningPlan.from_dict(env.allocation(args.allocation))
+    return PruningPlan.from_dict(apply_policy(env, policy, samples=args.samples or 0).plan)
 
 
 def _even_plan(graph: ChannelGraph, static: float, runtime: float) -> PruningPlan:

@@ -79,6 +79,16 @@ def check_out(out: Path, args: argparse.Namespace, *, may_differ: Collection[str
         )
 
 
+def check_source(source: Path, out: Path) -> None:
+    """Refuse to overwrite what a run is to be made from.
+
+    Raises:
+        UsageError: `source` lies in `out`, the folder for results.
+    """
+    if out.resolve() in source.resolve().parents:
+        raise UsageError(f"--overwrite would remove {source}, which lies in {out}; give another --out")
+
+
 def run_config(args: argparse.Namespace) -> dict[str, Any]:
     """Return the flags that make a run what it is, as plain data."""
     return plain(args, without=MAY_DIFFER)

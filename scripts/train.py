@@ -1,46 +1,55 @@
-"""Learn a pruning policy for a network; write policy, plan, compressed network, metrics and curves."""
+"""Learn a pruning policy; write policy, plan, compressed network, metrics, pictures and curves."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from agents import (
     ALGORITHMS,
+    SEARCHES,
+    EpisodeLog,
     EpisodeResult,
     LearningResult,
     choose_on_validation,
-    learn,
-    random_search,
-    run_episode,
     save_policy,
-    uniform,
 )
-from envs import Budget, LayerPruningEnv, Task
+from agents.algorithms import read_overrides, with_overrides
+from agents.interface import GymEnv
+from agents.parallel import vectorized
+from agents.pictures import reasons
+from agents.search import search
+from agents.training import learn
+from envs import Budget, BudgetRange, LayerPruningEnv, Task
 from pruning.evaluation import Evaluation
 from pruning.export import folder_written_whole, save_compressed
 from pruning.files import write_json
 from pruning.measuring import measure_rows
 from pruning.plan import PruningPlan
+from pruning.registry import unknown_name
 from scripts import options
 from scripts.cli import run_verb
-from scripts.records import METRICS, check_out, manifest_of, open_run, run_config, show
+from scripts.policies import initial_policy, policy_folder, train_for_reuse
+from scripts.records import METRICS, check_out, check_source, manifest_of, open_run, run_config, show
+from scripts.report import write_pictures
+
+EPISODES = "episodes.jsonl"
+MAY_DIFFER = ("episodes", "baselines")  # when a run is resumed
 
 
 def build_parser() -> options.Parser:
     """Return the parser of this verb."""
     parser = options.Parser("train", __doc__ or "")
     options.add_network_flags(parser)
-    options.add_budget_flag(parser)
+    options.add_budget_flag(parser, ranges=True)
     options.add_pruning_flags(parser)
-    parser.add_argument("--algo", default="ppo", metavar="NAME", help=f"one of: {', '.join(ALGORITHMS)}")
-    parser.add_argument(
-        "--episodes", type=options.positive, default=200, metavar="N", help="plans to evaluate (200)"
-    )
+    options.add_learning_flags(parser)
     options.add_output_flags(parser, resume=True)
     return parser
 
@@ -48,45 +57,108 @@ def build_parser() -> options.Parser:
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
     args = build_parser().parse(argv)
-    ALGORITHMS[args.algo]  # unknown names are refused before the work begins
-    options.method_of(args)  # so is an unknown method
+    learner = args.algo in ALGORITHMS
+    if learner:  # unknown names are refused before the work begins
+        with_overrides(ALGORITHMS[args.algo], read_overrides(args.hyper))
+    elif args.algo not in SEARCHES:
+        raise unknown_name("algorithm", args.algo, [*ALGORITHMS, *SEARCHES])
+    elif args.hyper or args.init_policy:
+        raise options.UsageError(f"{args.algo} learns no policy; leave out --hyper and --init-policy")
+    options.method_of(args)
     budget = options.budget_of(args)
     out = args.out or Path("runs") / args.model.replace("/", "-")
-    check_out(out, args, may_differ=["episodes"])
+    check_out(out, args, may_differ=MAY_DIFFER)
+    if args.init_policy:
+        check_source(policy_folder(args.init_policy), out)
     torch.manual_seed(args.seed)
+    if args.also or isinstance(budget, BudgetRange):
+        if not learner:
+            raise options.UsageError(f"{args.algo} searches for one plan; give one network and one budget")
+        train_for_reuse(out, args, budget, _learn)
+    else:
+        _train_for_one(out, args, budget)
+
+
+def _train_for_one(out: Path, args: argparse.Namespace, budget: Budget) -> None:
+    """Find a plan for one network within one budget."""
     task = options.task_of(args, budget)
-    env = options.env_of(task, args)
+    env = options.env_of(task, args, **options.reward_settings(args))
+    initial_policy(env, args)  # refused before a run begins
     if not args.resume:
         open_run(out, run_config(args), overwrite=args.overwrite)
-    even = run_episode(env, uniform)
+    even = EpisodeResult.from_dict(env.evaluate(env.allocation("uniform")))
     # no one may use more than uniform does, so that a better row is not a row with a little more to spend
     env.set_budget(Budget({name: getattr(even, name) for name in budget.shares}))
-    learned = _learn(env, out, args)
+    log = EpisodeLog(out / EPISODES)
+    if args.algo in SEARCHES:
+        found = _search(env, args.algo, args, log)
+    elif ALGORITHMS[args.algo].actions == "centred":
+        found = _learn(env, out, args, log, even)
+    else:  # baselines keep to the centred actions
+        own = options.env_of(task, args, actions="raw", **options.reward_settings(args))
+        own.set_budget(Budget({name: getattr(even, name) for name in budget.shares}))
+        found = _learn(own, out, args, log, even)
     if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
         open_run(out, run_config(args), overwrite=False)
-    chosen = {
-        "uniform": even,
-        "random": choose_on_validation(env, _random(env, args)[:2]),
-        "learned": choose_on_validation(env, [learned.final, learned.best]),
-    }
-    _write(out, env, task, args, learned, chosen)
+    chosen = {"uniform": even}
+    for name in args.baselines:
+        chosen[name] = _baseline(env, name, args, log)
+    name = "learned" if isinstance(found, LearningResult) else args.algo
+    chosen.pop(name, None)  # a search that is its own baseline
+    chosen[name] = choose_on_validation(env, [found.final, found.best])
+    if isinstance(found, LearningResult):
+        with folder_written_whole(out / "policy") as folder:
+            save_policy(found.model, env, folder, learned_on=options.learned_on(args))
+    _write(out, env, task, args, chosen, {"final": found.final, "best": found.best})
 
 
-def _learn(env: LayerPruningEnv, out: Path, args: argparse.Namespace) -> LearningResult:
+def _learn(
+    env: GymEnv,
+    out: Path,
+    args: argparse.Namespace,
+    log: EpisodeLog,
+    uniform: EpisodeResult | None = None,
+) -> LearningResult:
     return learn(
         env,
         algorithm=args.algo,
         episodes=args.episodes,
         seed=args.seed,
+        hyperparameters=read_overrides(args.hyper),
+        initial_policy=initial_policy(env, args),
+        n_envs=args.n_envs,
         tensorboard_log=out / "tensorboard",
         progress=not args.quiet,
+        log=log,
+        uniform=uniform,
         checkpoint=out / "checkpoint",
         resume=args.resume,
     )
 
 
-def _random(env: LayerPruningEnv, args: argparse.Namespace) -> list[EpisodeResult]:
-    return random_search(env, episodes=args.episodes, seed=args.seed, progress=not args.quiet)
+def _baseline(env: LayerPruningEnv, name: str, args: argparse.Namespace, log: EpisodeLog) -> EpisodeResult:
+    """Return the plan of a baseline: an allocation, or what a search with as many evaluations found."""
+    if name == "sensitivity":
+        return EpisodeResult.from_dict(env.evaluate(env.allocation(name)))
+    found = _search(env, name, args, log)
+    return choose_on_validation(env, [found.final, found.best])
+
+
+def _search(env: LayerPruningEnv, name: str, args: argparse.Namespace, log: EpisodeLog) -> Any:
+    log.take_up(env, name, 0)
+    envs = vectorized(env, n_envs=args.n_envs)
+    try:
+        return search(
+            envs,
+            name,
+            gated=env.gated,
+            episodes=args.episodes,
+            seed=args.seed,
+            progress=not args.quiet,
+            on_episode=partial(log.append, name),
+        )
+    finally:
+        envs.close()
 
 
 def _write(
@@ -94,30 +166,36 @@ def _write(
     env: LayerPruningEnv,
     task: Task,
     args: argparse.Namespace,
-    learned: LearningResult,
-    chosen: dict[str, EpisodeResult],
+    chosen: Mapping[str, EpisodeResult],
+    candidates: Mapping[str, EpisodeResult],
 ) -> None:
     plans = {
         "dense": PruningPlan(),
         **{name: PruningPlan.from_dict(one.plan) for name, one in chosen.items()},
     }
     rows = measure_rows(env.network, plans, task.splits.test)
-    with folder_written_whole(out / "policy") as folder:
-        save_policy(learned.model, env, folder)
-    plans["learned"].save(out / "plan.json")
-    manifest = manifest_of(task, args, plans["learned"], rows.evaluations["learned"])
-    save_compressed(out / "compressed", rows.compressed["learned"], manifest)
+    name = list(chosen)[-1]
+    plans[name].save(out / "plan.json")
+    save_compressed(
+        out / "compressed",
+        rows.compressed[name],
+        manifest_of(task, args, plans[name], rows.evaluations[name]),
+    )
+    facts = env.facts()
     record = {
-        "rows": {name: row.to_dict() for name, row in rows.evaluations.items()},
+        "rows": {row: one.to_dict() for row, one in rows.evaluations.items()},
         "gated_groups": rows.gated,
-        "verdict": verdict(rows.evaluations),
-        "learned_is": "final policy" if chosen["learned"] is learned.final else "best plan seen",
+        "verdict": verdict(rows.evaluations, name),
+        f"{name}_is": "final policy" if chosen[name] is candidates["final"] else "best plan seen",
         "candidates": {
-            name: {**one.to_dict(), "validation": env.validate(one.plan)}
-            for name, one in (("final", learned.final), ("best", learned.best))
+            name: {**one.to_dict(), "validation": env.validate(one.plan)} for name, one in candidates.items()
         },
+        "plans": {name: one.plan for name, one in chosen.items()},
+        "groups": facts,
+        "reasons": reasons(facts, chosen["uniform"].plan, chosen[name].plan),
     }
     write_json(out / METRICS, record)
+    write_pictures(out)
     title = (
         f"{args.model} at {' '.join(args.budget)}, {args.episodes} evaluations each, on "
         f"{options.judged_on(args)}"
@@ -129,14 +207,14 @@ def _write(
     )
 
 
-def verdict(rows: Mapping[str, Evaluation]) -> str:
-    """Say in a line whether the learned plan beats the uniform one at no more MACs."""
-    learned, even = rows["learned"], rows["uniform"]
+def verdict(rows: Mapping[str, Evaluation], name: str) -> str:
+    """Say in a line whether the chosen plan beats the uniform one at no more MACs."""
+    learned, even = rows[name], rows["uniform"]
     points = 100 * (_right(learned) - _right(even))
     if points > 0 and learned.macs <= even.macs:
-        return f"learned beats uniform by {points:.1f} points at no more MACs"
+        return f"{name} beats uniform by {points:.1f} points at no more MACs"
     spent = learned.macs / even.macs
-    return f"learned does NOT beat uniform on this seed: {points:+.1f} points at {spent:.3f} times its MACs"
+    return f"{name} does NOT beat uniform on this seed: {points:+.1f} points at {spent:.3f} times its MACs"
 
 
 def _right(row: Evaluation) -> float:

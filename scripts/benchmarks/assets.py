@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from envs import Budget, Task, load_task
+from envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, task_env
+from envs.action import ActionMode
+from envs.scoring import first_batches
+from pruning.data import Images
 from scripts import options
 
+REWARD_IMAGES = 128  # so that all comparisons take a few hours
 WEIGHTS = {
     "cifar_resnet20": "resnet20-12fca82f.th",
     "cifar_resnet32": "resnet32-d509ac18.th",
@@ -23,6 +27,42 @@ def cifar_task(name: str, args: argparse.Namespace, **settings: Any) -> Task:
         device=options.device_of(args),
         **{"data": cifar_images(args), "budget": Budget({"macs": 0.5}), **settings},
     )
+
+
+def comparison_env(
+    name: str,
+    args: argparse.Namespace,
+    *,
+    budget: Budget | BudgetRange,
+    only: tuple[str, ...] = (),
+    seed: int,
+    labelled: bool = True,
+    actions: ActionMode = "centred",
+    dense_reward: bool = False,
+) -> tuple[LayerPruningEnv, Images]:
+    """Return the environment in which methods are compared, and the test images.
+
+    Of the networks in WEIGHTS, and the embedded default, `digits_resnet`.
+
+    Static ratios alone, so that an evaluation takes a tenth of a second, and REWARD_IMAGES reward images.
+    """
+    if name == "digits_resnet":
+        task = load_task(name, data="digits", budget=budget, device=options.device_of(args), seed=seed)
+    else:
+        data = {} if labelled else {"data": "none", "eval_data": cifar_images(args)}
+        task = cifar_task(name, args, budget=budget, seed=seed, **data)
+    env = task_env(
+        task,
+        reward=first_batches(list(task.splits.reward.batches()), REWARD_IMAGES)[0],
+        validation=list(task.splits.validation.batches()),
+        goal="divergence" if labelled else "accuracy",
+        limits=Limits(runtime=0.0),
+        only=only,
+        actions=actions,
+        dense_reward=dense_reward,
+        seed=seed,
+    )
+    return env, task.splits.test
 
 
 def cifar_images(args: argparse.Namespace) -> str:

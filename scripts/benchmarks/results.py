@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from pruning.files import read_json
+import torch
+from tqdm import tqdm
+
+from pruning.files import read_json, write_json
 from scripts.options import UsageError
 
 
@@ -29,3 +37,53 @@ def begun(path: Path | None, *, fits: Callable[[dict[str, Any]], bool]) -> dict[
     if not isinstance(record, dict) or not fits(record):
         raise UsageError(f"{path} holds no results of this benchmark; give another --out")
     return record
+
+
+def run_side_by_side(
+    record: dict[str, Any],
+    jobs: Sequence[tuple[str, ...]],
+    run: Callable[..., Any],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """Return the record with the results of all jobs, one process per core; it is written after each.
+
+    Args:
+        record: of earlier results, nested by the parts of a job's name; a job that it holds is not run again.
+        jobs: names.
+        run: what does a job, given the parts of its name; each process uses one thread.
+        args: `out` is the file of the record, or None.
+    """
+    missing = [job for job in jobs if _found(record, job) is None]
+    fork = multiprocessing.get_context("fork")
+    shown = not args.quiet and sys.stderr.isatty()
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=fork, initializer=_start, initargs=(run,)) as pool:
+        futures = {pool.submit(_call, job): job for job in missing}
+        for future in tqdm(as_completed(futures), total=len(futures), unit="run", disable=not shown):
+            *path, last = futures[future]
+            place = record
+            for part in path:
+                place = place.setdefault(part, {})
+            place[last] = future.result()
+            if args.out is not None:
+                write_json(args.out, record)
+    return record
+
+
+def _found(record: dict[str, Any], job: tuple[str, ...]) -> Any:
+    place: Any = record
+    for part in job:
+        place = place.get(part) if place is not None else None
+    return place
+
+
+_run: Callable[..., Any]  # of this process; a fork inherits it, where a pool could not pickle it
+
+
+def _start(run: Callable[..., Any]) -> None:
+    global _run
+    _run = run
+    torch.set_num_threads(1)
+
+
+def _call(job: tuple[str, ...]) -> Any:
+    return _run(*job)

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
+STATIC_AT_ZERO, RUNTIME_AT_ZERO = 0.45, 0.25  # ratios that an action of zero stands for
+
 
 class ToyPruning(gym.Env):
     """Each group has its own best ratios; the reward falls with the squared distance from them.
 
-    The first feature is drawn at each reset, so that runs only repeat if the random state is kept.
+    The first feature is drawn at each reset, so that runs only repeat if the random state is kept. Equal
+    plans are looked up; `measured` counts the others, in whatever process.
     """
+
+    networks = 1
+    observation_version = 1
 
     def __init__(self, groups: int = 5, accuracy: bool = True) -> None:
         self.group_names = tuple(f"layer{index}.conv" for index in range(groups))
+        self.gated = (True,) * groups
         self.observation_names = ("noise", *(f"is_{name}" for name in self.group_names))
-        self.observation_version = 1
         self.observation_space = gym.spaces.Box(0.0, 1.0, (groups + 1,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.best_actions = np.stack([np.full(groups, -0.5), np.linspace(0.8, -0.8, groups)], axis=1)
         self.accuracy = accuracy
-        self.evaluations = 0
+        self.evaluations = 0  # asked for in this process, known plans included
+        self.measured = multiprocessing.Value("i", 0)
+        self.known: dict[str, dict[str, Any]] = {}
         self.validated: list[Any] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
@@ -33,11 +44,28 @@ class ToyPruning(gym.Env):
         return self._observe(), {}
 
     def step(self, action: np.ndarray) -> Any:
-        self._actions.append(np.asarray(action))
+        self._actions.append(np.asarray(action, dtype=np.float64))
         done = len(self._actions) == len(self.group_names)
         result = self._evaluate() if done else None
         info = {"episode_result": result} if result else {}
         return self._observe(), result["reward"]["total"] if result else 0.0, done, False, info
+
+    def evaluate(self, plan: Any) -> dict[str, Any]:
+        self.evaluations += 1
+        if (key := json.dumps(plan)) not in self.known:
+            with self.measured.get_lock():
+                self.measured.value += 1
+            self.known[key] = self._measure(plan)
+        return self.known[key]
+
+    def remember(self, result: Mapping[str, Any]) -> None:
+        self.known[json.dumps(result["plan"])] = dict(result)
+
+    def episode_state(self) -> dict[str, Any]:
+        return {"random": self.np_random.bit_generator.state}
+
+    def restore_episode_state(self, state: Mapping[str, Any]) -> None:
+        self.np_random.bit_generator.state = state["random"]
 
     def validate(self, plan: Any) -> float:
         self.validated.append(plan)
@@ -48,16 +76,23 @@ class ToyPruning(gym.Env):
         return np.array([self._noise, *place], dtype=np.float32)
 
     def _evaluate(self) -> dict[str, Any]:
-        self.evaluations += 1
-        actions = np.array(self._actions, dtype=np.float64)
-        loss = float(((actions - self.best_actions) ** 2).mean())
-        plan = {
+        return self.evaluate(self._plan())
+
+    def _plan(self) -> dict[str, dict[str, float]]:
+        return {
             name: {
-                "static_ratio": float(0.45 * (1 + static)),
-                "runtime_ratio": float(0.5 * max(0.0, runtime)),
+                "static_ratio": float(STATIC_AT_ZERO * (1 + static)),
+                "runtime_ratio": float(RUNTIME_AT_ZERO * (1 + runtime)),
             }
-            for name, (runtime, static) in zip(self.group_names, actions, strict=True)
+            for name, (runtime, static) in zip(self.group_names, self._actions, strict=True)
         }
+
+    def _measure(self, plan: Any) -> dict[str, Any]:
+        actions = [
+            [one["runtime_ratio"] / RUNTIME_AT_ZERO - 1, one["static_ratio"] / STATIC_AT_ZERO - 1]
+            for one in plan.values()
+        ]
+        loss = float(((np.array(actions) - self.best_actions) ** 2).mean())
         reward = {"closeness": 1.0 - loss, "bonus": 0.25, "total": 1.25 - loss}
         accuracy = 1.0 - loss if self.accuracy else None
         return {"plan": plan, "reward": reward, "accuracy": accuracy, "macs": 0.5, "params": 0.4}

@@ -5,16 +5,27 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from agents.algorithms import ALGORITHMS
+from agents.algorithms import ALGORITHMS, Rounds
 from agents.errors import AgentError, PolicyError
-from agents.policies import load_policy, save_policy
-from agents.training import learn
+from agents.parallel import vectorized
+from agents.policies import fitting_hyperparameters, load_policy, save_policy
+
+
+def untrained(env, name="ppo"):
+    spec = ALGORITHMS[name]
+    return spec.make(
+        vectorized(env),
+        Rounds(len(env.group_names), networks=1, n_envs=1),
+        hyperparameters=spec.hyperparameters,
+        seed=0,
+        device="cpu",
+        tensorboard_log=None,
+    )
 
 
 @pytest.fixture
 def folder(env, tmp_path):
-    spec = ALGORITHMS["ppo"]
-    save_policy(spec.make(env, 0, "cpu", None, spec.hyperparameters), env, tmp_path)
+    save_policy(untrained(env), env, tmp_path, learned_on={"networks": ["toy"], "episodes": 9})
     return tmp_path
 
 
@@ -23,38 +34,68 @@ def edit(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
-def test_a_loaded_policy_decides_as_the_learned_one(env, tmp_path, name):
-    model = learn(env, algorithm=name, episodes=10, seed=0).model
-    save_policy(model, env, tmp_path)
-    act = load_policy(tmp_path, env)
-    for _ in range(20):
-        observation = env.observation_space.sample()
-        np.testing.assert_array_equal(act(observation), model.predict(observation, deterministic=True)[0])
-
-
 def test_the_files_hold_tensors_and_json_only(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["policy.json", "policy.safetensors"]
-    assert json.loads((folder / "policy.json").read_text())["net_arch"] == [64, 64]
+    description = json.loads((folder / "policy.json").read_text())
+    assert (description["version"], description["algorithm"]) == (2, "ppo")
+    assert description["shape"] == {"net_arch": [64, 64]}
+    assert description["learned_on"] == {"networks": ["toy"], "episodes": 9}
+    assert description["observation"]["names"][:2] == ["noise", "is_layer0.conv"]
+
+
+@pytest.mark.parametrize("name", ["ddpg", "amc", "sac"])  # of one critic, of wide layers, of two critics
+def test_policies_of_any_shape_are_rebuilt(env, tmp_path, name):
+    model = untrained(env, name)
+    save_policy(model, env, tmp_path, learned_on={})
+    rebuilt = load_policy(tmp_path, env).build(env).state_dict()
+    for key, tensor in model.policy.state_dict().items():
+        assert torch.equal(rebuilt[key], tensor)
 
 
 def test_another_network_may_have_more_groups_if_it_observes_the_same(env, toy, folder):
     larger = toy(9)
     larger.observation_names = env.observation_names
     larger.observation_space = env.observation_space
-    assert load_policy(folder, larger)(env.observation_space.sample()).shape == (2,)
+    action, _ = load_policy(folder, larger).build(larger).predict(env.observation_space.sample())
+    assert action.shape == (2,)
+
+
+def test_a_policy_brings_the_width_of_its_layers(env, folder):
+    edit(folder, shape={"net_arch": [7]})
+    settings = {"gamma": 0.5, "policy_kwargs": {"net_arch": [64, 64], "log_std_init": -1.0}}
+    fitting = fitting_hyperparameters(load_policy(folder, env), "ppo", settings)
+    assert fitting == {"gamma": 0.5, "policy_kwargs": {"net_arch": [7], "log_std_init": -1.0}}
+    assert settings["policy_kwargs"]["net_arch"] == [64, 64]
+
+
+def test_the_policy_of_another_algorithm_is_refused_to_go_on_from(env, folder):
+    with pytest.raises(PolicyError, match="is a policy of ppo, not of sac; use --algo ppo"):
+        fitting_hyperparameters(load_policy(folder, env), "sac", ALGORITHMS["sac"].hyperparameters)
 
 
 def test_other_observations_are_refused_and_both_schemas_named(toy, folder):
     with pytest.raises(
-        PolicyError, match=r"'is_layer4.conv'.*this environment gives .*'is_layer1.conv'\]}; train"
+        PolicyError, match=r"'is_layer4.conv'.*this environment gives .*'is_layer1.conv'\].*; train"
     ):
         load_policy(folder, toy(2))
+
+
+def test_the_same_features_in_another_order_are_refused(env, folder):
+    env.observation_names = env.observation_names[::-1]
+    with pytest.raises(PolicyError, match="learned from observations"):
+        load_policy(folder, env)
 
 
 def test_another_observation_version_is_refused(env, folder):
     env.observation_version = 2
     with pytest.raises(PolicyError, match=r"'version': 1, .*'version': 2"):
+        load_policy(folder, env)
+
+
+def test_a_normaliser_that_this_release_does_not_know_is_refused(env, folder):
+    description = json.loads((folder / "policy.json").read_text())
+    edit(folder, observation=description["observation"] | {"normaliser": {"mean": [0.0]}})
+    with pytest.raises(PolicyError, match=r"'normaliser': \{'mean'.*'normaliser': None"):
         load_policy(folder, env)
 
 
@@ -74,27 +115,66 @@ def test_a_missing_or_damaged_file_is_refused_in_one_line(env, folder, name, dam
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "expected a policy of version 1, got 2"),
+        ({"version": 1}, "expected a policy of version 2, got 1; train it anew"),
+        ({"version": 3}, "expected a policy of version 2, got 3"),
+        ({"version": None}, "expected a policy of version 2, got None"),
         ({"algorithm": "nope"}, "no algorithm named 'nope'"),
-        ({"net_arch": [64, "x"]}, "net_arch must be a list of layer widths"),
-        ({"net_arch": [32, 32]}, "cannot read the policy"),
+        ({"algorithm": ["ppo"]}, "no algorithm named"),
+        ({"shape": [64, 64]}, "shape must hold a list of layer widths"),
+        ({"shape": {}}, "shape must hold a list of layer widths"),
+        ({"shape": {"net_arch": [64, "x"]}}, "shape must hold a list of layer widths"),
+        ({"shape": {"net_arch": [64, 0]}}, "shape must hold a list of layer widths"),
+        ({"shape": {"net_arch": [64, 64], "activation_fn": "os.system"}}, "shape must hold a list of layer"),
+        ({"shape": {"net_arch": [32, 32]}}, r"policy\.safetensors does not fit policy\.json"),
+        ({"shape": {"net_arch": [64, 64], "n_critics": 1}}, "does not fit"),
+        ({"shape": {"net_arch": [64, 64], "n_critics": "two"}}, "shape must hold"),
+        ({"shape": {"net_arch": [64, 64], "n_critics": -1}}, "shape must hold"),
     ],
 )
 def test_a_description_that_makes_no_sense_is_refused_in_one_line(env, folder, changes, message):
     edit(folder, **changes)
     with pytest.raises(AgentError, match=message) as caught:
-        load_policy(folder, env)
+        load_policy(folder, env).build(env)
     assert "\n" not in str(caught.value)
 
 
-def test_a_description_without_a_key_is_refused(env, folder):
-    (folder / "policy.json").write_text('{"version": 1, "algorithm": "ppo"}')
-    with pytest.raises(PolicyError, match="net_arch, observation missing"):
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"version"'])
+def test_json_that_is_no_object_is_refused(env, folder, text):
+    (folder / "policy.json").write_text(text)
+    with pytest.raises(PolicyError, match="expected a policy of version 2, got None"):
         load_policy(folder, env)
 
 
-def test_weights_that_are_not_finite_are_refused(env, folder):
+def test_a_description_without_a_key_is_refused(env, folder):
+    (folder / "policy.json").write_text('{"version": 2, "algorithm": "ppo"}')
+    with pytest.raises(PolicyError, match="observation, shape missing"):
+        load_policy(folder, env)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(env, folder, value):
     path = folder / "policy.safetensors"
-    save_file(load_file(path) | {"action_net.bias": torch.full((2,), torch.nan)}, path)
+    save_file(load_file(path) | {"action_net.bias": torch.full((2,), value)}, path)
     with pytest.raises(PolicyError, match=r"action_net\.bias not finite"):
         load_policy(folder, env)
+
+
+@pytest.mark.parametrize("change", ["one missing", "one more", "another shape"])
+def test_tensors_that_do_not_fit_are_refused_in_one_line(env, folder, change):
+    path = folder / "policy.safetensors"
+    tensors = load_file(path)
+    if change == "one missing":
+        del tensors["action_net.bias"]
+    else:
+        tensors["more" if change == "one more" else "action_net.bias"] = torch.zeros(3)
+    save_file(tensors, path)
+    with pytest.raises(PolicyError, match=r"policy\.safetensors does not fit policy\.json") as caught:
+        load_policy(folder, env).build(env)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rebuilt_policy_acts_within_the_box(env, folder):
+    policy = load_policy(folder, env).build(env)
+    for deterministic in (True, False):
+        action, _ = policy.predict(np.ones(6, np.float32), deterministic=deterministic)
+        assert (abs(action) <= 1).all()

@@ -2,11 +2,14 @@ import io
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.tensorboard import flatten
+from agents.episode_log import EpisodeLog
+from agents.rollout import run_episode
+from agents.tensorboard import TensorBoardCallback, flatten
 from agents.training import learn
 
 
@@ -58,17 +61,30 @@ def test_the_curves_of_stable_baselines_are_there(events):
     assert {"rollout/ep_rew_mean", "train/approx_kl", "time/fps"} <= set(events.Tags()["scalars"])
 
 
-def test_each_update_and_the_end_draw_a_heat_map_and_the_best_plan(events, seen):
-    assert [event.step for event in events.Images("prune/heatmap")] == [40, 80, 100]
+def test_some_updates_and_the_end_draw_a_heat_map_and_the_best_plan(env, tmp_path, seen, monkeypatch):
+    monkeypatch.setattr(TensorBoardCallback, "OVERVIEW_EVERY", 16)
+    learn(
+        env, episodes=28, seed=0, tensorboard_log=tmp_path, on_episode=seen.append
+    )  # updates after 8, 16, 24
+    events = read(tmp_path)
+    assert [event.step for event in events.Images("prune/heatmap")] == [80, 140]
     picture = Image.open(io.BytesIO(events.Images("prune/heatmap")[-1].encoded_image_string))
     assert picture.width > 400
     tables = [
         event.tensor_proto.string_val[0].decode() for event in events.Tensors("prune/best_plan/text_summary")
     ]
     best = max(seen, key=lambda result: result.total)
-    assert len(tables) == 3
+    assert len(tables) == 2
     assert f"Episode {seen.index(best) + 1}, reward {best.total:.4f}" in tables[-1]
     assert f"| layer0.conv | {best.plan['layer0.conv']['static_ratio']:.3f} |" in tables[-1]
+
+
+def test_a_log_gives_a_picture_of_score_and_cost_and_uniform_pruning_one_of_ratios(env, tmp_path):
+    uniform = run_episode(env, lambda observation: np.zeros(2, np.float32))
+    log = EpisodeLog(tmp_path / "episodes.jsonl")
+    learn(env, episodes=3, seed=0, tensorboard_log=tmp_path / "log", log=log, uniform=uniform)
+    tags = read(tmp_path / "log").Tags()["images"]
+    assert sorted(tags) == ["prune/bars", "prune/heatmap", "prune/pareto"]
 
 
 def test_the_hyperparameters_tab_has_its_numbers_and_its_metric(events):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from envs.action import decode_action
+from envs.action import decode_action, decode_raw_action
 from envs.budget import Limits
 
 LIMITS = Limits(static=0.9, runtime=0.5)
@@ -34,3 +34,11 @@ def test_a_group_without_a_gate_gets_no_runtime_ratio():
 def test_asking_for_more_than_an_even_ratio_beyond_the_limit_does_not_ask_for_less():
     action = np.array([0.0, 1.0], dtype=np.float32)
     assert decode_action(action, even_ratio=0.95, limits=LIMITS, gated=True)[0] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("wish", "static"), [(-1.0, 0.0), (0.0, 0.45), (0.5, 0.675), (1.0, 0.9), (-7.0, 0.0)]
+)
+def test_a_raw_action_is_the_ratio_itself_and_skips_nothing(wish, static):
+    action = np.array([1.0, wish], dtype=np.float32)
+    assert decode_raw_action(action, limits=LIMITS) == (pytest.approx(static), 0.0)

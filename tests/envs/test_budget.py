@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.budget import Budget, BudgetKeeper, Limits, rounded_up, smallest_shares
+from envs.budget import Budget, BudgetKeeper, BudgetRange, Limits, parse_budget, rounded_up, smallest_shares
 from pruning.cost import CostModel, Widths
 from pruning.errors import BudgetError, ImpossibleBudgetError
 from pruning.graph import find_groups
@@ -189,16 +189,53 @@ def test_a_share_is_rounded_up():
 
 
 def test_budgets_are_read_from_text():
-    assert Budget.parse(["macs=0.5", "params=.25"]).shares == {"macs": 0.5, "params": 0.25}
+    assert parse_budget(["macs=0.5", "params=.25"]) == Budget({"macs": 0.5, "params": 0.25})
+    assert parse_budget(["macs=0.5..0.5"]) == Budget({"macs": 0.5})
+
+
+def test_ranges_are_read_from_text_beside_a_budget_that_stays():
+    found = parse_budget(["macs=0.3..0.8", "params=0.6"])
+    assert isinstance(found, BudgetRange)
+    assert found.tightest.shares == {"macs": 0.3, "params": 0.6}
+    assert found.loosest.shares == {"macs": 0.8, "params": 0.6}
+
+
+def test_draws_lie_on_a_grid_of_six_and_all_of_it_is_drawn():
+    budgets, rng = parse_budget(["macs=0.3..0.8", "params=0.4..0.9"]), np.random.default_rng(0)
+    drawn = {tuple(budgets.draw(rng).shares.values()) for _ in range(400)}
+    assert drawn == {(round(0.3 + 0.1 * i, 6), round(0.4 + 0.1 * i, 6)) for i in range(6)}
+
+
+@settings(max_examples=100)
+@given(st.floats(0.001, 1.0), st.floats(0.001, 1.0), st.floats(0.0, 1.0))
+def test_no_budget_of_a_range_lies_outside_it(one, other, position):
+    low, high = sorted([one, other])
+    budgets = BudgetRange(Budget({"macs": low}), Budget({"macs": high}))
+    assert low <= budgets.at(position).shares["macs"] <= high
+    assert [budgets.at(end).shares["macs"] for end in (0, 1)] == pytest.approx([low, high], abs=1e-6)
+
+
+def test_the_ends_of_a_range_name_the_same_budgets():
+    with pytest.raises(BudgetError, match="must name the same budgets, got macs and macs, params"):
+        BudgetRange(Budget({"macs": 0.3}), Budget({"macs": 0.5, "params": 0.5}))
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["macs"], "expected a budget such as macs=0.5, got 'macs'"),
-        (["0.5"], "expected a budget such as macs=0.5, got '0.5'"),
+        (["macs"], "expected a budget such as macs=0.5 or macs=0.3..0.8, got 'macs'"),
+        (["0.5"], "or macs=0.3..0.8, got '0.5'"),
         (["macs=half"], "got 'macs=half'"),
-        (["macs=0.3..0.8"], "got 'macs=0.3..0.8'"),
+        (["macs=..0.3"], r"got 'macs=\.\.0\.3'"),
+        (["macs=0.3.."], r"got 'macs=0\.3\.\.'"),
+        (["macs=0.3...0.8"], r"got 'macs=0\.3\.\.\.0\.8'"),
+        (["macs=0.3..0.5..0.8"], r"got 'macs=0\.3\.\.0\.5"),
+        (["macs=0.8..0.3"], r"from the smaller share to the larger, got 0\.8\.\.0\.3"),
+        (["macs=0.3..0.8", "params=0.9..0.4"], r"params: a range .* got 0\.9\.\.0\.4"),
+        (["macs=0.3..0.8", "macs=0.5"], "macs is given twice"),
+        (["macs=0.3..1.5"], r"must lie in \(0, 1\], got 1.5"),
+        (["macs=0.3..nan"], "got nan"),
+        (["macs=nan..0.8"], "got nan"),
         (["mac=0.5"], "no budget named 'mac'. Did you mean 'macs'?"),
         (["macs=0.5", "macs=0.6"], "macs is given twice"),
         (["macs=0"], r"macs: the share that may remain must lie in \(0, 1\], got 0.0"),
@@ -210,7 +247,7 @@ def test_budgets_are_read_from_text():
 )
 def test_a_malformed_budget_is_refused_in_one_line(texts, message):
     with pytest.raises(BudgetError, match=message) as caught:
-        Budget.parse(texts)
+        parse_budget(texts)
     assert "\n" not in str(caught.value)
 
 

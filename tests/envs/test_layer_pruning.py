@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
 import envs  # noqa: F401  (registers LayerPruning-v0)
-from envs import Budget, LayerPruningEnv, Limits
+from envs import Budget, BudgetRange, LayerObservation, LayerPruningEnv, Limits
 from pruning.apply import Method
 from pruning.cost import plan_widths
 from pruning.errors import (
@@ -66,6 +66,27 @@ def test_sb3s_checker_is_silent_on_python_objects():
     check_for_sb3(gym.make("LayerPruning-v0", **objects()).unwrapped)
 
 
+RANGE = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.9}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"actions": "raw"},
+        {"dense_reward": True},
+        {"first_images": 10},
+        {"budget": RANGE},
+        {"actions": "raw", "dense_reward": True, "first_images": 10, "budget": RANGE, "goal": "accuracy"},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_both_checkers_are_silent_with_every_option(options):
+    env = gym.make("LayerPruning-v0", **objects(**options), render_mode="ansi")
+    check_for_gymnasium(env.unwrapped)
+    check_for_sb3(env.unwrapped)
+    play(env, random_actions(env.unwrapped))
+
+
 def test_the_same_actions_make_the_same_episode_whatever_the_seed(small_env):
     env, other = small_env(), small_env()
     actions = random_actions(env)
@@ -95,18 +116,19 @@ def test_info_is_plain_data(small_env):
 
 def test_equal_plans_are_carried_out_once(small_env, monkeypatch):
     env = small_env()
+    env.reset()  # measures uniform pruning within the budget
     carried_out = []
     compress = env.network.compress
     monkeypatch.setattr(env.network, "compress", lambda plan: carried_out.append(plan) or compress(plan))
     actions = random_actions(env)
     first = result_of(env, actions)
     assert result_of(env, actions) == first
-    assert len(carried_out) == 1
+    assert len(carried_out) == 2  # and the uniform plan, that the reward refers to
     result_of(env, -actions)
-    assert len(carried_out) == 2
+    assert len(carried_out) == 3
     env.set_budget(Budget({"macs": 0.5}))
     assert result_of(env, actions) == first
-    assert len(carried_out) == 2
+    assert len(carried_out) == 3
 
 
 def test_plans_that_differ_in_what_they_skip_only_are_different_plans(small_env):
@@ -172,16 +194,23 @@ def test_macs_are_those_counted_where_nothing_is_gated(small_env):
 
 
 def test_accuracy_and_reward_are_those_of_the_network_that_comes_out(small_env):
-    env = small_env()
-    result = result_of(env, random_actions(env))
-    model, images, labels = labelled("residual")
+    env = small_env("plain")
+    uniform, result = (result_of(env, actions) for actions in ([ZERO] * 2, random_actions(env)))
+    model, images, labels = labelled("plain")
+    plans = (uniform["plan"], result["plan"])
     with torch.no_grad():
-        wanted, found = (net(images).double() for net in (model, env.carry_out(result["plan"])))
+        wanted = model(images).double()
+        usual, found = (env.carry_out(plan)(images).double() for plan in plans)
     right = found.argmax(1) == labels
     assert result["accuracy"] == pytest.approx(float(right.double().mean()))
     chances = wanted.softmax(1)
-    surprise = (chances * (chances.log() - found.softmax(1).log())).sum(1).mean()
-    assert result["reward"]["total"] == pytest.approx(math.exp(-surprise), rel=1e-5)
+    reference, loss = (
+        float((chances * (chances.log() - logits.softmax(1).log())).sum(1).mean())
+        for logits in (usual, found)
+    )
+    assert reference > 0.01
+    assert loss != pytest.approx(reference, rel=0.1)
+    assert result["reward"]["total"] == pytest.approx(math.exp(-loss / reference), rel=1e-5)
 
 
 def test_validation_images_validate_and_reward_images_do_where_there_are_none():
@@ -249,11 +278,8 @@ def test_the_decisions_so_far_are_rendered_as_text(small_env):
     env.reset()
     assert env.render().split() == ["group", "static", "runtime"]
     env.step(np.array([0.0, 1.0], dtype=np.float32))
-    assert env.render().splitlines()[1].split() == [
-        "0.0",
-        "50.0%",
-        "0.0%",
-    ]  # with 2 of 6 the budget is not used up
+    # with 2 of 6 the budget is not used up
+    assert env.render().splitlines()[1].split() == ["0.0", "50.0%", "0.0%"]
     assert small_env("plain").render() is None
 
 
@@ -268,6 +294,7 @@ def test_the_decisions_so_far_are_rendered_as_text(small_env):
         ({"method": Method(compensation="last-squares")}, UnknownNameError, "'least-squares'"),
         ({"calibration": []}, DataError, "no calibration image"),
         ({"reward": []}, DataError, "no image to evaluate on"),
+        ({"first_images": 0}, DataError, "a first stage needs at least one image, got 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(settings, error, message):
@@ -296,3 +323,107 @@ def test_a_step_after_the_end_asks_for_a_reset(small_env):
     result_of(env, [ZERO] * len(env.group_names))
     with pytest.raises(gym.error.ResetNeeded, match="reset"):
         env.step(ZERO)
+
+
+def test_a_raw_ratio_is_the_same_whatever_the_budget_while_there_is_room(small_env):
+    action = np.array([1.0, 1 / 9], dtype=np.float32)  # half of the group, of at most nine tenths
+    for macs in (0.6, 0.8, 1.0):
+        env = small_env("plain", actions="raw", budget={"macs": macs})
+        plan = result_of(env, [action] * 2)["plan"]
+        assert plan["0.0"] == plan["1.0"] == {"static_ratio": 0.5, "runtime_ratio": 0.0}
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(["residual", "projected", "concat", "grouped"]), st.integers(0, 1000))
+def test_raw_actions_never_end_above_the_budget(network, seed):
+    env = make_small_env(network, actions="raw", budget={"macs": 0.5})
+    result = result_of(env, random_actions(env, seed))
+    assert result["macs"] <= 0.5
+    assert not any(one["runtime_ratio"] for one in result["plan"].values())
+
+
+def test_raw_actions_may_end_below_the_budget_which_centred_ones_use_up(small_env):
+    most = {
+        mode: result_of(env, [(0.0, 1.0)] * len(env.group_names))["macs"]
+        for mode in ("raw", "centred")
+        for env in [small_env("projected", actions=mode, budget={"macs": 0.7})]
+    }
+    assert most["raw"] < 0.2
+    assert most["centred"] > 0.65
+
+
+def test_a_wall_keeps_raw_actions_that_prune_nothing_within_the_budget(small_env):
+    env = small_env("projected", actions="raw", budget={"macs": 0.5})
+    result = result_of(env, [(0.0, -1.0)] * len(env.group_names))
+    assert 0.4 < result["macs"] <= 0.5
+    static = [one["static_ratio"] for one in result["plan"].values()]
+    assert static[0] == 0.0  # the later groups pay for it
+    assert max(static) > 0.5
+
+
+def test_where_a_runtime_action_has_an_effect_is_known(small_env):
+    assert small_env("residual").gated == (False, True)
+    assert small_env("residual", limits=Limits(runtime=0.0)).gated == (False, False)
+    assert small_env("residual", actions="raw").gated == (False, False)
+
+
+def test_each_episode_of_a_range_keeps_to_the_budget_it_draws_and_a_seed_repeats_them(small_env):
+    def budgets(env, seed):
+        found = []
+        for number in range(12):
+            observation, _ = env.reset(seed=None if number else seed)
+            drawn = LayerObservation(*observation).macs_budget
+            for _ in env.group_names:
+                *_, info = env.step(ZERO)
+            assert drawn - 0.1 < info["episode_result"]["macs"] <= drawn + 1e-6
+            found.append(round(float(drawn), 6))
+        return found
+
+    env, other = (small_env("projected", budget=RANGE) for _ in range(2))
+    assert budgets(env, 3) == budgets(other, 3) != budgets(other, 4)
+    assert set(budgets(env, 5)) <= {round(0.4 + 0.05 * i, 6) for i in range(11)}
+
+
+def test_the_tightest_budget_of_a_range_must_be_possible():
+    budget = BudgetRange(Budget({"macs": 0.001}), Budget({"macs": 0.9}))
+    with pytest.raises(ImpossibleBudgetError, match=r"macs=0\.001 cannot be reached"):
+        make_small_env(budget=budget)
+
+
+@pytest.mark.parametrize("round_to", [1, 4])
+def test_a_plan_is_evaluated_as_it_is_carried_out(small_env, round_to):
+    env = small_env("projected", method=Method(round_to=round_to), budget={"macs": 0.95})
+    plan = {"layer3.0.conv1": {"static_ratio": 0.4}}  # 6 of 10 units: 8 in multiples of 4
+    result = env.evaluate(plan)
+    assert result["plan"]["layer3.0.conv1"]["static_ratio"] == pytest.approx(0.4 if round_to == 1 else 0.2)
+    model, _, _ = labelled("projected")
+    assert counted_params(env.carry_out(plan)) / counted_params(model) == result["params"] < 1.0
+    assert env.evaluate(result["plan"]) == result
+
+
+def test_evaluating_a_plan_is_an_episode_that_ends_with_it(small_env):
+    env = small_env("projected")
+    result = result_of(env, random_actions(env))
+    assert small_env("projected").evaluate(result["plan"]) == result
+    with pytest.raises(UnknownNameError, match="no channel group named 'conv7'"):
+        env.evaluate({"conv7": {"static_ratio": 0.5}})
+
+
+def test_what_is_known_of_each_group_is_plain_data(small_env):
+    env = small_env("plain")
+    facts = env.facts()
+    assert json.loads(json.dumps(facts)) == facts
+    macs = [9 * 3 * 6 * 36, 9 * 6 * 8 * 9, 8 * 5]
+    params = [9 * 3 * 6 + 12, 9 * 6 * 8 + 16, 8 * 5 + 5]
+    assert [(one["name"], one["units"]) for one in facts] == [("0.0", 6), ("1.0", 8)]
+    assert [one["macs_share"] for one in facts] == pytest.approx(
+        [(macs[0] + macs[1]) / sum(macs), (macs[1] + macs[2]) / sum(macs)]
+    )
+    assert [one["params_share"] for one in facts] == pytest.approx(
+        [(params[0] + 9 * 6 * 8) / sum(params), (params[1] + 8 * 5) / sum(params)]
+    )
+    seen = LayerObservation(*env.reset()[0])
+    assert [math.sqrt(error) for error in facts[0]["errors"]] == pytest.approx(
+        [seen.error_25, seen.error_50, seen.error_75], rel=1e-6
+    )
+    assert math.sqrt(facts[0]["relief"]) == pytest.approx(seen.relief, rel=1e-6)

@@ -1,9 +1,11 @@
 import math
+import statistics
 
 import numpy as np
 import pytest
 
-from envs import LayerObservation
+from envs import Budget, BudgetRange, LayerObservation
+from tests.envs.conftest import make_small_env
 
 
 def observations(env, seed=0):
@@ -109,3 +111,27 @@ def test_the_ranks_order_the_groups(small_env):
     assert [one.error_rank for one in by_error] == sorted(one.error_rank for one in seen)
     assert min(one.error_rank for one in seen) == 0.0
     assert min(one.price_rank for one in seen) == 0.0
+
+
+def test_the_budget_of_each_episode_of_a_range_is_seen():
+    budgets = BudgetRange(Budget({"macs": 0.4, "params": 0.7}), Budget({"macs": 0.9, "params": 0.7}))
+    env = make_small_env("projected", budget=budgets)
+    seen = [first(env) for _ in range(8)]
+    assert len({one.macs_budget for one in seen}) > 3
+    assert {one.params_budget for one in seen} == {np.float32(0.7)}
+
+
+def test_relief_is_seen_by_itself_by_price_and_by_rank():
+    env = make_small_env("padded")
+    facts = env.facts()
+    seen = [LayerObservation(*row) for row in observations(env)][:-1]
+    relief = [one["relief"] for one in facts]
+    prices = [one["relief"] / one["macs_share"] for one in facts]
+    assert len(set(relief)) > 2
+    assert [one.relief for one in seen] == pytest.approx([math.sqrt(value) for value in relief])
+    assert [one.relief_rank for one in seen] == pytest.approx(
+        [sum(other < mine for other in relief) / len(relief) for mine in relief]
+    )
+    usual = statistics.median(prices)
+    expected = [price / (price + usual) if price + usual > 0 else 0.5 for price in prices]
+    assert [one.relief_price for one in seen] == pytest.approx(expected)

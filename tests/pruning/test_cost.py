@@ -1,4 +1,5 @@
 import copy
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.calibration import calibrate, real_images
 from pruning.compensation import COMPENSATIONS, PlannedCut
-from pruning.cost import CostModel, Widths, count_params, measure_latency, plan_widths
+from pruning.cost import CostModel, Widths, count_params, measure_latency, plan_widths, widths_plan
 from pruning.errors import PlanError, UnknownNameError
 from pruning.graph import find_groups
 from pruning.plan import LayerDecision, PruningPlan
@@ -136,6 +137,23 @@ class TestPlanWidths:
         with pytest.raises(PlanError, match=r"'stem\.0' takes no runtime gate \(several layers write"):
             plan_widths(graph, PruningPlan({"stem.0": LayerDecision(0.5, 0.1)}))
         plan_widths(graph, PruningPlan({"stem.0": LayerDecision(0.5, 0.0)}))
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "concat", "grouped", "padded"])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_plan_of_unit_counts_comes_to_the_same_counts(name, seed):
+    _, graph, _ = example(name)
+    rng = np.random.default_rng(seed)
+    kept = [int(rng.integers(1, group.units + 1)) for group in graph.prunable]
+    executed = [
+        count if group.ungated else int(rng.integers(1, count + 1))
+        for group, count in zip(graph.prunable, kept, strict=True)
+    ]
+    plan = widths_plan(graph, Widths(np.array(kept), np.array(executed)))
+    assert list(plan.decisions) == [group.name for group in graph.prunable]
+    assert json.loads(json.dumps(plan.to_dict())) == plan.to_dict()
+    found = plan_widths(graph, plan)
+    assert (found.kept.tolist(), found.executed.tolist()) == (kept, executed)
 
 
 def test_a_network_without_prunable_groups_still_has_a_price():

@@ -56,6 +56,16 @@ def test_there_is_one_curve_for_each_group_and_one_loss_for_each_ratio():
     assert all(0 <= a <= b <= c <= 1 for a, b, c in curves)
 
 
+def test_a_curve_is_known_at_any_ratios():
+    prunable = network("projected")
+    ratios = (0.0, 0.25, 0.4, 0.75)
+    for usual, asked in zip(prunable.error_curves(), prunable.error_curves(ratios), strict=True):
+        assert len(asked) == len(ratios)
+        assert asked[0] == pytest.approx(0.0, abs=1e-9)
+        assert (asked[1], asked[3]) == (usual[0], usual[2])
+        assert list(asked) == sorted(asked)
+
+
 @pytest.mark.parametrize(
     ("settings", "error"),
     [

@@ -64,6 +64,36 @@ def altered(path, change):
         (["train", "--episodes", "0"], "argument --episodes: must be 1 or more, got 0"),
         (["train", "--episodes", "many"], "argument --episodes: invalid"),
         (["train", "--algo", "ppoo"], "no algorithm named 'ppoo'. Did you mean 'ppo'?"),
+        (["train", "--algo", "cma_es"], "no algorithm named 'cma_es'. Did you mean 'cma-es'?"),
+        (["train", "--baselines", "randm"], "argument --baselines: invalid choice: 'randm'"),
+        (["train", "--baselines", "ppo"], "argument --baselines: invalid choice: 'ppo'"),
+        (["train", "--n-envs", "0"], "argument --n-envs: must be 1 or more, got 0"),
+        (["train", "--first-images", "0"], "argument --first-images: must be 1 or more, got 0"),
+        (["train", "--hyper", "tau=0.1"], "ppo has no hyper-parameter 'tau'."),
+        (["train", "--hyper", "gama=1"], "ppo has no hyper-parameter 'gama'. Did you mean 'gamma'?"),
+        (
+            ["train", "--hyper", "gamma"],
+            "expected a hyper-parameter such as learning_rate=0.001, got 'gamma'",
+        ),
+        (["train", "--hyper", "n_epochs=many"], "ppo: n_epochs must be like its default 20, got 'many'"),
+        (["train", "--hyper", "n_epochs=0"], "ppo: n_epochs must be like its default 20, got 0"),
+        (
+            ["train", "--hyper", "policy_kwargs=3"],
+            "no hyper-parameter 'policy_kwargs'. Did you mean 'policy_kwargs.net_arch'?",
+        ),
+        (["train", "--hyper", "policy_kwargs.net_arch=[64, x]"], "net_arch must be like its default"),
+        (["train", "--algo", "random", "--hyper", "gamma=1"], "random learns no policy; leave out --hyper"),
+        (["train", "--algo", "cma-es", "--init-policy", "x"], "cma-es learns no policy; leave out"),
+        (
+            ["train", "--algo", "random", "--budget", "macs=0.3..0.8"],
+            "random searches for one plan; give one",
+        ),
+        (["train", "--algo", "cma-es", "--also", "cifar_resnet20"], "cma-es searches for one plan; give one"),
+        (["train", "--also", "digits_resnet"], "a network is named twice among digits_resnet, digits_resnet"),
+        (["train", "--also", "a=b", "--also", "a=c"], "a network is named twice among digits_resnet, a, a"),
+        (["prune", "--out", "x", "--samples", "3"], "--samples goes with --policy"),
+        (["prune", "--out", "x", "--policy", "y", "--samples", "0"], "--samples: must be 1 or more, got 0"),
+        (["prune", "--out", "x", "--budget", "macs=0.3..0.8"], "macs=0.3..0.8 is a range, which only train"),
         (["train", "--data", "digit"], "no kind of data named 'digit'. Did you mean 'digits'?"),
         (
             ["train", "--data", "none", "--calibration", "data"],
@@ -107,7 +137,14 @@ def test_only_the_benchmark_that_resumes_takes_a_file_for_its_results(refused, t
         (["--criterion", "l11"], "no criterion named 'l11'. Did you mean 'l1'?"),
         (["--compensation", "least"], "no compensation named 'least'"),
         (["--budget", "mac=0.5"], "no budget named 'mac'. Did you mean 'macs'?"),
-        (["--budget", "half"], "expected a budget such as macs=0.5, got 'half'"),
+        (["--budget", "half"], "expected a budget such as macs=0.5 or macs=0.3..0.8, got 'half'"),
+        (["--budget", "macs=0.8..0.3"], "goes from the smaller share to the larger, got 0.8..0.3"),
+        (["--budget", "macs=0.3..2"], "must lie in (0, 1], got 2.0"),
+        (["--budget", "macs=0.3.."], "expected a budget such as macs=0.5 or macs=0.3..0.8"),
+        (["--max-static-ratio", "1"], "the largest ratios must lie in [0, 1), got 1.0 and 0.5"),
+        (["--max-static-ratio", "-0.1"], "the largest ratios must lie in [0, 1), got -0.1 and 0.5"),
+        (["--max-runtime-ratio", "nan"], "the largest ratios must lie in [0, 1), got 0.9 and nan"),
+        (["--max-runtime-ratio", "half"], "argument --max-runtime-ratio: invalid"),
         (["--budget", "macs=1.5"], "must lie in (0, 1], got 1.5"),
         (["--budget", "macs=0.5", "macs=0.4"], "macs is given twice"),
         (["--only", "stm.*"], "no layer matches the pattern 'stm.*'. Did you mean 'stem.*'?"),
@@ -239,13 +276,76 @@ def test_a_damaged_policy(refused, flags, finished_run, tmp_path):
     assert "cannot read the policy" in refused("prune", *flags, "--policy", tmp_path / "none")
     folder = shutil.copytree(finished_run / "policy", tmp_path / "policy")
     altered(folder / "policy.json", lambda record: record.update(version=9))
-    assert "expected a policy of version 1, got 9" in refused("prune", *flags, "--policy", folder)
+    assert "expected a policy of version 2, got 9" in refused("prune", *flags, "--policy", folder)
     (folder / "policy.json").write_text('{"version": 1')
     assert "cannot read the policy" in refused("prune", *flags, "--policy", folder)
     shutil.copy(finished_run / "policy" / "policy.json", folder)
     tensors = folder / "policy.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-9])
     assert "cannot read the policy" in refused("prune", *flags, "--policy", folder)
+
+
+def altered_policy(finished_run, folder, change):
+    """Return a copy of a policy with another description."""
+    policy = shutil.copytree(finished_run / "policy", folder)
+    altered(policy / "policy.json", change)
+    return policy
+
+
+def see_further(record):
+    record["observation"]["names"][-1] = "moon"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (see_further, "moon"),
+        (lambda record: record["observation"].update(version=7), "'version': 7"),
+        (lambda record: record["observation"].update(normaliser={"mean": 0}), "'normaliser': {'mean': 0}"),
+        (lambda record: record.update(algorithm="dqn"), "no algorithm named 'dqn'"),
+        (
+            lambda record: record.update(shape={"net_arch": [64, "x"]}),
+            "shape must hold a list of layer widths",
+        ),
+        (lambda record: record["shape"].update(net_arch=[5]), "does not fit policy.json"),
+        (lambda record: record.pop("shape"), "shape missing; copy the policy anew"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["prune", "train"])
+def test_a_policy_that_does_not_fit(refused, flags, finished_run, tmp_path, verb, change, expected):
+    flag = {"prune": "--policy", "train": "--init-policy"}[verb]
+    policy = altered_policy(finished_run, tmp_path / "policy", change)
+    assert expected in refused(verb, *flags, flag, policy)
+
+
+def test_a_policy_to_go_on_from(refused, flags, finished_run, tmp_path):
+    assert "cannot read the policy" in refused("train", *flags, "--init-policy", tmp_path / "none")
+    line = refused("train", *flags, "--init-policy", finished_run / "policy", "--algo", "sac")
+    assert "is a policy of ppo, not of sac; use --algo ppo" in line
+    policy = shutil.copytree(finished_run / "policy", tmp_path / "policy")
+    tensors = policy / "policy.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-9])
+    for also in ([], ["--budget", "macs=0.4..0.6"]):
+        assert "cannot read the policy" in refused("train", *flags, "--init-policy", policy, *also)
+
+
+def test_a_policy_to_go_on_from_is_not_overwritten(refused, material, finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    line = refused("train", *material.flags, "--init-policy", run / "policy", "--out", run, "--overwrite")
+    assert "give another --out" in line
+
+
+def test_a_further_network_without_weights_or_with_wrong_ones(refused, flags, material):
+    assert "is untrained: name its trained weights" in refused("train", *flags, "--also", "cifar_resnet20")
+    assert "there is no weights file" in refused("train", *flags, "--also", "cifar_resnet20=none.th")
+    line = refused("train", *flags, "--also", f"cifar_resnet20={material.weights}")
+    assert "does not fit the network" in line
+
+
+def test_limits_and_ranges_that_no_plan_meets(refused, flags):
+    assert "cannot be reached" in refused("train", *flags, "--max-static-ratio", "0", code=3)
+    assert "cannot be reached" in refused("prune", *flags, "--max-static-ratio", "0.1", code=3)
+    assert "macs=0.001 cannot be reached" in refused("train", *flags, "--budget", "macs=0.001..0.9", code=3)
 
 
 def test_a_damaged_compressed_network(refused, material, compressed):

@@ -1,4 +1,4 @@
-"""A run that is killed goes on as if nothing had happened; one that is interrupted says how to go on."""
+"""A run that is killed, whenever and however, goes on as if nothing had happened, and loses no evaluation."""
 
 import json
 import shutil
@@ -6,67 +6,213 @@ import signal
 import time
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import scripts.train
+from envs.scoring import PlanScorer
+from scripts.cli import main, run_verb
 from tests.scripts.conftest import start
+from tests.scripts.killing import Running
 
-EPISODES = 41  # five updates, each followed by a checkpoint, and the final policy
-FROM_A_TERMINAL = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from scripts.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
+EPISODES = 25  # for an agent three updates, a checkpoint after the first two, and the final policy
+LEARNERS = {
+    "ppo": ["--algo", "ppo"],
+    "two processes": ["--algo", "ppo", "--n-envs", "2"],
+    "sac": ["--algo", "sac", "--hyper", "warmup_episodes=4", "--first-images", "24"],
+    "cma-es": ["--algo", "cma-es"],
+}
+ONE_LINE = "secateur: interrupted; the same command with --resume goes on\n"
 
 
-def wait_for(path, process):
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def lines(out, by=""):
+    log = out / "episodes.jsonl"
+    return [line for line in log.read_text().splitlines() if by in line] if log.exists() else []
+
+
+def without_latency(data):
+    if isinstance(data, dict):
+        return {key: without_latency(value) for key, value in data.items() if key != "latency_ms"}
+    return data
+
+
+def curves(out):
+    """Return steps and values of each curve of the latest TensorBoard run, clocks and losses left out.
+
+    Stable-Baselines3 writes an update's losses a round later; those at the checkpoint are lost.
+    """
+    latest = max((out / "tensorboard").iterdir())
+    events = EventAccumulator(str(latest), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("time/", "train/"))]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def plan_of(line):
+    return json.loads(line)["plan"]
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """They take a second, are no part of what a run leaves to compare, and have tests of their own."""
+    monkeypatch.setattr(scripts.train, "write_pictures", lambda out: None)
+
+
+@pytest.fixture(scope="module")
+def flags(material):
+    return ["train", *material.flags, "--budget", "macs=0.5", "--episodes", EPISODES]
+
+
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory):
+    """The folder of an uninterrupted run."""
+    made = {}
+
+    def run(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("whole") / "run"
+            assert main([str(flag) for flag in [*flags, *LEARNERS[name], "--out", made[name]]]) == 0
+        return made[name]
+
+    return run
 
 
 @pytest.fixture
-def command(material):
-    return ["train", *material.flags, "--budget", "macs=0.5", "--episodes", EPISODES, "--out"]
+def measured(monkeypatch, tmp_path):
+    """Return the plans that were evaluated so far in this test, in this process and its forks."""
+    record, measure = tmp_path / "measured.jsonl", PlanScorer._measure
+
+    def measure_and_record(scorer, plan, to_beat):
+        with record.open("a") as file:
+            file.write(json.dumps(plan.to_dict()) + "\n")
+        return measure(scorer, plan, to_beat)
+
+    monkeypatch.setattr(PlanScorer, "_measure", measure_and_record)
+    record.touch()
+    return lambda: [json.loads(line) for line in record.read_text().splitlines()]
 
 
-def test_a_killed_run_resumes_to_the_very_same_result(secateur, command, tmp_path):
-    process = start("-c", FROM_A_TERMINAL, *command, tmp_path / "killed")
-    wait_for(tmp_path / "killed" / "checkpoint" / "state.json", process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "metrics.json").exists()
-    kept = json.loads((tmp_path / "killed" / "checkpoint" / "state.json").read_text())
-    assert 0 < len(kept["history"]["ratios"]) < EPISODES - 1
-    assert secateur(*command, tmp_path / "killed", "--resume").code == 0
-    assert secateur(*command, tmp_path / "whole").code == 0
-    for name in ("plan.json", "metrics.json", "policy/policy.json"):
-        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
-    for name in ("compressed/model.safetensors", "policy/policy.safetensors"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+def check_equal(out, whole):
+    """Compare all that a run writes and that is no clock."""
+    for name in ("plan.json", "metrics.json"):
+        one, other = (json.loads((folder / name).read_text()) for folder in (out, whole))
+        assert without_latency(one) == without_latency(other)
+    assert lines(out) == lines(whole)
+    for name in ("compressed/model.safetensors", "policy/policy.safetensors", "policy/policy.json"):
+        if (whole / name).exists():
+            assert (out / name).read_bytes() == (whole / name).read_bytes()
+    if (whole / "tensorboard").exists():
+        assert curves(out) == curves(whole)
 
 
-def test_an_interrupted_run_says_in_one_line_how_to_go_on(secateur, command, tmp_path):
-    process = start("-c", FROM_A_TERMINAL, *command, tmp_path / "out")
-    wait_for(tmp_path / "out" / "config.json", process)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
-    assert err.splitlines() == ["secateur: interrupted; the same command with --resume goes on"]
-    assert secateur(*command, tmp_path / "out", "--resume").code == 0
-    assert (tmp_path / "out" / "metrics.json").exists()
+@pytest.mark.parametrize(
+    ("name", "author", "count", "number"),
+    [
+        ("ppo", "ppo", 3, signal.SIGINT),  # before the first checkpoint
+        ("ppo", "ppo", 19, signal.SIGKILL),  # after the second
+        ("ppo", "random", 5, signal.SIGTERM),  # while the baseline runs
+        ("sac", "sac", 6, signal.SIGTERM),
+        ("sac", "sac", 13, signal.SIGKILL),
+        ("sac", "random", 5, signal.SIGINT),
+        ("cma-es", "cma-es", 16, signal.SIGKILL),
+        ("cma-es", "random", 3, signal.SIGINT),
+        ("two processes", "ppo", 11, signal.SIGKILL),
+        ("two processes", "random", 4, signal.SIGTERM),
+    ],
+)
+def test_an_ended_run_resumes_to_the_very_same_result_and_evaluates_nothing_twice(
+    secateur, flags, whole, measured, tmp_path, name, author, count, number
+):
+    out = tmp_path / "run"
+    command = [*flags, *LEARNERS[name], "--out", out]
+    running = Running(tmp_path / "first", *command, hold=(author, count))
+    ended = running.when(lambda: len(lines(out, f'"by": "{author}"')) == count).end(number)
+    said = "" if number == signal.SIGKILL else ONE_LINE
+    assert ended == ({signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number), "", said)
+    assert running.none_is_left()
+    known = lines(out)
+    assert known == lines(whole(name))[: len(known)]
+    earlier = len(measured())
+    time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
+    assert secateur(*command, "--resume").code == 0
+    check_equal(out, whole(name))
+    uniform = json.loads((out / "metrics.json").read_text())["plans"]["uniform"]
+    again = measured()[earlier:]
+    assert uniform in again  # every run begins with it: it is measured where all others are
+    assert [plan for plan in again if plan in map(plan_of, known) and plan != uniform] == []
 
 
-def test_a_cut_off_checkpoint_is_refused_and_the_run_left_as_it_is(secateur, command, finished_run, tmp_path):
+def test_a_run_killed_again_and_again_goes_on_each_time(secateur, flags, whole, tmp_path):
+    out = tmp_path / "run"
+    command = [*flags, *LEARNERS["ppo"], "--baselines", "--out", out]
+    Running(tmp_path / "1", *command).when(lambda: len(lines(out)) >= 5).end(signal.SIGKILL)
+    for more in (12, 20):
+        running = Running(tmp_path / str(more), *command, "--resume")
+        running.when(lambda more=more: len(lines(out)) >= more).end(signal.SIGKILL)
+    assert secateur(*command, "--resume").code == 0
+    assert lines(out) == lines(whole("ppo"), '"by": "ppo"')
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_run_it_evaluates_for(flags, tmp_path, number):
+    out = tmp_path / "run"
+    running = Running(tmp_path / "first", *flags, "--n-envs", "3", "--out", out, hold=("ppo", 6))
+    running.when(lambda: len(lines(out)) == 6)
+    code, _, err = running.end(number, group=number == signal.SIGINT)  # Ctrl-C reaches them all at once
+    assert code in (130, 143, -signal.SIGKILL)
+    assert err == ("" if number == signal.SIGKILL else ONE_LINE)
+    assert running.none_is_left()
+
+
+def test_a_run_ended_in_the_middle_of_an_evaluation_does_not_wait_for_it(flags, tmp_path):
+    out = tmp_path / "run"
+    command = [*flags, "--n-envs", "2", "--out", out]
+    running = Running(tmp_path / "first", *command, slow_after=2).when((out / "slow").exists)
+    begun = time.monotonic()
+    assert running.end(signal.SIGTERM) == (143, "", ONE_LINE)
+    assert time.monotonic() - begun < 120  # an evaluation takes ten minutes here
+    assert running.none_is_left()
+
+
+@pytest.mark.parametrize("former", [signal.SIG_DFL, signal.SIG_IGN])
+def test_the_handler_of_a_caller_is_his_again_when_a_verb_ends(former):
+    before = signal.signal(signal.SIGTERM, former)
+    try:
+        assert run_verb("describe", ["--model", "nothing"]) == 2
+        assert signal.getsignal(signal.SIGTERM) == former
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_script_asked_to_end_says_in_one_line_how_to_go_on(flags, tmp_path):
+    verb, *rest = flags
+    search = ["--algo", "cma-es", "--episodes", "3000"]
+    process = start(f"scripts/{verb}.py", *rest, *search, "--out", tmp_path / "out")
+    while not lines(tmp_path / "out"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=300) == ("", ONE_LINE)
+    assert process.returncode == 143
+
+
+def test_a_cut_off_checkpoint_is_refused_and_the_run_left_as_it_is(secateur, flags, whole, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
+    shutil.copytree(whole("ppo"), run)
     (model,) = (run / "checkpoint").glob("model-*.zip")
     model.write_bytes(model.read_bytes()[:5000])
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    outcome = secateur(*command, run, "--resume")
+    outcome = secateur(*flags, *LEARNERS["ppo"], "--out", run, "--resume")
     assert outcome.code == 2
     assert len(outcome.err.splitlines()) == 1
     assert str(model) in outcome.err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_log_cut_off_in_its_middle_is_refused(secateur, flags, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole("ppo"), run)
+    text = (run / "episodes.jsonl").read_text()
+    (run / "episodes.jsonl").write_text(text[:40] + "}" + text[41:])
+    outcome = secateur(*flags, *LEARNERS["ppo"], "--out", run, "--resume")
+    assert outcome.code == 2
+    assert "episodes.jsonl: line 1 is damaged" in outcome.err
+    assert len(outcome.err.splitlines()) == 1

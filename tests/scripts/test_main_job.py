@@ -16,6 +16,7 @@ from pruning.evaluation import Evaluation
 from pruning.export import load_compressed
 from pruning.networks import resolve_network
 from scripts.benchmarks.environment import time_episodes
+from scripts.cli import VERBS
 from scripts.train import verdict
 from tests.envs.conftest import make_small_env
 from tests.pruning.example_networks import randomised
@@ -38,7 +39,8 @@ def without_latency(row):
 
 def test_train_writes_everything_and_prints_its_metrics_as_json(finished_run):
     written = {path.name for path in finished_run.iterdir()}
-    assert written >= {"config.json", "metrics.json", "plan.json", "policy", "compressed", "tensorboard"}
+    files = {"config.json", "metrics.json", "plan.json", "episodes.jsonl"}
+    assert written >= files | {"policy", "compressed", "tensorboard", "checkpoint"}
     metrics = read(finished_run / "metrics.json")
     assert read(finished_run.parent / "stdout.json") == metrics
     assert list(metrics["rows"]) == ROWS
@@ -47,6 +49,24 @@ def test_train_writes_everything_and_prints_its_metrics_as_json(finished_run):
     config = read(finished_run / "config.json")
     assert (config["budget"], config["episodes"], config["seed"]) == (["macs=0.5"], 10, 0)
     assert "train.py" in config["command"]
+
+
+def test_every_evaluated_plan_is_written_down(finished_run):
+    log = [json.loads(line) for line in (finished_run / "episodes.jsonl").read_text().splitlines()]
+    assert [entry["by"] for entry in log] == ["ppo"] * 10 + ["random"] * 10
+    metrics = read(finished_run / "metrics.json")
+    assert log[9]["plan"] == metrics["candidates"]["final"]["plan"]
+    best = max(log[:9], key=lambda entry: entry["reward"]["total"])
+    assert best["plan"] == metrics["candidates"]["best"]["plan"]
+    assert metrics["plans"]["random"] in [entry["plan"] for entry in log[10:]]
+
+
+def test_what_is_known_of_each_group_is_recorded_with_the_plans(finished_run):
+    metrics = read(finished_run / "metrics.json")
+    assert list(metrics["plans"]) == ROWS[1:]
+    assert [group["name"] for group in metrics["groups"]] == ["stem.0", "a.0", "c.0"]
+    assert all(len(group["errors"]) == 3 for group in metrics["groups"])
+    assert metrics["reasons"]
 
 
 def test_every_row_is_within_the_budget_and_none_uses_more_than_uniform(finished_run):
@@ -259,12 +279,11 @@ def test_the_embedded_default_is_the_model_and_data_unless_named(secateur, tmp_p
 def test_the_installed_command_lists_its_verbs():
     outcome = in_own_process(INSTALLED)
     assert outcome.code == 0, outcome.err
-    for verb in ("train", "prune", "evaluate", "describe", "benchmark"):
-        assert verb in outcome.out
+    assert [line.split()[0] for line in outcome.out.splitlines()[2:]] == [*VERBS]
     assert in_own_process(INSTALLED, "describ").code == 2
 
 
-@pytest.mark.parametrize("verb", ["train", "prune", "evaluate", "describe", "benchmark"])
+@pytest.mark.parametrize("verb", [*VERBS])
 def test_every_verb_has_its_help(verb, secateur, capfd):
     with pytest.raises(SystemExit) as done:
         secateur(verb, "--help")
@@ -291,7 +310,7 @@ def test_the_benchmark_divides_an_episode_into_deciding_and_evaluating():
 )
 def test_the_verdict_says_so_where_learning_did_not_help(accuracy, macs, said):
     rows = {"uniform": Evaluation(0.8, 100, 10, 10), "learned": Evaluation(accuracy, macs, 10, 10)}
-    assert verdict(rows) == said
+    assert verdict(rows, "learned") == said
 
 
 @pytest.fixture

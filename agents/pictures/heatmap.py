@@ -12,15 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 TITLES = ("static ratio", "runtime ratio")
 FONT = ImageFont.load_default(size=14)
 ROW = 17  # least height of a row in pixels; a label of the font's size stays clear of the next
-MAP_WIDTH, MAP_HEIGHT = (
-    360,
-    170,
-)  # of one map in pixels; narrow, as TensorBoard's cards are; more groups make it taller
+# of one map in pixels; narrow, as TensorBoard's cards are; more groups make it taller
+MAP_WIDTH, MAP_HEIGHT = 360, 170
 GAP, TOP, BOTTOM, SCALE = 16, 32, 48, 70  # pixels between maps, above, below, and for the colour bar
 # viridis at 0, 1/4, ... 1: even steps of ratio look like even steps of colour, also in grey
 COLOURS = np.array(
     [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=np.float64
 )
+UNDECIDED = (217, 217, 217)  # light grey, which is no colour of the scale
 
 
 def ratio_heatmap(groups: Sequence[str], ratios: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -28,7 +27,8 @@ def ratio_heatmap(groups: Sequence[str], ratios: NDArray[np.float64]) -> NDArray
 
     Args:
         groups: the rows' labels.
-        ratios: [episodes, groups, 2], static and runtime; at least one episode.
+        ratios: [episodes, groups, 2], static and runtime; at least one episode. NaN where an episode did not
+            decide a group.
 
     Returns:
         The picture, [height, width, 3].
@@ -52,10 +52,12 @@ def ratio_heatmap(groups: Sequence[str], ratios: NDArray[np.float64]) -> NDArray
 
 
 def colours(ratios: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Return the colour of each ratio in [0, 1], one more dimension of 3 at the end."""
+    """Return the colour of each ratio in [0, 1], grey for NaN, one more dimension of 3 at the end."""
     anchors = np.linspace(0.0, 1.0, len(COLOURS))
     channels = [np.interp(ratios, anchors, COLOURS[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
+    found = np.stack(channels, axis=-1)
+    found[np.isnan(ratios)] = UNDECIDED
+    return found.round().astype(np.uint8)
 
 
 def _draw_episode_axis_(draw: ImageDraw.ImageDraw, left: float, top: float, *, episodes: int) -> None:

@@ -1,11 +1,17 @@
 import numpy as np
 import pytest
 
-from agents.heatmap import BOTTOM, MAP_HEIGHT, MAP_WIDTH, ROW, SCALE, TOP, colours, ratio_heatmap
+from agents.pictures.heatmap import BOTTOM, MAP_HEIGHT, MAP_WIDTH, ROW, SCALE, TOP, colours, ratio_heatmap
 
 
 def test_no_pruning_is_dark_blue_and_full_pruning_yellow():
     assert colours(np.array([0.0, 1.0])).tolist() == [[68, 1, 84], [253, 231, 37]]
+
+
+def test_what_was_not_decided_has_no_colour_of_the_scale():
+    ramp = colours(np.linspace(0.0, 1.0, 1001))
+    grey = colours(np.array([np.nan]))
+    assert np.abs(ramp.astype(int) - grey).sum(axis=-1).min() > 60
 
 
 def test_rows_are_groups_columns_are_episodes_static_above_runtime():

@@ -1,0 +1,123 @@
+"""One environment, or several processes of it that share the network and the images."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import connection, parent_process
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from agents.errors import AgentError
+from agents.interface import Action, GymEnv, Observation, episodic_environment
+
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action]):
+    """Remembers the state each episode starts from, so that a resumed run can start it again."""
+
+    def __init__(self, env: GymEnv) -> None:
+        super().__init__(env)
+        self.start_state: Mapping[str, Any] = {}
+        self._restart_from: Mapping[str, Any] | None = None
+
+    def episode_start(self) -> Mapping[str, Any]:
+        """Return what the episode at hand started from, as plain data."""
+        return self.start_state
+
+    def restart_from(self, state: Mapping[str, Any]) -> None:
+        """Let the next episode start from this state, whatever seed it is given."""
+        self._restart_from = state
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; see the class."""
+        environment = episodic_environment(self.env)
+        if self._restart_from is not None:
+            environment.restore_episode_state(self._restart_from)
+            seed = self._restart_from = None
+        self.start_state = environment.episode_state()
+        return self.env.reset(seed=seed, options=options)
+
+
+class Workers(SubprocVecEnv):
+    """Environments in forked processes, which end with this one, however it ends.
+
+    Args:
+        starts: one for each process, called there; each calls `follow_parent` before all else.
+    """
+
+    def __init__(self, starts: Sequence[Callable[[], GymEnv]]) -> None:
+        # held back meanwhile: a fork begins with this process's handlers, and would end in a traceback
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
+        try:
+            super().__init__(list(starts), start_method="fork")
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+    def close(self) -> None:
+        """End the processes at once; they have nothing to put away.
+
+        Stable-Baselines3 would first await the step at hand, and for ever if some of it was received already.
+        """
+        for process in self.processes:
+            process.terminate()
+        for process, remote in zip(self.processes, self.remotes, strict=True):
+            process.join()
+            remote.close()
+        self.closed = True
+
+
+def follow_parent() -> None:
+    """Leave it to the parent to end this process: on its request, or by ending itself, be it by SIGKILL."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to parent and children alike
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        # the pipe of commands does not tell: its far end is open in the siblings that were forked later
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def vectorized(env: GymEnv, *, n_envs: int = 1) -> VecEnv:
+    """Return `n_envs` environments that step in lockstep, each in a process of its own with one thread.
+
+    The processes are forks: network, images and what is known of plans are shared, not copied. One
+    environment stays in this process.
+
+    Args:
+        env: all are like it.
+        n_envs: how many.
+
+    Raises:
+        AgentError: fewer than one, or several where CUDA is in use, which does not survive a fork.
+    """
+    if n_envs < 1:
+        raise AgentError(f"the number of environments must be 1 or more, got {n_envs}")
+    if n_envs == 1:
+        return DummyVecEnv([lambda: Monitor(RestartableEpisodes(env))])
+    if torch.cuda.is_initialized():
+        raise AgentError(
+            "several environments need processes, which cannot share a GPU that is in use; "
+            "leave out --n-envs, or use --device cpu"
+        )
+
+    def start() -> GymEnv:
+        follow_parent()
+        torch.set_num_threads(1)
+        return Monitor(RestartableEpisodes(env))
+
+    return Workers([start] * n_envs)

@@ -1,0 +1,23 @@
+"""Pictures and words about a run, made from plain data: what was evaluated, what was decided, and why."""
+
+from agents.pictures.canvas import figure_pixels, png
+from agents.pictures.heatmap import ratio_heatmap
+from agents.pictures.pareto import front, pareto_figure
+from agents.pictures.ratio_bars import ratio_bars_figure
+from agents.pictures.reasons import reasons
+from agents.pictures.reward_curve import reward_curve_figure
+from agents.pictures.runs import Run, run_pictures, words
+
+__all__ = [
+    "Run",
+    "figure_pixels",
+    "front",
+    "pareto_figure",
+    "png",
+    "ratio_bars_figure",
+    "ratio_heatmap",
+    "reasons",
+    "reward_curve_figure",
+    "run_pictures",
+    "words",
+]

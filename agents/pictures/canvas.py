@@ -1,0 +1,95 @@
+"""What the figures share: size, colours, limits of an axis, and the way to pixels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+DPI = 144  # sharp on a page and on paper, a few tens of kilobytes a figure
+HEADROOM = 0.06  # of an axis' span, left free on both sides
+WHISKER = 3.0  # interquartile ranges; what lies farther out is drawn at the edge
+
+
+class Style(NamedTuple):
+    """How the plans of one maker are drawn."""
+
+    colour: str
+    marker: str
+
+
+# Okabe and Ito's colours, which colour-blind eyes tell apart; a shape each, for print without colour
+PALETTE = [
+    *(Style("#0072B2", "o"), Style("#D55E00", "s"), Style("#009E73", "^")),
+    *(Style("#CC79A7", "D"), Style("#56B4E9", "v"), Style("#E69F00", "P")),
+]
+BASELINES = {"random": Style("#707070", "X"), "uniform": Style("#000000", "o")}
+
+
+def styles(makers: Iterable[str]) -> dict[str, Style]:
+    """Return a style for each maker, in order of first appearance; "random" and "uniform" have their own."""
+    distinct = list(dict.fromkeys(makers))
+    learners = [maker for maker in distinct if maker not in BASELINES]
+    found = {maker: PALETTE[number % len(PALETTE)] for number, maker in enumerate(learners)}
+    return {maker: BASELINES.get(maker) or found[maker] for maker in distinct}
+
+
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of so many inches and its one pair of axes, without a frame above and to the right."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E3E3E3", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def limits(values: Sequence[float], *, inside: Iterable[float], least: float) -> tuple[float, float]:
+    """Return an axis' limits: a few values far from the others do not squeeze these together.
+
+    Args:
+        values: at least one.
+        inside: further values that must lie within the limits.
+        least: the smallest span, in the unit of the values.
+    """
+    lower, upper = np.quantile(values, (0.25, 0.75))
+    reach = WHISKER * (upper - lower)
+    shown = [value for value in values if lower - reach <= value <= upper + reach] + list(inside)
+    low, high = min(shown), max(shown)
+    margin = max(HEADROOM * (high - low), (least - (high - low)) / 2)
+    return low - margin, high + margin
+
+
+def score_axis(axes: Axes, *, accuracy: bool) -> None:
+    """Label the y axis: accuracy on the reward images, in percent, or else the reward."""
+    axes.set_ylabel("accuracy on reward images" if accuracy else "reward")
+    if accuracy:
+        in_percent(axes.yaxis)
+
+
+def in_percent(axis: Axis) -> None:
+    """Write the ticks of shares in percent, with as many digits as tell them apart and no more."""
+    axis.set_major_formatter(lambda share, _: f"{100 * share:.6g}%")
+
+
+def figure_pixels(figure: Figure) -> NDArray[np.uint8]:
+    """Return the drawn figure, [height, width, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a picture, [height, width, 3], as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="png", optimize=True)
+    return file.getvalue()

@@ -1,0 +1,58 @@
+"""How the best reward grows with the evaluations spent, for each maker of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from agents.episode_log import Episode
+from agents.pictures.canvas import limits, new_axes, styles
+
+LEAST_REWARD = 0.02  # span
+
+
+def reward_curve_figure(episodes: Sequence[Episode]) -> Figure:
+    """Draw each maker's best reward so far over its own evaluations; each evaluation is a faint mark.
+
+    An estimate counts as an evaluation, but is never the best.
+
+    A maker that made a single plan, as uniform does, is a dashed level.
+
+    Args:
+        episodes: at least one.
+    """
+    figure, axes = new_axes(8.0, 3.6)
+    rewards = [episode.result.total for episode in episodes]
+    made = {
+        maker: [one for one in episodes if one.by == maker] for maker in styles(one.by for one in episodes)
+    }
+    bests = {maker: _best_so_far(mine) for maker, mine in made.items()}
+    ends = [best[np.isfinite(best)][[0, -1]] for best in bests.values() if np.isfinite(best).any()]
+    low, high = limits(rewards, inside=np.ravel(ends).tolist(), least=LEAST_REWARD)
+    for maker, style in styles(made).items():
+        mine = np.array([episode.result.total for episode in made[maker]])
+        count = np.arange(1, len(mine) + 1)
+        if len(mine) == 1:
+            axes.axhline(mine[0], color=style.colour, linewidth=1.1, linestyle=(0, (5, 4)), label=maker)
+            continue
+        axes.step(count, bests[maker], where="post", color=style.colour, linewidth=1.8, label=maker)
+        axes.scatter(
+            count, mine.clip(low, high), s=14, marker=style.marker, c=style.colour, alpha=0.5, linewidths=0
+        )
+    axes.set_xlim(left=0)
+    axes.set_ylim(low, high)
+    axes.set_xlabel("evaluations spent")
+    axes.set_ylabel("reward; line: best so far")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper left", ncols=4, frameon=False)
+    return figure
+
+
+def _best_so_far(episodes: Sequence[Episode]) -> NDArray[np.float64]:
+    """Return the best reward after each episode, [episodes]; minus infinity while all were estimates."""
+    judged = [-np.inf if episode.result.estimated else episode.result.total for episode in episodes]
+    return np.maximum.accumulate(judged)

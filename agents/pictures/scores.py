@@ -1,0 +1,19 @@
+"""What an episode is judged by in the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agents.episode_log import Episode
+
+
+def scores(episodes: Sequence[Episode]) -> tuple[list[float], bool]:
+    """Return what each episode is judged by, and whether that is the accuracy on the reward images.
+
+    Without labels, in one episode or in all, it is the reward's total.
+    """
+    accuracies = [episode.result.accuracy for episode in episodes]
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    if len(known) == len(accuracies):
+        return known, True
+    return [episode.result.total for episode in episodes], False

@@ -1,0 +1,43 @@
+"""Covariance matrix adaptation, as its author's package `cma` does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agents.search.base import Actions, Space, Vector
+
+
+class CmaEs:
+    """A Gaussian whose whole covariance adapts (Hansen and Ostermeier, 2001), within bounds."""
+
+    FIRST_DEVIATION = 0.3
+
+    def __init__(self, gated: Sequence[bool], seed: int) -> None:
+        # imported late: with its statistics it takes a second, and only this search needs it
+        import cma  # type: ignore[import-untyped]  # it ships no types
+
+        self._space = Space(tuple(gated))
+        rng = np.random.default_rng(seed)
+        options = {
+            "bounds": [-1.0, 1.0],
+            "randn": lambda *shape: rng.standard_normal(shape),  # without, it seeds numpy's global state
+            "verbose": -9,  # no text, no files
+        }
+        self._strategy = cma.CMAEvolutionStrategy(np.zeros(self._space.size), self.FIRST_DEVIATION, options)
+        self._asked: list[Vector] = []
+
+    def propose(self) -> list[Actions]:
+        """Return a generation, within the bounds; its size grows with the logarithm of the dimension."""
+        self._asked = self._strategy.ask()
+        return [self._space.actions(vector) for vector in self._asked]
+
+    def tell(self, proposals: Sequence[Actions], totals: Sequence[float]) -> None:
+        """Adapt mean, step size and covariance."""
+        # what was asked, and not the float32 proposals: vectors it does not know it takes for injected ones
+        self._strategy.tell(self._asked, [-total for total in totals])
+
+    def answer(self) -> Actions:
+        """Return the mean, brought into the bounds as every sample is."""
+        return self._space.actions(self._strategy.result.xfavorite)

@@ -1,0 +1,91 @@
+"""What uniform pruning within a budget does: what rewards and decisions are measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envs.allocation import uniform_plan
+from envs.budget import BudgetKeeper
+from envs.reward import LEAST_REFERENCE
+from envs.scoring import PlanScorer, first_batches
+from pruning.cost import Counts, Widths
+from pruning.prunable import CURVE_RATIOS, PrunableNetwork
+
+RELIEF_IMAGES = 128  # a group's share of a loss needs fewer than the loss itself
+LEAST_RELIEF = 0.01  # what is measured below it is noise
+SCALE = 0.4  # of the dense reward: the slope of exp(-x) where a plan is as good as uniform
+
+
+class Yardstick:
+    """The uniform plan within a budget, and how much of its divergence is each group's doing."""
+
+    def __init__(self, uniform: Widths, measure: Callable[[Counts], NDArray[np.float64]]) -> None:
+        self.uniform = uniform
+        self._measure = measure
+
+    @cached_property
+    def relief(self) -> NDArray[np.float64]:
+        """The share of the divergence, [groups] in [0, 1], that goes if this group alone stays whole.
+
+        Worked out when first asked for, at an evaluation of RELIEF_IMAGES for each group.
+        """
+        return self._measure(self.uniform.kept)
+
+
+class Yardsticks:
+    """Measures uniform pruning once for each budget, on the first reward images.
+
+    Each group is relieved from the uniform plan, since sensitivities of single groups of a whole network say
+    little: on ResNet-56 those of half of each group add up to a twentieth of what pruning all of them costs.
+    """
+
+    def __init__(self, network: PrunableNetwork, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self._network = network
+        self._scorer = PlanScorer(network, first_batches(list(batches), RELIEF_IMAGES)[0], goal="divergence")
+        self._known: dict[tuple[tuple[str, float], ...], Yardstick] = {}
+
+    def within(self, keeper: BudgetKeeper) -> Yardstick:
+        """Return the yardstick of a budget, the same one each time."""
+        key = tuple(sorted(keeper.budget.shares.items()))
+        if key not in self._known:
+            self._known[key] = Yardstick(uniform_plan(self._network, keeper), self._relief)
+        return self._known[key]
+
+    def _relief(self, uniform: Counts) -> NDArray[np.float64]:
+        whole = self._network.cost.dense.kept
+        loss = self._divergence(uniform)
+        if loss < LEAST_REFERENCE:
+            return np.zeros(len(uniform))
+        spared = np.where(np.eye(len(uniform), dtype=bool), whole, uniform)
+        return np.clip([1.0 - self._divergence(kept) / loss for kept in spared], 0.0, 1.0)
+
+    def _divergence(self, kept: Counts) -> float:
+        return self._scorer.score(Widths(kept, kept)).divergence
+
+
+class Shaping:
+    """The loss foreseen for one group, as a reward for the step that decides it.
+
+    Its relief, times how much more its readers lose by the error curve than in the uniform plan: as a share
+    of what uniform pruning loses altogether, as the reward itself is. The environment takes the sum back at
+    the end of the episode, so that no policy gains or loses by it; it only says sooner which step did what.
+    """
+
+    def __init__(self, network: PrunableNetwork) -> None:
+        self._units = network.cost.dense.kept
+        self._curves = [np.array([0.0, *curve, 1.0]) for curve in network.error_curves()]
+        self._ratios = np.array([0.0, *CURVE_RATIOS, 1.0])
+
+    def of(self, group: int, kept: int, yardstick: Yardstick) -> float:
+        """Return the reward, in [-SCALE, 0], for keeping so many units of a group."""
+        here = self._loss(group, kept)
+        usual = max(self._loss(group, int(yardstick.uniform.kept[group])), 1e-6)
+        return -SCALE * min(1.0, max(LEAST_RELIEF, float(yardstick.relief[group])) * here / usual)
+
+    def _loss(self, group: int, kept: int) -> float:
+        return float(np.interp(1.0 - kept / self._units[group], self._ratios, self._curves[group]))

@@ -1,0 +1,174 @@
+"""Is learning better than plain search with as many evaluations? Every method on pretrained ResNets."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from agents import ALGORITHMS, BUILTIN, EpisodeResult, choose_on_validation, learn, load_policy
+from agents.search import SEARCHES, search
+from envs import Budget, LayerPruningEnv
+from pruning.evaluation import predictions
+from scripts.benchmarks.assets import comparison_env
+from scripts.benchmarks.results import begun, run_side_by_side
+from scripts.records import console
+
+MARKS = (100, 200, 400)  # evaluations
+RESAMPLES = 10_000
+DEFAULT = "ppo"  # what `train` uses unless told otherwise
+CONTINUED = "ppo from builtin"  # the same, from the policy that ships with the package
+ALL = ("uniform", "sensitivity", *SEARCHES, "amc", "ddpg", "td3", "sac", DEFAULT, CONTINUED)
+FEW = ("uniform", "random", "cma-es", DEFAULT, CONTINUED)
+
+
+class Cell(NamedTuple):
+    """A network and a budget, the methods to compare there and the seeds to repeat them with."""
+
+    network: str
+    only: tuple[str, ...]
+    budget: float  # share of the MACs that may remain
+    methods: Sequence[str]
+    seeds: int
+    labelled: bool = True  # else rewarded, validated and calibrated without data
+
+
+INNER = ("*.conv1",)
+CELLS: Mapping[str, Cell] = {
+    "ResNet-20, block-inner, half": Cell("cifar_resnet20", INNER, 0.5, ALL, 5),
+    "ResNet-20, whole, half": Cell("cifar_resnet20", (), 0.5, ALL, 5),
+    "ResNet-56, block-inner, half": Cell("cifar_resnet56", INNER, 0.5, FEW, 3),
+    "ResNet-20, block-inner, 35 %": Cell("cifar_resnet20", INNER, 0.35, FEW, 3),
+    "ResNet-20, block-inner, half, without data": Cell("cifar_resnet20", INNER, 0.5, FEW, 3, False),
+}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return, by cell, method and seed, what was found; runs that `--out` holds already are not repeated."""
+    record = begun(args.out, fits=lambda found: set(found) <= set(CELLS))
+    jobs = [
+        (cell, method, str(seed))
+        for cell, what in CELLS.items()
+        if not args.networks or what.network in args.networks
+        for seed in range(what.seeds)
+        for method in what.methods
+    ]
+    return run_side_by_side(record, jobs, partial(_run, args), args)
+
+
+def _run(args: argparse.Namespace, cell: str, method: str, seed: str) -> dict[str, Any]:
+    """Return the plans that a method found, as rows of `accuracy` and of which test images were right."""
+    what, start = CELLS[cell], time.perf_counter()
+    actions = ALGORITHMS[method].actions if method in ALGORITHMS else "centred"
+    env, test = comparison_env(
+        what.network,
+        args,
+        budget=Budget({"macs": what.budget}),
+        only=what.only,
+        seed=int(seed),
+        labelled=what.labelled,
+        actions=actions,
+    )
+    episodes = args.episodes or MARKS[-1]
+    answers = _answers(env, method, int(seed), episodes)
+    rows = {}
+    for name, result in answers.items():
+        logits, labels = predictions(env.carry_out(result.plan), test.batches())
+        right = (logits.argmax(1) == labels).long().tolist()
+        rows[name] = {
+            "accuracy": float(np.mean(right)),
+            "right": "".join(map(str, right)),
+            "reward": result.total,
+            "macs": result.macs,
+        }
+    return {"rows": rows, "seconds": time.perf_counter() - start}
+
+
+def _answers(env: LayerPruningEnv, method: str, seed: int, episodes: int) -> dict[str, EpisodeResult]:
+    """Return the best plan seen after each mark, the method's own `answer`, and what `train` would take."""
+    if method in ("uniform", "sensitivity"):
+        return {"answer": EpisodeResult.from_dict(env.evaluate(env.allocation(method)))}
+    if method in SEARCHES:
+        found = search(env, method, gated=env.gated, episodes=episodes, seed=seed)
+        seen, final = found.results, found.final
+    else:
+        # what an agent observes of the groups' relief costs an evaluation each, and counts
+        seen, spent = [], len(env.group_names)
+        initial = load_policy(BUILTIN, env) if method == CONTINUED else None
+        final = learn(
+            env,
+            algorithm=DEFAULT if method == CONTINUED else method,
+            episodes=episodes - spent,
+            seed=seed,
+            initial_policy=initial,
+            on_episode=seen.append,
+        ).final
+    marks = {f"best of {mark}": _best(seen[:mark]) for mark in MARKS if mark <= episodes}
+    return {**marks, "answer": final, "chosen": choose_on_validation(env, [final, _best(seen)])}
+
+
+def _best(results: Sequence[EpisodeResult]) -> EpisodeResult:
+    return max(results, key=lambda result: result.total)
+
+
+def interval(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a difference of mean accuracies, paired by seed and image.
+
+    Args:
+        one: whether each image was right, [seeds, images].
+        other: likewise, of the same seeds and images.
+    """
+    rng = np.random.default_rng(0)
+    difference = one - other
+    seeds, images = difference.shape
+    means = [
+        difference[rng.integers(seeds, size=seeds)][:, rng.integers(images, size=images)].mean()
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def show(record: Mapping[str, Any]) -> None:
+    """Print a table per cell: accuracies in percent, and how far the default agent is ahead, in points."""
+    for cell, methods in record.items():
+        table = Table(title=f"{cell}: test accuracy without fine-tuning, mean ± spread", title_justify="left")
+        columns = [*(f"best of {mark}" for mark in MARKS), "answer", "chosen"]
+        for heading in ("method", "seeds", *columns, f"{DEFAULT} ahead by [95 %]", "s"):
+            table.add_column(heading, justify="left" if heading == "method" else "right")
+        for method, runs in methods.items():
+            table.add_row(
+                method, str(len(runs)), *_cells(runs, columns), *_ahead(methods, method), _seconds(runs)
+            )
+        console().print(table)
+
+
+def _cells(runs: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    cells = []
+    for column in columns:
+        found = [100 * run["rows"][column]["accuracy"] for run in runs.values() if column in run["rows"]]
+        cells.append(f"{np.mean(found):.1f} ± {np.std(found):.1f}" if found else "-")
+    return cells
+
+
+def _ahead(methods: Mapping[str, Any], method: str) -> list[str]:
+    """Return by how much the default agent's deterministic policy beats a method's answer."""
+    seeds = sorted(set(methods.get(DEFAULT, {})) & set(methods[method]))
+    if method == DEFAULT or not seeds:
+        return ["-"]
+    one, other = (
+        np.array([[int(bit) for bit in methods[name][seed]["rows"]["answer"]["right"]] for seed in seeds])
+        for name in (DEFAULT, method)
+    )
+    low, high = interval(one.astype(float), other.astype(float))
+    return [f"{100 * (one.mean() - other.mean()):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"]
+
+
+def _seconds(runs: Mapping[str, Any]) -> str:
+    return f"{np.median([run['seconds'] for run in runs.values()]):.0f}"

@@ -1,0 +1,121 @@
+"""Can a learned policy be reused? Learned on small ResNets, applied to a larger one, and trained on there."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from agents import (
+    EpisodeResult,
+    choose_on_validation,
+    deterministic,
+    learn,
+    load_policy,
+    run_episode,
+    save_policy,
+)
+from envs import Budget, BudgetRange, SeveralNetworksEnv
+from pruning.evaluation import accuracy, predictions
+from pruning.export import folder_written_whole
+from scripts.benchmarks.assets import comparison_env
+from scripts.benchmarks.results import begun, run_side_by_side
+from scripts.records import console
+
+SOURCES: Mapping[str, Sequence[str]] = {
+    "ResNet-20": ("cifar_resnet20",),
+    "digits and ResNet-32": ("digits_resnet", "cifar_resnet32"),  # that of seed 0 ships as `agents/builtin`
+    "ResNet-20 and 32": ("cifar_resnet20", "cifar_resnet32"),
+}
+SCOPES: Mapping[str, tuple[str, ...]] = {"block-inner": ("*.conv1",), "whole": ()}
+TARGET, HALF = "cifar_resnet56", Budget({"macs": 0.5})
+LEARNED_WITHIN = BudgetRange(Budget({"macs": 0.2}), Budget({"macs": 0.8}))
+EPISODES, SEEDS = 1000, 2  # to learn a policy for reuse
+# many steps share a reward here: each is told sooner what it did, and they explore less
+HYPERPARAMETERS = {"episodes_per_update": 16, "policy_kwargs.log_std_init": -1.6}
+FURTHER, SCRATCH = (20, 50, 100), (50, 100, 200)  # evaluations on the target
+ZERO_SHOT = "0"
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return, by scope, origin of the policy, evaluations and seed, the accuracy on the target network."""
+    record = begun(args.out, fits=lambda found: set(found) <= {"policies", *SCOPES})
+    folder = args.out.with_suffix("") if args.out else Path(tempfile.mkdtemp())
+    seeds = [str(seed) for seed in range(SEEDS)]
+    policies = [("policies", source, seed) for source in SOURCES for seed in seeds]
+    run_side_by_side(record, policies, partial(_learn_policy, args, folder), args)
+    steps = {
+        "uniform": (ZERO_SHOT,),
+        "scratch": SCRATCH,
+        **{source: (ZERO_SHOT, *FURTHER) for source in SOURCES},
+    }
+    jobs = [
+        (scope, origin, str(evaluations), seed)
+        for scope in SCOPES
+        for seed in seeds
+        for origin, counts in steps.items()
+        for evaluations in counts
+    ]
+    return run_side_by_side(record, jobs, partial(_run, args, folder), args)
+
+
+def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, seed: str) -> dict[str, Any]:
+    """Learn one policy on a source's networks, on inner channels and on all, and keep it in `folder`."""
+    envs = {
+        f"{network} {scope}": comparison_env(
+            network, args, budget=LEARNED_WITHIN, only=only, seed=int(seed), dense_reward=True
+        )[0]
+        for network in SOURCES[source]
+        for scope, only in SCOPES.items()
+    }
+    env = SeveralNetworksEnv(envs)
+    episodes = args.episodes or EPISODES
+    found = learn(env, episodes=episodes, seed=int(seed), hyperparameters=HYPERPARAMETERS)
+    place = folder / f"{source} {seed}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with folder_written_whole(place) as partial_folder:
+        save_policy(
+            found.model, env, partial_folder, learned_on={"networks": list(envs), "episodes": episodes}
+        )
+    return {"episodes": found.episodes}
+
+
+def _run(
+    args: argparse.Namespace, folder: Path, scope: str, origin: str, evaluations: str, seed: str
+) -> dict[str, Any]:
+    """Return the test accuracy on the target after so many evaluations there."""
+    env, test = comparison_env(TARGET, args, budget=HALF, only=SCOPES[scope], seed=int(seed))
+    policy = load_policy(folder / f"{origin} {seed}", env) if origin in SOURCES else None
+    if origin == "uniform":
+        chosen = EpisodeResult.from_dict(env.evaluate(env.allocation("uniform")))
+    elif evaluations == ZERO_SHOT:
+        assert policy is not None
+        chosen = run_episode(env, deterministic(policy.build(env)))
+    else:
+        found = learn(env, episodes=int(evaluations), seed=int(seed), initial_policy=policy)
+        chosen = choose_on_validation(env, [found.final, found.best])
+    right = accuracy(*predictions(env.carry_out(chosen.plan), test.batches()))
+    return {"accuracy": right, "reward": chosen.total, "macs": chosen.macs}
+
+
+def show(record: Mapping[str, Any]) -> None:
+    """Print a table per scope: accuracy in percent after so many evaluations on the target."""
+    for scope in SCOPES:
+        table = Table(title=f"{TARGET}, {scope}, half the MACs: test accuracy", title_justify="left")
+        columns = sorted({int(count) for counts in record.get(scope, {}).values() for count in counts})
+        for heading in ("policy from", *map(str, columns)):
+            table.add_column(heading, justify="left" if heading == "policy from" else "right")
+        for origin, counts in record.get(scope, {}).items():
+            table.add_row(origin, *(_cell(counts.get(str(count), {})) for count in columns))
+        console().print(table)
+
+
+def _cell(runs: Mapping[str, Any]) -> str:
+    found = [100 * run["accuracy"] for run in runs.values()]
+    return f"{np.mean(found):.1f} ± {np.std(found):.1f}" if found else "-"

@@ -1,0 +1,233 @@
+"""Build one self-contained HTML page from a run's folder: figures, pictures, plan, and what speaks for it."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.episode_log import read_episodes
+from agents.pictures import Run, png, reasons, run_pictures, words
+from agents.pictures.page import bullets, element, page, picture, table
+from pruning.files import read_json, written_whole
+from pruning.plan import PruningPlan
+from scripts import options
+from scripts.cli import run_verb
+from scripts.records import COLUMNS, CONFIG, METRICS
+
+PICTURES = {  # title and caption
+    "pareto": (
+        "Score against cost",
+        "Every evaluated plan: higher scores better, farther left costs less. No plan beats one on the front "
+        "in both. The reward images are the agent's; test images are seen once all is decided.",
+    ),
+    "reward": (
+        "Learning",
+        "The best reward so far, over the evaluations that each spent; the marks are single evaluations, "
+        "those far below the others at the lower edge.",
+    ),
+    "heatmap": (
+        "Decisions",
+        "What the learner tried: a column for each of its plans, a row for each channel group.",
+    ),
+    "bars": (
+        "What was taken where",
+        "The chosen plan against the uniform one, which takes evenly within the same budget.",
+    ),
+}
+FIXED = "heatmap"  # its colours are values, and its pixels those it is shown at
+SCALE = 0.75  # the other pictures are drawn finer than they are shown, for print
+
+
+def build_parser() -> options.Parser:
+    """Return the parser of this verb."""
+    parser = options.Parser("report", __doc__ or "")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a folder that train wrote, or is writing")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: RUN/report.html)")
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Carry the verb out."""
+    args = build_parser().parse(argv)
+    out = args.out or args.run / "report.html"
+    if out.is_dir():
+        raise options.UsageError(f"--out names a file, and {out} is a folder; give {out / 'report.html'}")
+    write_report(args.run, out)
+    print(f"written to {out}", file=sys.stderr)
+
+
+def write_report(folder: Path, out: Path) -> None:
+    """Write the page of a run's folder to the file `out`.
+
+    Raises:
+        UsageError: there is no such folder, it holds no run, or a file in it is damaged.
+        AgentError: a line of its episodes is damaged.
+        PlanError: a plan is damaged.
+    """
+    run, record = read_run(folder)
+    text = page(_title(run), _pieces(run, record))
+    with written_whole(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_pictures(folder: Path) -> None:
+    """Write the pictures of a run's folder as PNG files into its folder `pictures`.
+
+    Raises:
+        UsageError, AgentError, PlanError: as `write_report`.
+    """
+    for name, pixels in run_pictures(read_run(folder)[0]).items():
+        with written_whole(folder / "pictures" / f"{name}.png") as temporary:
+            temporary.write_bytes(png(pixels))
+
+
+def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
+    """Return what a run's folder holds so far, and its metrics as they are; empty while it goes on.
+
+    Raises:
+        UsageError, AgentError, PlanError: as `write_report`.
+    """
+    if not folder.is_dir():
+        raise options.UsageError(f"there is no folder {folder}; name one that train wrote")
+    if not (folder / CONFIG).is_file():
+        raise options.UsageError(
+            f"{folder} holds no run ({CONFIG} is missing); name a folder that train wrote"
+        )
+    plan, metrics = folder / "plan.json", folder / METRICS
+    record = _read(metrics, _checked) if metrics.exists() else {}
+    found = Run(
+        config=_read(folder / CONFIG, dict),
+        episodes=read_episodes(folder / "episodes.jsonl"),
+        finished=bool(record),
+        rows=record.get("rows", {}),
+        plans=record.get("plans", {}),
+        plan=PruningPlan.load(plan).to_dict() if plan.exists() else None,
+    )
+    return found, record
+
+
+def _read(path: Path, check: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return check(read_json(path))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # not JSON, or not what was written
+        raise options.UsageError(f"{path} is damaged ({error!r}); run train again, or restore it") from error
+
+
+def _checked(data: Any) -> dict[str, Any]:
+    """Return metrics of which everything that the page takes is known to be of its kind."""
+    rows = {
+        name: {key: None if row.get(key) is None else float(row[key]) for key in COLUMNS}
+        for name, row in data["rows"].items()
+    }
+    groups = [_checked_group(group) for group in data.get("groups", [])]
+    plans = {name: PruningPlan.from_dict(plan).to_dict() for name, plan in data.get("plans", {}).items()}
+    gated = {name: int(count) for name, count in data.get("gated_groups", {}).items()}
+    return {**data, "rows": rows, "groups": groups, "plans": plans, "gated_groups": gated}
+
+
+def _checked_group(group: Any) -> dict[str, Any]:
+    quarter, half, three_quarters = (float(error) for error in group["errors"])
+    return {
+        "name": str(group["name"]),
+        "units": int(group["units"]),
+        "macs_share": float(group["macs_share"]),
+        "errors": [quarter, half, three_quarters],
+    }
+
+
+def _title(run: Run) -> str:
+    model, budget = (", ".join(words(run.config.get(flag))) for flag in ("model", "budget"))
+    return f"{model} at {budget}" if budget else model
+
+
+def _pieces(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the page from top to bottom; what the run does not hold is left out."""
+    yield element("h1", _title(run))
+    flags = [
+        f"{flag} {run.config[flag]}" for flag in ("algo", "episodes", "seed", "data") if flag in run.config
+    ]
+    yield element("p", " · ".join(flags), style="quiet")
+    if not run.finished:
+        yield element("p", "Not finished: the run goes on or was interrupted. This is what it holds so far.")
+    if "verdict" in record:
+        yield element("p", str(record["verdict"]), style="verdict")
+    yield element("pre", str(run.config.get("command", "")))
+    yield from _rows(record)
+    for name, pixels in run_pictures(run).items():
+        title, caption = PICTURES[name]
+        fixed = name == FIXED
+        yield element("h2", title)
+        yield picture(pixels, title, caption, scale=1.0 if fixed else SCALE, invertible=not fixed)
+    if run.chosen and run.uniform is not None and record.get("groups"):
+        yield element("h2", "Why")
+        yield bullets(reasons(record["groups"], run.uniform, run.chosen[1]))
+    yield from _plan(run, record)
+    yield from _evaluations(run)
+
+
+def _rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of rows, each figure with its share of the dense network's where there is one."""
+    rows, gated = record.get("rows", {}), record.get("gated_groups", {})
+    if not rows:
+        return
+    keys = [key for key in COLUMNS if any(row[key] is not None for row in rows.values())]
+    yield element("h2", "On test images")
+    yield table(
+        ["", *(COLUMNS[key][0] for key in keys)],
+        [[name + " *" * bool(gated.get(name)), *(_cell(rows, name, key) for key in keys)] for name in rows],
+    )
+    if any(gated.values()):
+        marked = ", ".join(f"{name} ({count} groups)" for name, count in gated.items() if count)
+        note = f"* {marked}: for each input, units are skipped; latency with only the others run."
+        yield element("p", note, style="quiet")
+    if "learned_is" in record:
+        yield element("p", f"The learned row is the {record['learned_is']}.", style="quiet")
+
+
+def _cell(rows: Mapping[str, Mapping[str, Any]], name: str, key: str) -> str:
+    value, dense = rows[name][key], rows.get("dense", {}).get(key)
+    if value is None:
+        return "-"
+    text = COLUMNS[key][1](int(value) if key in ("params", "bytes") else value)
+    return f"{text} ({value / dense:.1%})" if dense and name != "dense" else text
+
+
+def _plan(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
+    if not run.chosen:
+        return
+    name, plan = run.chosen
+    facts = {group["name"]: group for group in record.get("groups", [])}
+    rows = []
+    for group, decision in plan.items():
+        cells = [group, f"{decision['static_ratio']:.3f}", f"{decision['runtime_ratio']:.3f}"]
+        if known := facts.get(group):
+            cells += [str(known["units"]), f"{known['macs_share']:.1%}", f"{known['errors'][1]:.1%}"]
+        rows.append(cells)
+    yield element("h2", f"The plan: {name}")
+    more = ["units", "MACs", "loss at 50%"] if facts else []
+    yield table(["group", "static ratio", "runtime ratio", *more], rows)
+    if facts:
+        note = (
+            "MACs: of the dense network, saved if the group vanished. Loss: share of its readers' output "
+            "variance that least squares cannot restore when half the group's units go."
+        )
+        yield element("p", note, style="quiet")
+
+
+def _evaluations(run: Run) -> Iterator[str]:
+    if not run.episodes:
+        return
+    rows = []
+    for by, count in Counter(episode.by for episode in run.episodes).items():
+        judged = [one.result.total for one in run.episodes if one.by == by and not one.result.estimated]
+        best = f"{max(judged):.4f}" if judged else "-"
+        rows.append([by, str(count), str(count - len(judged)), best])
+    yield element("h2", "Evaluations")
+    yield table(["by", "plans evaluated", "estimated only", "best reward"], rows)
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("report"))

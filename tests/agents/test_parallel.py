@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+from agents.errors import AgentError
+from agents.parallel import RestartableEpisodes, vectorized
+
+
+def play(env):
+    """Play the episode at hand and return its first observations."""
+    for _ in range(5):
+        observation, *_ = env.step(np.zeros((env.num_envs, 2), np.float32))
+    return observation[:, 0]
+
+
+def test_one_environment_stays_in_this_process(env):
+    envs = vectorized(env)
+    assert isinstance(envs, DummyVecEnv)
+    assert envs.envs[0].unwrapped is env
+
+
+def test_several_are_forks_with_one_thread_each(env):
+    class Reporting(type(env)):
+        def threads(self):
+            return torch.get_num_threads()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    envs = vectorized(Reporting(), n_envs=2)
+    try:
+        assert isinstance(envs, SubprocVecEnv)
+        assert envs.env_method("threads") == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        envs.close()
+        torch.set_num_threads(threads)
+
+
+def test_a_gpu_in_use_does_not_survive_a_fork(env, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(AgentError, match="leave out --n-envs, or use --device cpu"):
+        vectorized(env, n_envs=2)
+    vectorized(env)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_an_episode_starts_again_from_its_state_whatever_the_seed(env, toy, n_envs):
+    envs, others = vectorized(env, n_envs=n_envs), vectorized(toy(), n_envs=n_envs)
+    try:
+        envs.seed(0)
+        envs.reset()
+        second = play(envs)
+        states = envs.env_method("episode_start")
+        third = play(envs)
+        for number, state in enumerate(states):
+            others.env_method("restart_from", state, indices=number)
+        others.seed(77)
+        np.testing.assert_array_equal(others.reset()[:, 0], second)
+        np.testing.assert_array_equal(play(others), third)
+    finally:
+        envs.close()
+        others.close()
+
+
+def test_a_state_is_started_from_once(env):
+    episodes = RestartableEpisodes(env)
+    episodes.reset(seed=0)
+    episodes.reset()
+    state = episodes.episode_start()
+    episodes.restart_from(state)
+    first, _ = episodes.reset(seed=5)
+    second, _ = episodes.reset(seed=5)
+    assert first[0] != second[0]
+    assert second[0] == env.reset(seed=5)[0][0]

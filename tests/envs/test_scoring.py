@@ -1,0 +1,171 @@
+import statistics
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from envs import Budget, BudgetRange
+from envs.scoring import PlanScorer, first_batches
+from pruning.cost import Widths
+from tests.envs.conftest import labelled, make_small_env
+from tests.pruning.example_networks import EXAMPLES
+
+BUDGETS = {
+    "one budget": {"macs": 0.5},
+    "a range": BudgetRange(Budget({"macs": 0.3}), Budget({"macs": 0.9})),
+}
+FIRST = 32
+
+
+def make_env(**settings):
+    _, images, labels = labelled("padded", count=160)
+    return make_small_env(
+        "padded", reward=list(zip(images.split(16), labels.split(16), strict=True)), **settings
+    )
+
+
+def result_of(env, actions):
+    for action in actions:
+        *_, info = env.step(action)
+    return info["episode_result"]
+
+
+def episodes(env, count=60, seed=0, start=0):
+    """The results of a fixed list of episodes, every tenth as the one before it, from number `start`."""
+    rng = np.random.default_rng(seed)
+    listed = [rng.uniform(-1, 1, (len(env.group_names), 2)).astype(np.float32) for _ in range(count)]
+    results = []
+    for number in range(start, count):
+        env.reset(seed=number)
+        results.append(result_of(env, listed[number - (number % 10 == 9)]))
+    return results
+
+
+def estimated(results):
+    return [one for one in results if one["reward"]["estimated"]]
+
+
+def in_full(results):
+    return [one for one in results if not one["reward"]["estimated"]]
+
+
+def without_first_loss(result):
+    return {**result, "reward": {k: v for k, v in result["reward"].items() if k != "first_loss"}}
+
+
+def totals(results):
+    return [one["reward"]["total"] for one in results]
+
+
+@cache
+def played(first, budget="one budget", goal="divergence"):
+    """What a new environment makes of the episodes; not to be changed."""
+    return episodes(make_env(first_images=first, budget=BUDGETS[budget], goal=goal))
+
+
+@pytest.mark.parametrize("goal", ["divergence", "accuracy"])
+@pytest.mark.parametrize("budget", list(BUDGETS))
+def test_a_plan_that_is_only_estimated_is_never_the_best(budget, goal):
+    results = played(FIRST, budget, goal)
+    for done in range(1, len(results) + 1):
+        full = totals(in_full(results[:done]))
+        assert all(total < max(full) for total in totals(estimated(results[:done])))
+
+
+@pytest.mark.parametrize("budget", list(BUDGETS))
+def test_many_plans_are_only_estimated_and_the_best_is_found_all_the_same(budget):
+    staged, full = played(FIRST, budget), played(None, budget)
+    assert len(estimated(staged)) > 15
+    assert max(totals(staged)) == max(totals(full))
+
+
+def test_an_estimate_does_only_for_a_plan_above_the_loss_to_beat():
+    env = make_env()
+    _, images, labels = labelled("padded", count=160)
+    scorer = PlanScorer(env.network, [(images, labels)], goal="divergence", first_images=FIRST)
+    rng, units = np.random.default_rng(0), env.network.cost.dense.kept
+    *others, plan = (Widths(kept, kept) for kept in rng.integers(1, units + 1, (20, len(units))))
+    in_full = [scorer.score(other) for other in others]
+    assert not any(score.estimated for score in in_full)
+    guess = scorer.score(plan, to_beat=0.0)
+    assert guess.estimated
+    factors = [score.divergence / score.first_loss for score in in_full]
+    factor = statistics.geometric_mean(factors)
+    known = scorer.score(plan, to_beat=guess.divergence)
+    assert not known.estimated
+    assert guess.divergence == pytest.approx(known.first_loss * factor, rel=1e-3)
+    assert scorer.score(plan, to_beat=0.0) == known
+
+
+def test_what_is_scored_in_full_is_scored_as_in_one_stage_and_estimates_come_near():
+    assert len(in_full(played(FIRST))) > 10
+    for mine, theirs in zip(played(FIRST), played(None), strict=True):
+        if mine["reward"]["estimated"]:
+            assert mine["reward"]["divergence"] == pytest.approx(theirs["reward"]["divergence"], rel=0.5)
+        else:
+            assert without_first_loss(mine) == theirs
+
+
+def test_the_first_loss_is_that_of_the_first_images():
+    result = episodes(make_env(first_images=20), count=1)[0]
+    model, images, _ = labelled("padded", count=160)
+    with torch.no_grad():
+        wanted = model(images[:20]).double().softmax(1)
+        found = make_env().carry_out(result["plan"])(images[:20]).double().softmax(1)
+    loss = float((wanted * (wanted.log() - found.log())).sum(1).mean())
+    assert result["reward"]["first_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_an_evaluation_is_never_an_estimate():
+    env = make_env(first_images=FIRST)
+    results = episodes(env)
+    guess = estimated(results)[-1]
+    found = env.evaluate(guess["plan"])
+    number = results.index(guess)
+    assert without_first_loss(found) == played(None)[number]
+    assert episodes(env)[number] == found  # what is known in full stays so
+
+
+def test_plans_that_are_remembered_are_not_carried_out_again(monkeypatch):
+    results = episodes(make_env(), count=8)
+    resumed, carried_out = make_env(), []
+    resumed.reset()  # measures uniform pruning within the budget
+    for result in results:
+        resumed.remember(result)
+    compress = resumed.network.compress
+    monkeypatch.setattr(resumed.network, "compress", lambda plan: carried_out.append(plan) or compress(plan))
+    assert episodes(resumed, count=8) == results
+    assert len(carried_out) == 1  # the uniform plan, that the rewards refer to
+
+
+@pytest.mark.parametrize("stopped", [5, 33, 50])
+def test_an_interrupted_run_decides_on_what_to_score_as_if_it_had_gone_on(stopped):
+    results = played(FIRST)
+    resumed = make_env(first_images=FIRST)
+    for result in results[:stopped]:
+        resumed.remember(result)
+    assert episodes(resumed, start=stopped) == results[stopped:]
+
+
+@pytest.mark.parametrize(
+    ("first", "begin", "rest"),
+    [
+        (None, [4, 4, 2], []),
+        (1, [1], [3, 4, 2]),
+        (4, [4], [4, 2]),
+        (6, [4, 2], [2, 2]),
+        (10, [4, 4, 2], []),
+        (99, [4, 4, 2], []),
+    ],
+)
+def test_the_first_images_and_the_rest_are_all_images_in_their_order_and_no_copies(first, begin, rest):
+    images, labels = EXAMPLES["plain"].images(10), torch.arange(10)
+    parts = first_batches(list(zip(images.split(4), labels.split(4), strict=True)), first)
+    assert [[len(batch[1]) for batch in part] for part in parts] == [begin, rest]
+    batches = [*parts[0], *parts[1]]
+    assert torch.equal(torch.cat([batch[1] for batch in batches]), labels)
+    assert torch.equal(torch.cat([batch[0] for batch in batches]), images)
+    assert {batch[0].untyped_storage().data_ptr() for batch in batches} == {
+        images.untyped_storage().data_ptr()
+    }

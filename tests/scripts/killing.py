@@ -1,0 +1,110 @@
+"""Commands in processes of their own, to be killed: forks of a server that has everything imported."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from agents import EpisodeLog, EpisodeResult
+from envs.reward import Score
+from envs.scoring import PlanScorer
+from pruning.plan import PruningPlan
+from scripts.cli import main
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["scripts.train", "torch._dynamo", "tests.scripts.killing"])  # seconds each
+
+
+class Running:
+    """A command at work; what it prints goes to files in `folder`.
+
+    With `hold`, (author, count), it waits when the author has written so many lines into its
+    `episodes.jsonl`. With `slow_after`, every evaluation takes ten minutes once there are so many lines;
+    a file `slow` beside them says that one has begun.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *argv: object,
+        hold: tuple[str, int] | None = None,
+        slow_after: int | None = None,
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self._folder = folder
+        self._alive, held = SERVER.Pipe(duplex=False)
+        args = (folder, held, hold, slow_after, [str(part) for part in argv])
+        self._process = SERVER.Process(target=_run, args=args)
+        self._process.start()
+        held.close()
+
+    def when(self, reached: Callable[[], bool]) -> Running:
+        """Wait until something has come about, with the command still running."""
+        deadline = time.monotonic() + 300  # on a busy machine
+        while not reached():
+            assert self._process.is_alive(), self.end()
+            assert time.monotonic() < deadline, self.end(signal.SIGKILL)
+            time.sleep(0.002)
+        return self
+
+    def end(self, with_signal: int | None = None, *, group: bool = False) -> tuple[int, str, str]:
+        """Send the signal, to the whole process group if asked, and return exit code, stdout and stderr."""
+        pid = self._process.pid
+        assert pid is not None
+        if with_signal is not None:
+            (os.killpg if group else os.kill)(pid, with_signal)
+        self._process.join(300)
+        assert self._process.exitcode is not None, "it hangs"
+        return self._process.exitcode, *((self._folder / name).read_text() for name in ("out", "err"))
+
+    def none_is_left(self) -> bool:
+        """Whether, in a few seconds, neither it nor a process that it forked is alive."""
+        return self._alive.poll(60)  # ready when the last of them has closed its end
+
+
+def _run(
+    folder: Path, held: Connection, hold: tuple[str, int] | None, slow_after: int | None, argv: list[str]
+) -> None:
+    os.setsid()  # as a shell does for each of its jobs
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
+    torch.set_num_threads(1)
+    if hold:
+        _hold_at(*hold)
+    if slow_after:
+        _be_slow_after(slow_after, Path(argv[argv.index("--out") + 1]) / "episodes.jsonl")
+    sys.exit(main(argv))
+
+
+def _hold_at(author: str, count: int) -> None:
+    append, left = EpisodeLog.append, count
+
+    def append_and_hold(log: EpisodeLog, by: str, result: EpisodeResult) -> None:
+        nonlocal left
+        append(log, by, result)
+        left -= by == author
+        if left == 0:
+            time.sleep(600)
+
+    EpisodeLog.append = append_and_hold  # type: ignore[method-assign]
+
+
+def _be_slow_after(count: int, log: Path) -> None:
+    measure = PlanScorer._measure
+
+    def measure_slowly(scorer: PlanScorer, plan: PruningPlan, to_beat: float) -> Score:
+        if log.exists() and len(log.read_text().splitlines()) >= count:
+            (log.parent / "slow").touch()
+            time.sleep(600)
+        return measure(scorer, plan, to_beat)
+
+    PlanScorer._measure = measure_slowly  # type: ignore[method-assign]
