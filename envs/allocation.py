@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.budget import MEASURES, BudgetKeeper
+from envs.budget import MEASURES
+from envs.budget_keeper import BudgetKeeper
 from pruning.cost import Widths
 from pruning.prunable import PrunableNetwork
 

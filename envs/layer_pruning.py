@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from envs.action import ActionMode, decode_action, decode_raw_action
 from envs.allocation import ALLOCATIONS
-from envs.budget import Budget, BudgetKeeper, BudgetRange, Limits
+from envs.budget import Budget, BudgetRange, Limits
+from envs.budget_keeper import BudgetKeeper
 from envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
 from envs.reward import LEAST_REFERENCE, Goal, RewardTerms, Score
 from envs.scoring import PlanScorer

@@ -13,6 +13,7 @@ from pruning.evaluation import accuracy, divergence
 
 Goal = Literal["divergence", "accuracy"]
 
+UNIFORM_TOTAL = math.exp(-1.0)  # the reward of the uniform plan
 LEAST_REFERENCE = 1e-3  # below it uniform pruning does no harm, and shares of its loss are noise
 
 

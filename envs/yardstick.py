@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.allocation import uniform_plan
-from envs.budget import BudgetKeeper
+from envs.budget_keeper import BudgetKeeper
 from envs.reward import LEAST_REFERENCE
 from envs.scoring import PlanScorer, first_batches
 from pruning.cost import Counts, Widths

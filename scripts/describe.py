@@ -12,7 +12,8 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from envs.budget import Limits, rounded_up, smallest_shares
+from envs.budget import Limits
+from envs.budget_keeper import rounded_up, smallest_shares
 from pruning.compensation import COMPENSATIONS
 from pruning.cost import CostModel
 from pruning.export import load_compressed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from agents import (
 from agents.interface import GymEnv
 from agents.policies import Policy, fitting_hyperparameters
 from envs import Budget, BudgetRange, LayerPruningEnv, SeveralNetworksEnv, Task
+from envs.reward import UNIFORM_TOTAL
 from pruning.evaluation import Evaluation
 from pruning.export import folder_written_whole
 from pruning.files import write_json
@@ -32,6 +34,8 @@ from pruning.plan import PruningPlan
 from scripts import options
 from scripts.records import METRICS, open_run, run_config, show
 from scripts.report import write_pictures
+
+logger = logging.getLogger(__name__)
 
 Learn = Callable[[Any, Path, argparse.Namespace, EpisodeLog], LearningResult]
 
@@ -138,5 +142,12 @@ def apply_policy(env: LayerPruningEnv, folder: Path, *, samples: int) -> Episode
     """Return what a policy decides without exploring or, of that and more samples, the best on validation."""
     policy = load_policy(folder, env).build(env)
     decided = [run_episode(env, deterministic(policy))]
+    if decided[0].total < UNIFORM_TOTAL:
+        logger.warning(
+            "the policy decides worse than uniform pruning here (reward %.3f against %.3f); "
+            "go on from it with train --init-policy, or use --allocation uniform",
+            decided[0].total,
+            UNIFORM_TOTAL,
+        )
     decided += [run_episode(env, exploring(policy)) for _ in range(samples)]
     return choose_on_validation(env, decided)

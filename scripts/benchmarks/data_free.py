@@ -17,7 +17,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from envs import Budget, Task
-from envs.budget import BudgetKeeper, Limits
+from envs.budget import Limits
+from envs.budget_keeper import BudgetKeeper
 from pruning.apply import Method, apply_plan
 from pruning.compensation import COMPENSATIONS
 from pruning.evaluation import accuracy, predictions

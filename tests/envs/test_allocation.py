@@ -3,7 +3,8 @@ import pytest
 from torch import nn
 
 from envs.allocation import ALLOCATIONS, sensitivity_plan, uniform_plan
-from envs.budget import Budget, BudgetKeeper, Limits
+from envs.budget import Budget, Limits
+from envs.budget_keeper import BudgetKeeper
 from pruning.errors import UnknownNameError
 from tests.envs.conftest import labelled, make_small_env
 from tests.pruning.example_networks import Head, randomised, unit

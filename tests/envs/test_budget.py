@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.budget import Budget, BudgetKeeper, BudgetRange, Limits, parse_budget, rounded_up, smallest_shares
+from envs.budget import Budget, BudgetRange, Limits, parse_budget
+from envs.budget_keeper import BudgetKeeper, rounded_up, smallest_shares
 from pruning.cost import CostModel, Widths
 from pruning.errors import BudgetError, ImpossibleBudgetError
 from pruning.graph import find_groups

@@ -1,0 +1,87 @@
+import argparse
+import json
+import os
+
+import numpy as np
+import pytest
+
+from scripts.benchmarks import search, transfer
+from scripts.benchmarks.results import run_side_by_side
+
+
+def settings(out=None):
+    return argparse.Namespace(out=out, quiet=True)
+
+
+def say(*names):
+    return {"names": list(names), "process": os.getpid()}
+
+
+def fail(*names):
+    raise AssertionError(f"{names} should not have been run")
+
+
+JOBS = [("cell", "ppo", "0"), ("cell", "ppo", "1"), ("other", "random", "0")]
+
+
+def test_jobs_run_in_other_processes_and_are_filed_by_their_names(tmp_path):
+    record = run_side_by_side({}, JOBS, say, settings(tmp_path / "r.json"))
+    for cell, method, seed in JOBS:
+        found = record[cell][method][seed]
+        assert found["names"] == [cell, method, seed]
+        assert found["process"] != os.getpid()
+    assert json.loads((tmp_path / "r.json").read_text()) == record
+
+
+def test_what_a_record_holds_is_not_run_again():
+    record = {"cell": {"ppo": {"0": 1, "1": 2}}, "other": {"random": {"0": 3}}}
+    assert run_side_by_side(record, JOBS, fail, settings()) == record
+
+
+def test_a_job_that_fails_is_not_passed_over():
+    with pytest.raises(AssertionError, match="should not have been run"):
+        run_side_by_side({}, JOBS, fail, settings())
+
+
+class TestInterval:
+    def test_equal_methods_differ_by_nothing(self):
+        right = np.random.default_rng(1).integers(2, size=(5, 500)).astype(float)
+        assert search.interval(right, right) == (0.0, 0.0)
+
+    def test_covers_the_true_difference_about_as_often_as_it_says(self):
+        rng, covered = np.random.default_rng(2), 0
+        for _ in range(40):
+            one = (rng.random((4, 300)) < 0.8).astype(float)
+            other = (rng.random((4, 300)) < 0.75).astype(float)
+            low, high = search.interval(one, other)
+            covered += low <= 0.05 <= high
+        assert covered >= 34
+
+    def test_is_narrow_where_the_pairs_agree(self):
+        right = (np.random.default_rng(3).random((5, 500)) < 0.5).astype(float)
+        worse = right.copy()
+        worse[:, :50] = 0.0  # differs on these images alone
+        low, high = search.interval(right, worse)
+        assert 0.0 < low < (right - worse).mean() < high < 0.1
+
+
+def run_of(accuracy, right):
+    row = {"accuracy": accuracy, "right": right, "reward": 0.4, "macs": 0.5}
+    return {"rows": {"best of 100": row, "answer": row}, "seconds": 3.0}
+
+
+def test_the_table_says_how_far_the_default_agent_is_ahead(capsys):
+    cell = {"ppo": {"0": run_of(1.0, "1111")}, "random": {"0": run_of(0.5, "1010")}}
+    search.show({"ResNet-20, whole, half": cell})
+    shown = capsys.readouterr().out
+    assert "100.0 ± 0.0" in shown
+    assert "+50.0 [+0.0, +100.0]" in shown
+
+
+def test_the_transfer_table_has_a_column_for_each_count_of_evaluations(capsys):
+    transfer.show(
+        {"whole": {"uniform": {"0": {"0": {"accuracy": 0.8}}}, "scratch": {"50": {"0": {"accuracy": 0.85}}}}}
+    )
+    shown = capsys.readouterr().out
+    assert "80.0 ± 0.0" in shown
+    assert "85.0 ± 0.0" in shown
