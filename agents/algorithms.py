@@ -185,7 +185,7 @@ def _same_kind(default: Any, value: Any) -> bool:
     if isinstance(default, int):
         return isinstance(value, int) and (value > 0 or default <= 0)
     if isinstance(default, float):
-        return isinstance(value, (int, float)) and math.isfinite(value)
+        return isinstance(value, (int, float)) and math.isfinite(value) and (value >= 0 or default < 0)
     if isinstance(default, list):
         return isinstance(value, list) and all(_same_kind(default[0], one) for one in value)
     return isinstance(value, type(default))

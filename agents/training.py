@@ -190,6 +190,10 @@ def _spend(
             final = run_episode(env, deterministic(run.model), seed=identity["seed"])
             counter.announce(final)
             board.write_overview()
-        finally:
+        except KeyboardInterrupt:
+            raise  # perhaps out of the log's own lock, where closing waits for minutes; all is flushed
+        except BaseException:
             board.close()
+            raise
+        board.close()
     return LearningResult(run.model, best or final, final, run.history.episodes)

@@ -64,6 +64,10 @@ class BudgetRange:
                     f"got {share:g}..{self.loosest.shares[name]:g}"
                 )
 
+    def __str__(self) -> str:
+        names = self.tightest.shares
+        return " ".join(f"{name}={names[name]:g}..{self.loosest.shares[name]:g}" for name in names)
+
     def at(self, position: float) -> Budget:
         """Return the budget at a position from 0, the tightest, to 1, the loosest."""
         shares = {}

@@ -79,10 +79,9 @@ def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, s
     found = learn(env, episodes=episodes, seed=int(seed), hyperparameters=HYPERPARAMETERS)
     place = folder / f"{source} {seed}"
     place.parent.mkdir(parents=True, exist_ok=True)
+    learned_on = {"networks": list(envs), "budget": [str(LEARNED_WITHIN)], "episodes": episodes}
     with folder_written_whole(place) as partial_folder:
-        save_policy(
-            found.model, env, partial_folder, learned_on={"networks": list(envs), "episodes": episodes}
-        )
+        save_policy(found.model, env, partial_folder, learned_on=learned_on)
     return {"episodes": found.episodes}
 
 
