@@ -71,9 +71,7 @@ class TensorBoardCallback(BaseCallback):
         history = self._history
         pictures = {"heatmap": ratio_heatmap(history.groups, history.ratios)}
         if self._log is not None:
-            marked = {"uniform": self._uniform} if self._uniform else {}
-            points = {name: (one.macs, one.accuracy or one.total) for name, one in marked.items()}
-            pictures["pareto"] = figure_pixels(pareto_figure(self._log.entries(), points))
+            pictures["pareto"] = figure_pixels(pareto_figure(self._log.entries()))
         if self._uniform is not None and history.best is not None:
             bars = ratio_bars_figure(
                 history.groups, self._uniform.plan, history.best.plan, name="best so far"

@@ -102,9 +102,9 @@ def _train_for_one(out: Path, args: argparse.Namespace, budget: Budget) -> None:
         open_run(out, run_config(args), overwrite=False)
     chosen = {"uniform": even}
     for name in args.baselines:
-        chosen[name] = _baseline(env, name, args, log)
+        if name != args.algo:
+            chosen[name] = _baseline(env, name, args, log)
     name = "learned" if isinstance(found, LearningResult) else args.algo
-    chosen.pop(name, None)  # a search that is its own baseline
     chosen[name] = choose_on_validation(env, [found.final, found.best])
     if isinstance(found, LearningResult):
         with folder_written_whole(out / "policy") as folder:
