@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 
 import pytest
 import yaml
@@ -14,8 +15,23 @@ from pruning import training
 from pruning.data import load_splits
 from pruning.synthesis import distilled, records
 from tests.scripts.conftest import start
-from tests.scripts.test_interruption import FROM_A_TERMINAL, wait_for
 from tests.scripts.test_main_job import METRICS, read, without_latency
+
+FROM_A_TERMINAL = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from scripts.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
 
 RATIOS = ["--static-ratio", "0.3", "--runtime-ratio", "0.4"]
 

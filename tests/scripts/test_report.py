@@ -238,7 +238,7 @@ def test_a_folder_that_holds_no_run_is_refused(refused, folder):
 def test_an_episode_that_is_damaged_is_refused(refused, folder):
     lines = (folder / "episodes.jsonl").read_text().splitlines()
     (folder / "episodes.jsonl").write_text("\n".join([lines[0], lines[1][:40], *lines[2:]]))
-    assert "episodes.jsonl, line 2" in refused("report", folder)
+    assert "episodes.jsonl: line 2" in refused("report", folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json", "plan.json"])

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -62,7 +63,8 @@ def test_a_policy_is_learned_without_data(secateur, flags, tmp_path):
     assert all(row["accuracy"] is None and row["agreement"] is not None for row in record["rows"].values())
     assert record["rows"]["dense"]["agreement"] == 1.0
     for candidate in record["candidates"].values():
-        assert candidate["reward"]["total"] == candidate["reward"]["accuracy"]
+        parts = candidate["reward"]  # the disagreement, as a share of what uniform pruning disagrees
+        assert parts["total"] == math.exp(-(1 - parts["accuracy"]) / parts["reference"])
     assert record["rows"]["learned"]["macs"] <= record["rows"]["uniform"]["macs"]
     assert ("NOT" in record["verdict"]) == (
         record["rows"]["learned"]["agreement"] <= record["rows"]["uniform"]["agreement"]
