@@ -21,7 +21,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.errors import CheckpointError
+from agents.errors import CheckpointError, one_line
 from agents.history import EpisodeHistory
 
 STATE = "state.json"
@@ -65,7 +65,7 @@ class Checkpoint:
             EOFError,
             PickleError,
         ) as error:
-            raise CheckpointError(f"cannot read {self.archive}: {_one_line(error)}; start afresh") from error
+            raise CheckpointError(f"cannot read {self.archive}: {one_line(error)}; start afresh") from error
         _restore_random(self.random, model, env)
         return model
 
@@ -123,7 +123,7 @@ def read_checkpoint(folder: Path, *, run: Mapping[str, Any]) -> Checkpoint | Non
         )
         saved: Mapping[str, Any] = state["run"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {folder / STATE}: {_one_line(error)}; start afresh") from error
+        raise CheckpointError(f"cannot read {folder / STATE}: {one_line(error)}; start afresh") from error
     for key, value in run.items():
         if saved.get(key) != value:
             raise CheckpointError(
@@ -156,7 +156,3 @@ def _restore_random(states: Mapping[str, Any], model: BaseAlgorithm, env: VecEnv
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
     torch.cuda.set_rng_state_all([torch.tensor(state, dtype=torch.uint8) for state in states["cuda"]])
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -19,3 +19,8 @@ class CheckpointError(AgentError):
 
 class PolicyError(AgentError):
     """A policy folder is missing, damaged, of another version, or made for other observations."""
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says, without its line breaks."""
+    return " ".join(str(error).split())

@@ -17,7 +17,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from agents.algorithms import ALGORITHMS
-from agents.errors import PolicyError
+from agents.errors import PolicyError, one_line
 from agents.interface import RUNTIME, GymEnv, episodic_environment, observation_schema
 
 POLICY_VERSION = 2
@@ -68,7 +68,7 @@ class Policy:
             raise self._misfit(error) from error
 
     def _misfit(self, error: Exception) -> PolicyError:
-        message = f"{self.folder}: {TENSORS} does not fit {DESCRIPTION} ({_one_line(error)}); copy it anew"
+        message = f"{self.folder}: {TENSORS} does not fit {DESCRIPTION} ({one_line(error)}); copy it anew"
         return PolicyError(message)
 
 
@@ -154,7 +154,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PolicyError(
-            f"cannot read the policy {path}: {_one_line(error)}; is this a policy folder?"
+            f"cannot read the policy {path}: {one_line(error)}; is this a policy folder?"
         ) from error
     version = description.get("version") if isinstance(description, dict) else None
     if version != POLICY_VERSION:
@@ -184,13 +184,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise PolicyError(
-            f"cannot read the policy {path}: {_one_line(error)}; copy the policy anew"
+            f"cannot read the policy {path}: {one_line(error)}; copy the policy anew"
         ) from error
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise PolicyError(f"{path}: {', '.join(bad)} not finite; copy the policy anew")
     return tensors
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -21,7 +21,7 @@ from pruning.prunable import PrunableNetwork
 Batch: TypeAlias = tuple[Tensor, Tensor]  # images, labels
 
 SURE = 8  # plans scored in full before the first images are trusted to say which are promising
-MARGIN = 2.0  # standard errors by which an estimate must miss the best plan for the rest to be spared
+MARGIN = 2.0  # standard deviations by which an estimate must miss the best plan for the rest to be spared
 TINY = 1e-6  # keeps the logarithm of a perfect plan's loss finite
 
 

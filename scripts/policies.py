@@ -32,7 +32,7 @@ from pruning.files import write_json
 from pruning.measuring import measure_rows
 from pruning.plan import PruningPlan
 from scripts import options
-from scripts.records import METRICS, open_run, run_config, show
+from scripts.records import EPISODES, METRICS, open_run, run_config, show
 from scripts.report import write_pictures
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def train_for_reuse(out: Path, args: argparse.Namespace, budget: Budget | Budget
     initial_policy(env, args)  # refused before a run begins
     if not args.resume:
         open_run(out, run_config(args), overwrite=args.overwrite)
-    learned = learn(env, out, args, EpisodeLog(out / "episodes.jsonl"))
+    learned = learn(env, out, args, EpisodeLog(out / EPISODES))
     if args.resume:
         open_run(out, run_config(args), overwrite=False)
     with folder_written_whole(out / "policy") as folder:

@@ -21,7 +21,7 @@ from pruning.files import read_json, write_json
 from pruning.plan import PruningPlan
 from scripts.options import UsageError, plain
 
-CONFIG, METRICS = "config.json", "metrics.json"
+CONFIG, METRICS, EPISODES = "config.json", "metrics.json", "episodes.jsonl"
 MAY_DIFFER = ("out", "resume", "overwrite", "json", "quiet", "device")  # between a run and its resumption
 
 COLUMNS = {

@@ -15,7 +15,7 @@ from pruning.files import read_json, written_whole
 from pruning.plan import PruningPlan
 from scripts import options
 from scripts.cli import run_verb
-from scripts.records import COLUMNS, CONFIG, METRICS
+from scripts.records import COLUMNS, CONFIG, EPISODES, METRICS
 
 PICTURES = {  # title and caption
     "pareto": (
@@ -100,7 +100,7 @@ def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
     record = _read(metrics, _checked) if metrics.exists() else {}
     found = Run(
         config=_read(folder / CONFIG, dict),
-        episodes=read_episodes(folder / "episodes.jsonl"),
+        episodes=read_episodes(folder / EPISODES),
         finished=bool(record),
         rows=record.get("rows", {}),
         plans=record.get("plans", {}),

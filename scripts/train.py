@@ -36,10 +36,18 @@ from pruning.registry import unknown_name
 from scripts import options
 from scripts.cli import run_verb
 from scripts.policies import initial_policy, policy_folder, train_for_reuse
-from scripts.records import METRICS, check_out, check_source, manifest_of, open_run, run_config, show
+from scripts.records import (
+    EPISODES,
+    METRICS,
+    check_out,
+    check_source,
+    manifest_of,
+    open_run,
+    run_config,
+    show,
+)
 from scripts.report import write_pictures
 
-EPISODES = "episodes.jsonl"
 MAY_DIFFER = ("episodes", "baselines")  # when a run is resumed
 
 
