@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.amc import AMC
 from agents.errors import HyperparameterError
-from agents.named import Named
+from agents.named import Named, nearest
 
 Settings: TypeAlias = dict[str, Any]  # arguments of a Stable-Baselines3 algorithm
 
@@ -157,10 +156,8 @@ def with_overrides(spec: Algorithm, overrides: Mapping[str, Any]) -> dict[str, A
             place = place.get(part) if isinstance(place, dict) else None
         if not isinstance(place, dict) or isinstance(place.get(last, {}), dict):
             known = list(_keys(spec.hyperparameters))
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise HyperparameterError(
-                f"{spec.name} has no hyper-parameter {key!r}.{hint} Known: {', '.join(known)}"
+                f"{spec.name} has no hyper-parameter {key!r}.{nearest(key, known)} Known: {', '.join(known)}"
             )
         if not _same_kind(place[last], value):
             raise HyperparameterError(

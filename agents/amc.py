@@ -127,7 +127,7 @@ class AMC(DDPG):
     with `(1, "episode")`; several environments must count steps, and share one count of episodes.
 
     All random numbers come from NumPy's global state, never from the action space's, which loading reseeds.
-    `save` keeps the replay buffer and the moving average in the archive too, so that a run goes on from it.
+    The moving average of rewards is saved with the replay buffer.
 
     Args:
         policy: "MlpPolicy", or a class of policies for TD3.
@@ -208,10 +208,3 @@ class AMC(DDPG):
         if reset_num_timesteps or self._last_obs is None:  # Stable-Baselines3 will reset the environments
             self.replay_buffer.drop_unfinished(self.n_envs)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *others)
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self.replay_buffer.device = self.device  # an archive's may have been another machine's
-
-    def _excluded_save_params(self) -> list[str]:
-        return [name for name in super()._excluded_save_params() if name != "replay_buffer"]

@@ -52,9 +52,8 @@ class Checkpoint:
         try:
             model = model_class.load(self.archive, env, device=device, tensorboard_log=log)
             if isinstance(model, OffPolicyAlgorithm):
-                with _replay_of(self.archive).open(
-                    "rb"
-                ) as file:  # Stable-Baselines3 leaves it open on errors
+                # opened here: given a path, Stable-Baselines3 leaves the file open where it cannot be read
+                with _replay_of(self.archive).open("rb") as file:
                     model.load_replay_buffer(file)
         except (
             OSError,

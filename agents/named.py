@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from agents.errors import UnknownAlgorithmError
 
 T = TypeVar("T")
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return a question that names the one of the `known` nearest to `name`; nothing if none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 class Named(dict[str, T]):
@@ -19,6 +25,5 @@ class Named(dict[str, T]):
         self._kind = kind
 
     def __missing__(self, name: str) -> T:
-        near = difflib.get_close_matches(name, self, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnknownAlgorithmError(f"no {self._kind} named {name!r}.{hint} Known: {', '.join(sorted(self))}")
+        known = ", ".join(sorted(self))
+        raise UnknownAlgorithmError(f"no {self._kind} named {name!r}.{nearest(name, self)} Known: {known}")

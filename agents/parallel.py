@@ -95,7 +95,8 @@ def follow_parent() -> None:
 def vectorized(env: GymEnv, *, n_envs: int = 1) -> VecEnv:
     """Return `n_envs` environments that step in lockstep, each in a process of its own with one thread.
 
-    The processes are forks: network, images and what is known of plans are shared, not copied. One
+    The processes are forks: network, images and what is known of plans are shared, not copied. So each
+    network's first episode is begun here before: what that finds out, they would each find out again. One
     environment stays in this process.
 
     Args:
@@ -114,6 +115,8 @@ def vectorized(env: GymEnv, *, n_envs: int = 1) -> VecEnv:
             "several environments need processes, which cannot share a GPU that is in use; "
             "leave out --n-envs, or use --device cpu"
         )
+    for _ in range(episodic_environment(env).networks):
+        env.reset()
 
     def start() -> GymEnv:
         follow_parent()

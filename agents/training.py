@@ -10,6 +10,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms import ALGORITHMS, Rounds, with_overrides
@@ -140,18 +141,22 @@ def _begin(
     spec = ALGORITHMS[identity["algorithm"]]
     if kept:
         model = kept.restore(spec.model_class, envs, device=device, tensorboard_log=tensorboard_log)
-        return _Run(identity, envs, rounds, model, kept.history)
-    model = spec.make(
-        envs,
-        rounds,
-        hyperparameters=identity["hyperparameters"],
-        seed=identity["seed"],
-        device=device,
-        tensorboard_log=tensorboard_log,
-    )
-    if initial_policy is not None:
-        initial_policy.load_into_(model.policy)
-    return _Run(identity, envs, rounds, model, EpisodeHistory(identity["groups"]))
+    else:
+        model = spec.make(
+            envs,
+            rounds,
+            hyperparameters=identity["hyperparameters"],
+            seed=identity["seed"],
+            device=device,
+            tensorboard_log=tensorboard_log,
+        )
+        if initial_policy is not None:
+            initial_policy.load_into_(model.policy)
+    if tensorboard_log is None:
+        # Stable-Baselines3's own writes nothing either, but leaves a folder where temporary files go
+        model.set_logger(Logger(folder=None, output_formats=[]))
+    history = kept.history if kept else EpisodeHistory(identity["groups"])
+    return _Run(identity, envs, rounds, model, history)
 
 
 def _spend(

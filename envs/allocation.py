@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from envs.budget import MEASURES
-from envs.budget_keeper import BudgetKeeper
+from envs.budget_keeper import BudgetKeeper, Ratios
 from pruning.cost import Widths
 from pruning.prunable import PrunableNetwork
-
-Ratios = NDArray[np.float64]  # [groups], static
+from pruning.registry import Registry
 
 STEPS = 46  # ratios looked at in each group
 
+ALLOCATIONS: Registry[Callable[[PrunableNetwork, BudgetKeeper], Widths]] = Registry("allocation")
 
+
+@ALLOCATIONS.register("uniform")
 def uniform_plan(network: PrunableNetwork, keeper: BudgetKeeper) -> Widths:
     """Return the units of each group, with the same static ratio everywhere within the budget."""
     return keeper.follow(lambda step, even_ratio: even_ratio)
 
 
+@ALLOCATIONS.register("sensitivity")
 def sensitivity_plan(network: PrunableNetwork, keeper: BudgetKeeper) -> Widths:
     """Return the units of each group that lose least by the error curves within the budget.
 
@@ -29,7 +31,7 @@ def sensitivity_plan(network: PrunableNetwork, keeper: BudgetKeeper) -> Widths:
     by bisection (Lagrangian relaxation; Shoham & Gersho 1988). The losses are taken to add up.
     """
     ratios = np.linspace(0.0, keeper.limits.static, STEPS)
-    losses = np.array(network.error_curves(tuple(ratios)))
+    losses = np.array(network.error_curves_at(tuple(ratios)))
     shares = np.sum([network.cost.vanishing_shares(MEASURES[name]) for name in keeper.budget.shares], axis=0)
 
     def wished(log_price: float) -> Ratios:
@@ -41,9 +43,3 @@ def sensitivity_plan(network: PrunableNetwork, keeper: BudgetKeeper) -> Widths:
         low, high = (low, middle) if keeper.fits_ratios(wished(middle)) else (middle, high)
     found = wished(high)
     return keeper.follow(lambda step, even_ratio: found[step])
-
-
-ALLOCATIONS: Mapping[str, Callable[[PrunableNetwork, BudgetKeeper], Widths]] = {
-    "uniform": uniform_plan,
-    "sensitivity": sensitivity_plan,
-}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from envs.budget import MEASURES, Budget, Limits
 from pruning.cost import CostModel, Counts, Widths
 from pruning.errors import ImpossibleBudgetError
 from pruning.plan import kept_units
+
+Ratios: TypeAlias = NDArray[np.float64]  # [groups], static
 
 
 class BudgetKeeper:
@@ -45,18 +48,12 @@ class BudgetKeeper:
                     f"{rounded_up(share)}, with {limits.static:.0%} of every prunable group removed"
                 )
 
-    def _at(self, ratio: float) -> Counts:
-        return even_counts(self.units, ratio, self._round_to)
+    def _at(self, ratios: Ratios | float) -> Counts:
+        return kept_counts(self.units, ratios, self._round_to)
 
-    def fits_ratios(self, ratios: NDArray[np.float64]) -> bool:
-        """Whether static ratios, [groups], rounded to units, meet the budget."""
-        kept = np.array(
-            [
-                kept_units(int(units), ratio, round_to=self._round_to)
-                for units, ratio in zip(self.units, ratios, strict=True)
-            ],
-            dtype=np.int64,
-        )
+    def fits_ratios(self, ratios: Ratios) -> bool:
+        """Whether static ratios, rounded to units, meet the budget."""
+        kept = self._at(ratios)
         return self._fits(kept, kept)
 
     def _fits(self, kept: Counts, executed: Counts) -> bool:
@@ -175,14 +172,15 @@ class BudgetKeeper:
         return fuller if meets(fuller, least) else runs[enough]
 
 
-def even_counts(units: Counts, ratio: float, round_to: int = 1) -> Counts:
-    """Return the units that stay when the same static ratio is asked of every group."""
-    return np.array([kept_units(int(count), ratio, round_to=round_to) for count in units], dtype=np.int64)
+def kept_counts(units: Counts, ratios: Ratios | float, round_to: int = 1) -> Counts:
+    """Return the units of each group that stay, at a static ratio for each or one for all."""
+    asked = zip(units.tolist(), np.broadcast_to(ratios, units.shape).tolist(), strict=True)
+    return np.array([kept_units(count, ratio, round_to=round_to) for count, ratio in asked], dtype=np.int64)
 
 
 def smallest_shares(cost: CostModel, limits: Limits, *, round_to: int = 1) -> dict[str, float]:
     """Return, for each measure, the smallest share of the dense network that can remain."""
-    counts = even_counts(cost.dense.kept, limits.static, round_to)
+    counts = kept_counts(cost.dense.kept, limits.static, round_to)
     return {
         name: price(cost, Widths(counts, counts)) / price(cost, cost.dense)
         for name, price in MEASURES.items()

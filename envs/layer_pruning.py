@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,17 +15,17 @@ from envs.action import ActionMode, decode_action, decode_raw_action
 from envs.allocation import ALLOCATIONS
 from envs.budget import Budget, BudgetRange, Limits
 from envs.budget_keeper import BudgetKeeper
+from envs.facts import group_facts
 from envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
-from envs.reward import LEAST_REFERENCE, Goal, RewardTerms, Score
-from envs.scoring import PlanScorer
+from envs.results import EpisodeResults
+from envs.reward import Goal
 from envs.yardstick import Shaping, Yardsticks
 from pruning.apply import DEFAULT_METHOD, Method
 from pruning.calibration import CalibrationInputs, real_images
-from pruning.cost import CostModel, Widths, plan_widths, widths_plan
+from pruning.cost import Widths, widths_plan
 from pruning.evaluation import accuracy, predictions
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
-from pruning.registry import unknown_name
 
 Observation = NDArray[np.float32]
 Action = NDArray[np.float32]
@@ -127,10 +126,9 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         )
         self.group_names = tuple(group.name for group in self.network.graph.prunable)
         self._limits = limits
-        self._goal: Goal = goal
         self._actions: ActionMode = actions
         reward = list(reward)
-        self._scorer = PlanScorer(self.network, reward, goal=goal, first_images=first_images)
+        self._results = EpisodeResults(self.network, reward, goal=goal, first_images=first_images)
         self._validation_batches = reward if validation is None else list(validation)
         self._yardsticks = Yardsticks(self.network, reward)
         self._observer = Observer(self.network)
@@ -165,7 +163,9 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         self._step += 1
         info: dict[str, Any] = {"group": group.name}
         if self._step == len(self.group_names):  # all decided: a true end, not a time limit
-            result = info["episode_result"] = self._result(self._widths())
+            result = info["episode_result"] = self._results.of(
+                self._widths(), uniform=self._yardstick.uniform
+            )
             return self._observe(), reward + result["reward"]["total"] - self._given, True, False, info
         self._even_ratio = self._even_ratio_now()
         return self._observe(), reward, False, False, info
@@ -192,7 +192,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         """
         self._keep_to(budget if isinstance(budget, Budget) else budget.tightest)
         self._budget = budget
-        self._least_share = math.inf  # of the results so far that are no estimates
+        self._results.forget_least()
         self._begin()
 
     def allocation(self, name: str) -> dict[str, dict[str, float]]:
@@ -201,8 +201,6 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         Raises:
             UnknownNameError: there is none of that name.
         """
-        if name not in ALLOCATIONS:
-            raise unknown_name("allocation", name, ALLOCATIONS)
         widths = ALLOCATIONS[name](self.network, self._keeper)
         return widths_plan(self.network.graph, widths).to_dict()
 
@@ -212,13 +210,11 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         Raises:
             PlanError: the plan asks for what the network cannot do.
         """
-        return self._result(self._widths_of(plan), fully=True)
+        return self._results.of(self._results.widths(plan), uniform=self._yardstick.uniform, fully=True)
 
     def remember(self, result: Mapping[str, Any]) -> None:
         """Take an `episode_result` as known, from an earlier run of the same task."""
-        score = Score.from_parts(result["reward"])
-        self._scorer.remember(self._widths_of(result["plan"]), score)
-        self._beat(RewardTerms(score, result["reward"]["reference"], self._goal))
+        self._results.remember(result)
 
     def carry_out(self, plan: PlainPlan) -> nn.Module:
         """Return a compressed copy of the network; see `apply_plan`."""
@@ -229,44 +225,18 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         return accuracy(*predictions(self.carry_out(plan), self._validation_batches))
 
     def facts(self) -> list[dict[str, Any]]:
-        """Return what is known of each group before any decision, as plain data.
-
-        Its `name` and `units`, its `macs_share` and `params_share` of the dense network, the `errors` at a
-        quarter, a half and three quarters (`error_curve`), and its `relief` within the budget.
-        """
-        cost = self.network.cost
-        columns = zip(
-            self.network.graph.prunable,
-            cost.vanishing_shares(CostModel.macs).tolist(),
-            cost.vanishing_shares(CostModel.params).tolist(),
-            self.network.error_curves(),
-            self._yardstick.relief.tolist(),
-            strict=True,
-        )
-        return [
-            {
-                "name": group.name,
-                "units": group.units,
-                "macs_share": macs,
-                "params_share": params,
-                "errors": list(errors),
-                "relief": relief,
-            }
-            for group, macs, params, errors, relief in columns
-        ]
+        """Return what is known of each group before any decision, as plain data; see `group_facts`."""
+        return group_facts(self.network, self._yardstick.relief)
 
     def render(self) -> str | None:
         """Return the decisions so far as a table of text, in the mode "ansi"."""
         if self.render_mode != "ansi":
             return None
-        decisions = self._plan().decisions.items()
-        lines = [f"{'group':<32} {'static':>7} {'runtime':>8}"]
-        return "\n".join(
-            [
-                *lines,
-                *(f"{name:<32} {one.static_ratio:7.1%} {one.runtime_ratio:8.1%}" for name, one in decisions),
-            ]
-        )
+        rows = [
+            f"{name:<32} {one.static_ratio:7.1%} {one.runtime_ratio:8.1%}"
+            for name, one in self._plan().decisions.items()
+        ]
+        return "\n".join([f"{'group':<32} {'static':>7} {'runtime':>8}", *rows])
 
     def _keep_to(self, budget: Budget) -> None:
         """Let episodes keep to one budget, of those to serve."""
@@ -319,28 +289,6 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     def _widths(self) -> Widths:
         return Widths(self._kept, self._executed)
 
-    def _widths_of(self, plan: PlainPlan) -> Widths:
-        round_to = self.network.method.round_to
-        return plan_widths(self.network.graph, PruningPlan.from_dict(plan), round_to=round_to)
-
     def _plan(self) -> PruningPlan:
         plan = widths_plan(self.network.graph, self._widths())
         return PruningPlan({name: plan[name] for name in self.group_names[: self._step]})
-
-    def _result(self, widths: Widths, *, fully: bool = False) -> dict[str, Any]:
-        reference, cost = self._scorer.score(self._yardstick.uniform).loss(self._goal), self.network.cost
-        # as a share: the loss itself is always larger within a tighter budget
-        to_beat = math.inf if fully else self._least_share * max(reference, LEAST_REFERENCE)
-        terms = RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference, self._goal)
-        self._beat(terms)
-        return {
-            "plan": widths_plan(self.network.graph, widths).to_dict(),
-            "reward": terms.to_dict(),
-            "accuracy": terms.score.accuracy,
-            "macs": cost.macs(widths) / cost.macs(cost.dense),
-            "params": cost.params(widths) / cost.params(cost.dense),
-        }
-
-    def _beat(self, terms: RewardTerms) -> None:
-        if not terms.score.estimated:
-            self._least_share = min(self._least_share, terms.share)

@@ -92,7 +92,7 @@ class Observer:
 def _fixed_features(network: PrunableNetwork, macs_shares: NDArray[np.float64]) -> list[dict[str, float]]:
     groups = network.graph.prunable
     params_shares = network.cost.vanishing_shares(CostModel.params)
-    curves = network.error_curves()
+    curves = network.error_curves
     half = np.array([curve[1] for curve in curves])
     bargain = macs_shares / (half + 1e-6)
     found = []

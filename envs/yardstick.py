@@ -78,7 +78,7 @@ class Shaping:
 
     def __init__(self, network: PrunableNetwork) -> None:
         self._units = network.cost.dense.kept
-        self._curves = [np.array([0.0, *curve, 1.0]) for curve in network.error_curves()]
+        self._curves = [np.array([0.0, *curve, 1.0]) for curve in network.error_curves]
         self._ratios = np.array([0.0, *CURVE_RATIOS, 1.0])
 
     def of(self, group: int, kept: int, yardstick: Yardstick) -> float:

@@ -15,7 +15,7 @@ from pruning.cost import Widths, plan_widths
 from pruning.criteria import CRITERIA, select
 from pruning.graph import ChannelGraph
 from pruning.plan import PruningPlan
-from pruning.runtime.fitting import cut_gates, fit_gates_, gate_site
+from pruning.runtime.fitting import cut_gates, fit_gates_, gate_site, vary_counts_
 from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, detach_gates_
 from pruning.surgery import Structure, axis_cuts, cut_
 
@@ -27,6 +27,7 @@ class Method:
     criterion: str = "l1"
     compensation: str = "least-squares"
     round_to: int = 1  # units of every group are rounded to a multiple of this
+    spread: float = 0.0  # share by which units that run vary among the images that gates are fitted to
 
 
 DEFAULT_METHOD = Method()
@@ -80,7 +81,7 @@ def apply_plan(
     }
     planned = PlannedCut(dense, graph, kept, cuts, calibration, executed)
     compensation.apply_(model, planned)
-    gates = _fitted_gates(model, planned, compensation)
+    gates = _fitted_gates(model, planned, compensation, method.spread)
     model, structure = cut_(model, graph, kept)
     attach_gates_(model, gates)
     if compensation.finish_ is not None and (cuts or executed):
@@ -89,11 +90,15 @@ def apply_plan(
     return Compressed(model, structure, gates.sites, widths)
 
 
-def _fitted_gates(model: nn.Module, planned: PlannedCut, compensation: Compensation) -> RuntimeGates:
+def _fitted_gates(
+    model: nn.Module, planned: PlannedCut, compensation: Compensation, spread: float
+) -> RuntimeGates:
     """Fit gates, and what reads through them, on the network before the cut; return those for after it."""
     gates = RuntimeGates(
         tuple(gate_site(model, planned.graph.group(name), runs) for name, runs in planned.executed.items())
     )
+    if spread:
+        vary_counts_(gates, planned.kept, spread)
     attach_gates_(model, gates)
     fit_gates_(model, gates, planned.kept, planned.cuts, planned.calibration)
     if gates.sites and compensation.gated_ is not None:

@@ -80,8 +80,12 @@ class Bilinear:
 
     def __call__(self, counts: Counts) -> float:
         """Return the sum for these unit counts."""
-        ins, outs = self.in0 + self.in1 @ counts, self.out0 + self.out1 @ counts
-        return float(self.coefficient @ (ins * outs))
+        return float(self.each(counts[None])[0])
+
+    def each(self, counts: Counts) -> NDArray[np.float64]:
+        """Return the sum for each row of unit counts: [images], from [images, groups]."""
+        ins, outs = self.in0 + counts @ self.in1.T, self.out0 + counts @ self.out1.T
+        return (ins * outs) @ self.coefficient
 
 
 class _Axes:
@@ -158,6 +162,15 @@ class CostModel:
     def macs(self, widths: Widths) -> int:
         """Multiply-adds for one image: what is executed, gates included."""
         return round(self._macs(widths.executed)) + self._gates(widths)
+
+    def macs_by_image(self, widths: Widths, executed: Counts) -> NDArray[np.float64]:
+        """Multiply-adds of each image where they differ: [images].
+
+        Args:
+            widths: of the plan; the groups that it gates are gated for every image.
+            executed: units of each group that run for each image: [images, groups].
+        """
+        return self._macs.each(executed) + self._gates(widths)
 
     def params(self, widths: Widths) -> int:
         """Parameters after the cut, gates included."""

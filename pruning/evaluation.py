@@ -30,6 +30,13 @@ class Evaluation:
     latency_ms: float | None = None  # median for one image, as deployed; None where it was not measured
     agreement: float | None = None  # without labels: share of images on which the dense network says the same
 
+    @property
+    def score(self) -> float:
+        """What plans are compared by: the accuracy or, without labels, the agreement."""
+        found = self.agreement if self.accuracy is None else self.accuracy
+        assert found is not None  # one of them is always measured
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON."""
         return asdict(self)

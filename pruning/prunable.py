@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from pruning.graph.patterns import restrict
 from pruning.plan import PruningPlan
 from pruning.sensitivity import error_curve
 from pruning.verification import trace
+
+Curves: TypeAlias = tuple[tuple[float, ...], ...]  # for each prunable group, its loss at each ratio
 
 CURVE_RATIOS = (0.25, 0.5, 0.75)
 
@@ -74,7 +77,12 @@ class PrunableNetwork:
             self.model, self.graph, plan, self.calibration, method=self.method, scores=self.scores
         )
 
-    def error_curves(self, ratios: Sequence[float] = CURVE_RATIOS) -> tuple[tuple[float, ...], ...]:
+    @cached_property
+    def error_curves(self) -> Curves:
+        """The curves of `error_curves_at` CURVE_RATIOS, worked out once."""
+        return self.error_curves_at(CURVE_RATIOS)
+
+    def error_curves_at(self, ratios: Sequence[float]) -> Curves:
         """Return, for each prunable group, its readers' loss at each of the ratios; see `error_curve`."""
         return tuple(
             error_curve(

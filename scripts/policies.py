@@ -133,8 +133,7 @@ def _verdict(rows: dict[str, Evaluation]) -> str:
     for name, row in rows.items():
         if name.endswith(" learned"):
             even = rows[name.removesuffix("learned") + "uniform"]
-            one, other = row.accuracy or row.agreement, even.accuracy or even.agreement
-            gains.append(100 * ((one or 0.0) - (other or 0.0)))
+            gains.append(100 * (row.score - even.score))
     return f"learned against uniform, in points: {', '.join(f'{gain:+.1f}' for gain in gains)}"
 
 

@@ -1,18 +1,23 @@
-"""What the figures share: size, colours, limits of an axis, and the way to pixels."""
+"""What the figures share: size, colours, limits of an axis, and the way to pixels.
+
+Matplotlib is imported where something is drawn, here and in the figures' modules: it takes as long to load
+as Stable-Baselines3 and PyTorch's TensorBoard together, and most commands draw nothing.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 DPI = 144  # sharp on a page and on paper, a few tens of kilobytes a figure
 HEADROOM = 0.06  # of an axis' span, left free on both sides
@@ -44,6 +49,9 @@ def styles(makers: Iterable[str]) -> dict[str, Style]:
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     """Return a figure of so many inches and its one pair of axes, without a frame above and to the right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -83,6 +91,8 @@ def in_percent(axis: Axis) -> None:
 
 def figure_pixels(figure: Figure) -> NDArray[np.uint8]:
     """Return the drawn figure, [height, width, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

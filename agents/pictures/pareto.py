@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from agents.episode_log import Episode
 from agents.pictures.canvas import in_percent, limits, new_axes, score_axis, styles
 from agents.pictures.scores import scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LEAST_MACS, LEAST_SCORE = 0.002, 0.02  # spans: smaller differences are not blown up to look like much
 LABEL_GAP = 0.055  # between labels, of the axis' height
@@ -94,6 +95,8 @@ def _draw_front_(axes: Axes, points: Sequence[Point]) -> None:
 
 def _draw_points_(axes: Axes, points: NDArray[np.float64], episodes: Sequence[Episode]) -> int:
     """Draw the points, those outside the limits hollow at the edge; return how many those are."""
+    from matplotlib.colors import to_rgb
+
     low, high = (np.array(ends) for ends in zip(axes.get_xlim(), axes.get_ylim(), strict=True))
     outside = ((points < low) | (points > high)).any(axis=1)
     macs, found = points.clip(low, high).T
@@ -164,6 +167,8 @@ def spread(heights: Sequence[float], *, least: float) -> list[float]:
 
 
 def _draw_legend_(figure: Figure, makers: Sequence[str], star: str | None) -> None:
+    from matplotlib.lines import Line2D
+
     entries = [
         Line2D([], [], color=style.colour, marker=style.marker, linestyle="", label=f"by {maker}")
         for maker, style in styles(makers).items()

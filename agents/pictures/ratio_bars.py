@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from agents.interface import Plan
 from agents.pictures.canvas import in_percent, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROW = 0.24  # inches for a group
 PALE, STATIC, RUNTIME = "#CFCFCF", "#0072B2", "#E69F00"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from agents.episode_log import Episode
 from agents.pictures.canvas import limits, new_axes, styles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEAST_REWARD = 0.02  # span
 
@@ -25,6 +27,8 @@ def reward_curve_figure(episodes: Sequence[Episode]) -> Figure:
     Args:
         episodes: at least one.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = new_axes(8.0, 3.6)
     rewards = [episode.result.total for episode in episodes]
     made = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ SHARPNESS = 2.0  # of the straight-through sigmoid, per standard deviation of an
 FLATTEST = 1e-2  # standard deviation that counts, where all scores are alike; fitted ones are about 1 apart
 
 Places = Mapping[str, tuple[int, ...]]  # layer -> gated unit at each position of an axis, -1: none
+# units that run for each image, int64 [batch], from pooled inputs [batch, inputs] and scores [batch, units]
+CountOf = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class RuntimeGate(nn.Module):
 
     The score is linear in the mean over positions of the writer's input. It selects and does not scale, so
     that a gate which executes all units is the exact identity. To readers a skipped channel is its `fill`.
+    How many units run is `executed`, for all images alike, unless `count_of` says it for each.
     """
 
     def __init__(self, site: GateSite) -> None:
@@ -60,6 +63,7 @@ class RuntimeGate(nn.Module):
         gated = {name: sum(unit >= 0 for unit in places) for name, places in site.readers.items()}
         self.fill = nn.ParameterDict({as_key(name): torch.zeros(count) for name, count in gated.items()})
         self.executed = site.executed
+        self.count_of: CountOf | None = None
         self.pooled: Tensor | None = None  # [batch, inputs], of the images in flight
         self.mask: Tensor | None = None  # [batch, units], likewise
 
@@ -75,20 +79,35 @@ class RuntimeGate(nn.Module):
         """Return how much each unit matters: [batch, inputs] -> [batch, units]."""
         return nn.functional.linear(pooled, self.weight, self.bias)
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether there can be an image for which not all units run."""
+        return self.count_of is not None or self.executed < len(self.bias)
+
+    def counts(self, pooled: Tensor, scores: Tensor) -> Tensor:
+        """Return the units that run for each image: [batch], from [batch, inputs] and [batch, units]."""
+        if self.count_of is not None:
+            return self.count_of(pooled, scores.detach())
+        return torch.full((len(pooled),), self.executed, device=pooled.device)
+
     def forward(self, pooled: Tensor) -> Tensor:
         """Return the mask of executed units: [batch, inputs] -> [batch, units], of ones and zeros.
 
         Its gradient is that of a sigmoid around the score where execution ends (straight-through).
         """
         scores = self.scores(pooled)
-        chosen = scores.topk(self.executed, dim=1).indices
-        mask = torch.zeros_like(scores).scatter_(1, chosen, 1.0)
-        if not scores.requires_grad or self.executed == scores.size(1):
+        counts = self.counts(pooled, scores)[:, None]
+        # not a sort: among equal scores, slices must find the same ones
+        chosen = scores.topk(int(counts.max()), dim=1).indices
+        runs = torch.arange(chosen.size(1), device=scores.device) < counts
+        mask = torch.zeros_like(scores).scatter(1, chosen, runs.to(scores.dtype))
+        if not scores.requires_grad or not self.may_skip:
             return mask
-        last, next_ = scores.topk(self.executed + 1, dim=1).values[:, -2:].split(1, dim=1)
+        falling = scores.sort(dim=1, descending=True).values
+        last, next_ = (falling.gather(1, at) for at in (counts - 1, counts.clamp_max(scores.size(1) - 1)))
         scale = scores.detach().std(dim=1, keepdim=True).clamp_min(FLATTEST)
         soft = torch.sigmoid(SHARPNESS * (scores - (last + next_) / 2) / scale)
-        return mask + soft - soft.detach()
+        return mask + torch.where(counts < scores.size(1), soft - soft.detach(), 0.0)
 
 
 class RuntimeGates(nn.ModuleDict):
@@ -232,7 +251,7 @@ class _Filler:
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         for one in self.gated:
-            if one.gate.executed < len(one.gate.bias):
+            if one.gate.may_skip:
                 shift = constant_response(module, (1 - one.mask()) * one.fill_by_channel())
                 output = output + _per_channel(module, output, shift)
         return output

@@ -56,7 +56,7 @@ def run_side_by_side(
     missing = [job for job in jobs if _found(record, job) is None]
     fork = multiprocessing.get_context("fork")
     shown = not args.quiet and sys.stderr.isatty()
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=fork, initializer=_start, initargs=(run,)) as pool:
+    with ProcessPoolExecutor(_cores(), mp_context=fork, initializer=_start, initargs=(run,)) as pool:
         futures = {pool.submit(_call, job): job for job in missing}
         for future in tqdm(as_completed(futures), total=len(futures), unit="run", disable=not shown):
             *path, last = futures[future]
@@ -67,6 +67,11 @@ def run_side_by_side(
             if args.out is not None:
                 write_json(args.out, record)
     return record
+
+
+def _cores() -> int:
+    """Return how many cores this process may use: fewer than there are, where it is held to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _found(record: dict[str, Any], job: tuple[str, ...]) -> Any:

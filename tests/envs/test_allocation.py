@@ -62,7 +62,7 @@ def test_the_uniform_allocation_is_what_actions_of_zero_make():
 def test_with_known_convex_losses_no_plan_within_the_budget_is_much_better(monkeypatch, weights, share):
     env = wide_env(budget={"macs": share})
     curves = lambda ratios: tuple(tuple(weight * r**2 for r in ratios) for weight in weights)  # noqa: E731
-    monkeypatch.setattr(env.network, "error_curves", curves)
+    monkeypatch.setattr(env.network, "error_curves_at", curves)
 
     def loss(pair):
         return sum(w * (1 - kept / units) ** 2 for w, kept, units in zip(weights, pair, WIDE, strict=True))
@@ -77,7 +77,7 @@ def test_with_known_convex_losses_no_plan_within_the_budget_is_much_better(monke
 def test_with_measured_losses_no_plan_with_a_tenth_less_to_spend_is_better(seed, share):
     env = wide_env(seed, budget={"macs": share})
     curves = [
-        env.network.error_curves([1 - kept / units for kept in range(1, units + 1)])[group]
+        env.network.error_curves_at([1 - kept / units for kept in range(1, units + 1)])[group]
         for group, units in enumerate(WIDE)
     ]
 
@@ -92,7 +92,7 @@ def test_with_measured_losses_no_plan_with_a_tenth_less_to_spend_is_better(seed,
 def test_the_sensitivity_plan_spares_the_group_that_matters(monkeypatch):
     env = wide_env(budget={"macs": 0.5})
     monkeypatch.setattr(
-        env.network, "error_curves", lambda ratios: (tuple(0.0 for _ in ratios), tuple(ratios))
+        env.network, "error_curves_at", lambda ratios: (tuple(0.0 for _ in ratios), tuple(ratios))
     )
     keeper = BudgetKeeper(env.network.cost, Budget({"macs": 0.5}), Limits())
     spared, uniform = (plan(env.network, keeper).kept for plan in (sensitivity_plan, uniform_plan))

@@ -42,7 +42,7 @@ def test_units_are_scored_once_however_many_plans_are_carried_out(monkeypatch):
 
     monkeypatch.setitem(CRITERIA._entries, "counted", counted)
     prunable = network("projected", method=Method(criterion="counted"))
-    prunable.error_curves()
+    assert prunable.error_curves
     for ratio in (0.3, 0.5):
         prunable.compress(PruningPlan({"conv1": LayerDecision(ratio)}))
     assert scored == [group.name for group in prunable.graph.prunable]
@@ -50,16 +50,25 @@ def test_units_are_scored_once_however_many_plans_are_carried_out(monkeypatch):
 
 def test_there_is_one_curve_for_each_group_and_one_loss_for_each_ratio():
     prunable = network("projected")
-    curves = prunable.error_curves()
+    curves = prunable.error_curves
     assert len(curves) == len(prunable.graph.prunable)
     assert all(len(curve) == len(CURVE_RATIOS) for curve in curves)
     assert all(0 <= a <= b <= c <= 1 for a, b, c in curves)
 
 
+def test_the_usual_curves_are_worked_out_once(monkeypatch):
+    prunable, measured = network("projected"), []
+    monkeypatch.setattr(
+        "pruning.prunable.error_curve", lambda model, group, *rest, **more: measured.append(group.name)
+    )
+    assert prunable.error_curves is prunable.error_curves
+    assert measured == [group.name for group in prunable.graph.prunable]
+
+
 def test_a_curve_is_known_at_any_ratios():
     prunable = network("projected")
     ratios = (0.0, 0.25, 0.4, 0.75)
-    for usual, asked in zip(prunable.error_curves(), prunable.error_curves(ratios), strict=True):
+    for usual, asked in zip(prunable.error_curves, prunable.error_curves_at(ratios), strict=True):
         assert len(asked) == len(ratios)
         assert asked[0] == pytest.approx(0.0, abs=1e-9)
         assert (asked[1], asked[3]) == (usual[0], usual[2])
