@@ -218,18 +218,11 @@ def _write(
 def verdict(rows: Mapping[str, Evaluation], name: str) -> str:
     """Say in a line whether the chosen plan beats the uniform one at no more MACs."""
     learned, even = rows[name], rows["uniform"]
-    points = 100 * (_right(learned) - _right(even))
+    points = 100 * (learned.score - even.score)
     if points > 0 and learned.macs <= even.macs:
         return f"{name} beats uniform by {points:.1f} points at no more MACs"
     spent = learned.macs / even.macs
     return f"{name} does NOT beat uniform on this seed: {points:+.1f} points at {spent:.3f} times its MACs"
-
-
-def _right(row: Evaluation) -> float:
-    """Return the accuracy, or the agreement with the dense network where there are no labels."""
-    found = row.agreement if row.accuracy is None else row.accuracy
-    assert found is not None  # one of them is always measured
-    return found
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The direction of imports (docs: each package's place in the flow) and the names of modules."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +55,11 @@ class TestEveryModule:
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
 def test_no_script_hides_a_module_of_the_standard_library(path):
     assert path.stem not in sys.stdlib_module_names
+
+
+def test_what_draws_nothing_does_not_wait_for_matplotlib():
+    code = "import sys, agents, scripts.cli, scripts.train; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_decisions_are_plain_data_without_torch():

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.amc import AMC, truncated_normal
@@ -38,13 +39,20 @@ class FiveSteps(gym.Env):
         return self.rewards.pop(0) if self.rewards else closeness
 
 
+def without_log(model):
+    """Keep Stable-Baselines3 from leaving a folder for the log among the temporary files."""
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
+
+
 @pytest.fixture
 def make():
     """Make an AMC agent on an environment, with a small memory and a short warm-up."""
 
     def make(env=None, **settings):
         settings = {"seed": 0, "warmup_episodes": 3, "buffer_size": 1000, **settings}
-        return AMC("MlpPolicy", env or FiveSteps(), device="cpu", train_freq=(1, "step"), **settings)
+        model = AMC("MlpPolicy", env or FiveSteps(), device="cpu", train_freq=(1, "step"), **settings)
+        return without_log(model)
 
     return make
 
@@ -202,11 +210,23 @@ def go_on(model):
 
 class TestArchive:
     @pytest.fixture
-    def pair(self, make, tmp_path):
-        """A run of six episodes, and itself as read from its archive."""
+    def reload(self, tmp_path):
+        """Return a model as read from its archive and its memory's."""
+
+        def reload(model, env=None):
+            model.save(tmp_path / "model.zip")
+            model.save_replay_buffer(tmp_path / "model.pkl")
+            loaded = without_log(AMC.load(tmp_path / "model.zip", env or FiveSteps(), device="cpu"))
+            loaded.load_replay_buffer(tmp_path / "model.pkl")
+            return loaded
+
+        return reload
+
+    @pytest.fixture
+    def pair(self, make, reload):
+        """A run of six episodes, and itself as read again."""
         model = make().learn(30)
-        model.save(tmp_path / "model.zip")
-        return model, AMC.load(tmp_path / "model.zip", FiveSteps(), device="cpu")
+        return model, reload(model)
 
     def test_the_next_action_and_noise_are_the_same(self, pair):
         model, loaded = pair
@@ -223,21 +243,21 @@ class TestArchive:
         for straight, resumed in zip(*map(go_on, pair), strict=True):
             np.testing.assert_array_equal(straight, resumed)
 
-    def test_an_episode_cut_by_loading_is_dropped(self, make, tmp_path):
-        make().learn(33).save(tmp_path / "model.zip")
-        loaded = AMC.load(tmp_path / "model.zip", FiveSteps(), device="cpu")
+    def test_an_episode_cut_by_loading_is_dropped(self, make, reload):
+        loaded = reload(make().learn(33))
         loaded.learn(5, reset_num_timesteps=False)
         np.testing.assert_array_equal(stored(loaded, "observations"), np.tile(np.eye(5), (7, 1)))
 
-    def test_the_memory_moves_to_the_device_of_the_run(self, make, tmp_path):
+    def test_the_memory_moves_to_the_device_of_the_run(self, make, reload):
         model = make()
         model.replay_buffer.device = torch.device("meta")
-        model.save(tmp_path / "model.zip")
-        loaded = AMC.load(tmp_path / "model.zip", FiveSteps(), device="cpu")
-        assert loaded.replay_buffer.device == torch.device("cpu")
+        assert reload(model).replay_buffer.device == torch.device("cpu")
 
-    def test_it_goes_on_with_another_number_of_environments(self, make, tmp_path):
-        make().learn(33).save(tmp_path / "model.zip")
-        loaded = AMC.load(tmp_path / "model.zip", DummyVecEnv([FiveSteps] * 2), device="cpu")
+    def test_the_memory_is_kept_once(self, make, reload, tmp_path):
+        reload(make(buffer_size=100_000, policy_kwargs={"net_arch": [16, 16]}))
+        assert (tmp_path / "model.pkl").stat().st_size > 1e6 > (tmp_path / "model.zip").stat().st_size
+
+    def test_it_goes_on_with_another_number_of_environments(self, make, reload):
+        loaded = reload(make().learn(33), DummyVecEnv([FiveSteps] * 2))
         loaded.learn(10, reset_num_timesteps=False)
         assert loaded.replay_buffer.size() == 40

@@ -1,3 +1,5 @@
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,36 @@ def test_several_are_forks_with_one_thread_each(env):
     finally:
         envs.close()
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("networks", [1, 3])
+def test_what_the_first_episodes_find_out_is_found_out_once_for_all_processes(toy, networks):
+    class Measuring(toy):
+        """Finds something out of each network when its turn first comes."""
+
+        def __init__(self):
+            super().__init__()
+            self.networks = networks
+            self.turn, self.seen, self.found = -1, set(), multiprocessing.Value("i", 0)
+
+        def reset(self, *, seed=None, options=None):
+            self.turn = (self.turn + 1) % networks if seed is None else 0
+            if self.turn not in self.seen:
+                self.seen.add(self.turn)
+                with self.found.get_lock():
+                    self.found.value += 1
+            return super().reset(seed=seed)
+
+    env = Measuring()
+    envs = vectorized(env, n_envs=2)
+    try:
+        envs.seed(0)
+        envs.reset()
+        for _ in range(networks):
+            play(envs)
+    finally:
+        envs.close()
+    assert env.found.value == networks
 
 
 def test_a_gpu_in_use_does_not_survive_a_fork(env, monkeypatch):

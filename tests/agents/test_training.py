@@ -1,6 +1,7 @@
 """Learning on the toy environment: what holds for every algorithm, and for runs that are interrupted."""
 
 import multiprocessing
+import tempfile
 
 import numpy as np
 import pytest
@@ -193,6 +194,12 @@ class TestResume:
         finals = [quick(Shifted(), episodes=9, n_envs=count).final for count in (1, 1, 2, 2)]
         assert finals[0] == finals[1]
         assert finals[2] == finals[3]
+
+    def test_nothing_is_left_among_the_temporary_files(self, toy, start, monkeypatch):
+        monkeypatch.setattr(tempfile, "tempdir", str(start.folder / "temporary"))
+        for episodes in (12, 20):
+            start(toy(), "cut", episodes=episodes, resume=True)
+        assert not (start.folder / "temporary").exists()
 
     def test_a_listener_that_raises_loses_no_evaluation(self, toy, start):
         with pytest.raises(KeyboardInterrupt):

@@ -127,6 +127,15 @@ def test_an_evaluation_is_never_an_estimate():
     assert episodes(env)[number] == found  # what is known in full stays so
 
 
+def test_the_first_plan_within_another_budget_is_scored_in_full():
+    env = make_env(first_images=FIRST, budget=BUDGETS["one budget"])
+    results = episodes(env)
+    number = results.index(estimated(results)[-1])
+    assert estimated(episodes(env, count=number + 1, start=number))
+    env.set_budget(Budget(BUDGETS["one budget"]))
+    assert in_full(episodes(env, count=number + 1, start=number))
+
+
 def test_plans_that_are_remembered_are_not_carried_out_again(monkeypatch):
     results = episodes(make_env(), count=8)
     resumed, carried_out = make_env(), []

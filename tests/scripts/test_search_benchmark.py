@@ -1,6 +1,7 @@
 import argparse
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -31,6 +32,16 @@ def test_jobs_run_in_other_processes_and_are_filed_by_their_names(tmp_path):
         assert found["names"] == [cell, method, seed]
         assert found["process"] != os.getpid()
     assert json.loads((tmp_path / "r.json").read_text()) == record
+
+
+def test_there_are_as_many_processes_as_cores_that_may_be_used(monkeypatch):
+    def say_slowly(*names):
+        time.sleep(0.05)  # long enough for a second process, if there were one, to take the next job
+        return say(*names)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1}, raising=False)
+    record = run_side_by_side({}, JOBS, say_slowly, settings())
+    assert len({record[cell][method][seed]["process"] for cell, method, seed in JOBS}) == 1
 
 
 def test_what_a_record_holds_is_not_run_again():

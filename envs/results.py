@@ -1,0 +1,84 @@
+"""What finished plans come to, as the plain data that ends an episode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from envs.reward import LEAST_REFERENCE, Goal, RewardTerms, Score
+from envs.scoring import Batch, PlanScorer
+from pruning.cost import Widths, plan_widths, widths_plan
+from pruning.plan import PruningPlan
+from pruning.prunable import PrunableNetwork
+
+
+class EpisodeResults:
+    """Scores finished plans against the uniform one, and remembers the least loss that was measured in full.
+
+    Args:
+        network: whose plans.
+        reward: batches of (images, labels) that score them.
+        goal: what the reward is made of, see `RewardTerms.total`.
+        first_images: score plans on so many first, and only promising ones on all, see `PlanScorer`.
+
+    Raises:
+        DataError: see `PlanScorer`.
+    """
+
+    def __init__(
+        self,
+        network: PrunableNetwork,
+        reward: Iterable[Batch],
+        *,
+        goal: Goal,
+        first_images: int | None = None,
+    ) -> None:
+        self._network = network
+        self._goal: Goal = goal
+        self._scorer = PlanScorer(network, reward, goal=goal, first_images=first_images)
+        self.forget_least()
+
+    def forget_least(self) -> None:
+        """Compare the plans to come among themselves alone, as where the budget changes."""
+        self._least_share = math.inf  # of the results so far that are no estimates
+
+    def of(self, widths: Widths, *, uniform: Widths, fully: bool = False) -> dict[str, Any]:
+        """Return the `episode_result` of a plan, see `LayerPruningEnv`.
+
+        Args:
+            widths: the plan's unit counts.
+            uniform: those of the uniform plan within the same budget.
+            fully: on all reward images, however little the plan promises.
+        """
+        reference, cost = self._scorer.score(uniform).loss(self._goal), self._network.cost
+        # as a share: the loss itself is always larger within a tighter budget
+        to_beat = math.inf if fully else self._least_share * max(reference, LEAST_REFERENCE)
+        terms = RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference, self._goal)
+        self._note(terms)
+        return {
+            "plan": widths_plan(self._network.graph, widths).to_dict(),
+            "reward": terms.to_dict(),
+            "accuracy": terms.score.accuracy,
+            "macs": cost.macs(widths) / cost.macs(cost.dense),
+            "params": cost.params(widths) / cost.params(cost.dense),
+        }
+
+    def remember(self, result: Mapping[str, Any]) -> None:
+        """Take an `episode_result` as known, from an earlier run of the same task."""
+        score = Score.from_parts(result["reward"])
+        self._scorer.remember(self.widths(result["plan"]), score)
+        self._note(RewardTerms(score, result["reward"]["reference"], self._goal))
+
+    def widths(self, plan: Mapping[str, Mapping[str, float]]) -> Widths:
+        """Return the unit counts that a plan, plain data, comes to.
+
+        Raises:
+            PlanError: the plan asks for what the network cannot do.
+        """
+        network = self._network
+        return plan_widths(network.graph, PruningPlan.from_dict(plan), round_to=network.method.round_to)
+
+    def _note(self, terms: RewardTerms) -> None:
+        if not terms.score.estimated:
+            self._least_share = min(self._least_share, terms.share)
