@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import PickleError
-from typing import Any, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,17 +22,30 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.errors import CheckpointError, one_line
-from agents.history import EpisodeHistory
 
 STATE = "state.json"
 
 
+class History(Protocol):
+    """What a run has seen so far."""
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes have ended."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, fit for JSON."""
+
+
+H = TypeVar("H", bound=History)
+
+
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Generic[H]):
     """A run as it stood after an update."""
 
     archive: Path  # Stable-Baselines3's own: policy, optimiser, counters
-    history: EpisodeHistory
+    history: H
     random: Mapping[str, Any]
 
     def restore(
@@ -74,7 +87,7 @@ def save_checkpoint(
     model: BaseAlgorithm,
     *,
     run: Mapping[str, Any],
-    history: EpisodeHistory,
+    history: History,
     env: VecEnv,
 ) -> None:
     """Write a checkpoint that takes the place of the last one in one step.
@@ -107,8 +120,15 @@ def save_checkpoint(
         older.unlink()
 
 
-def read_checkpoint(folder: Path, *, run: Mapping[str, Any]) -> Checkpoint | None:
+def read_checkpoint(
+    folder: Path, *, run: Mapping[str, Any], history: Callable[[Any], H]
+) -> Checkpoint[H] | None:
     """Return the checkpoint in `folder`, or None if none was written there yet.
+
+    Args:
+        folder: where `save_checkpoint` wrote.
+        run: what identifies the run to go on with.
+        history: what makes a history of its plain data.
 
     Raises:
         CheckpointError: it is damaged, or was made by another run than `run` describes.
@@ -117,9 +137,7 @@ def read_checkpoint(folder: Path, *, run: Mapping[str, Any]) -> Checkpoint | Non
         return None
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        checkpoint = Checkpoint(
-            folder / state["model"], EpisodeHistory.from_dict(state["history"]), state["random"]
-        )
+        checkpoint = Checkpoint(folder / state["model"], history(state["history"]), state["random"])
         saved: Mapping[str, Any] = state["run"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot read {folder / STATE}: {one_line(error)}; start afresh") from error
@@ -136,10 +154,15 @@ def _replay_of(archive: Path) -> Path:
     return archive.with_suffix(".pkl")
 
 
+def _of_their_own(env: VecEnv) -> list[int]:
+    """Return the environments that have a state of their own, not one in common with others."""
+    return list(getattr(env, "of_their_own", range(env.num_envs)))
+
+
 def _random_states(model: BaseAlgorithm, env: VecEnv) -> dict[str, Any]:
     _, keys, *rest = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002  Stable-Baselines3 draws from it
     return {
-        "environments": env.env_method("episode_start"),
+        "environments": env.env_method("episode_start", indices=_of_their_own(env)),
         "warm-up": model.action_space.np_random.bit_generator.state,
         "numpy": [keys.tolist(), *rest],
         "torch": torch.get_rng_state().tolist(),

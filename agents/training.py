@@ -107,7 +107,11 @@ def learn(
         "groups": list(environment.group_names),
         "observation": observation_schema(env),
     }
-    kept = read_checkpoint(checkpoint, run=identity) if resume and checkpoint else None
+    kept = (
+        read_checkpoint(checkpoint, run=identity, history=EpisodeHistory.from_dict)
+        if resume and checkpoint
+        else None
+    )
     if kept and kept.history.episodes >= episodes:
         raise CheckpointError(
             f"{checkpoint} already holds {kept.history.episodes} episodes of {episodes} in all; ask for more"
@@ -132,7 +136,7 @@ def _begin(
     identity: dict[str, Any],
     envs: VecEnv,
     rounds: Rounds,
-    kept: Checkpoint | None,
+    kept: Checkpoint[EpisodeHistory] | None,
     initial_policy: Policy | None,
     device: str,
     tensorboard_log: Path | None,

@@ -87,6 +87,22 @@ class Bilinear:
         ins, outs = self.in0 + counts @ self.in1.T, self.out0 + counts @ self.out1.T
         return (ins * outs) @ self.coefficient
 
+    def of_some(self, some: NDArray[np.bool_], counts: Counts) -> Bilinear:
+        """Return the sum as one over the counts of some groups, [groups], those of the others being given."""
+        others = np.where(some, 0, counts)
+        return Bilinear(
+            self.coefficient,
+            self.in0 + self.in1 @ others,
+            self.in1[:, some],
+            self.out0 + self.out1 @ others,
+            self.out1[:, some],
+        )
+
+    def rows(self, which: NDArray[np.bool_]) -> Bilinear:
+        """Return the sum over some of the rows, [rows]."""
+        parts = (self.coefficient, self.in0, self.in1, self.out0, self.out1)
+        return Bilinear(*(part[which] for part in parts))
+
 
 class _Axes:
     """How many positions of each axis a unit of each group holds, and how many always stay."""
@@ -163,14 +179,16 @@ class CostModel:
         """Multiply-adds for one image: what is executed, gates included."""
         return round(self._macs(widths.executed)) + self._gates(widths)
 
-    def macs_by_image(self, widths: Widths, executed: Counts) -> NDArray[np.float64]:
-        """Multiply-adds of each image where they differ: [images].
+    def gated_macs(self, widths: Widths) -> tuple[int, Bilinear]:
+        """Return the multiply-adds that no gate has a part in, and those of the rest by what gates let run.
 
         Args:
-            widths: of the plan; the groups that it gates are gated for every image.
-            executed: units of each group that run for each image: [images, groups].
+            widths: of a plan; the second result is for counts of the groups that it gates, in their order.
         """
-        return self._macs.each(executed) + self._gates(widths)
+        gated = widths.executed < widths.kept
+        rest = self._macs.of_some(gated, widths.kept)
+        varies = ((rest.in1 != 0) | (rest.out1 != 0)).any(axis=1)
+        return round(rest.rows(~varies)(widths.kept[gated])) + self._gates(widths), rest.rows(varies)
 
     def params(self, widths: Widths) -> int:
         """Parameters after the cut, gates included."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,11 +20,12 @@ from pruning.files import read_json, write_json
 from pruning.graph import find_groups
 from pruning.networks import NetworkSpec, resolve_network
 from pruning.plan import PruningPlan
-from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_
+from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
+from pruning.runtime.per_input import InputRatios, input_ratios
 from pruning.surgery import Structure, rebuild_
 from pruning.weights import load_weights_
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
 
 
@@ -75,6 +77,7 @@ def save_compressed(folder: Path, compressed: CutNetwork, manifest: Manifest) ->
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in compressed.model.state_dict().items()
     }
+    ratios = input_ratios(gates_of(compressed.model))
     with folder_written_whole(folder) as fresh:
         save_file(tensors, fresh / WEIGHTS)
         record = {
@@ -86,6 +89,7 @@ def save_compressed(folder: Path, compressed: CutNetwork, manifest: Manifest) ->
             "data": manifest.data,
             "structure": compressed.structure.to_dict(),
             "gates": [gate.to_dict() for gate in compressed.gates],
+            "per_input": ratios and ratios.to_dict(),
             "weights_sha256": hashlib.sha256((fresh / WEIGHTS).read_bytes()).hexdigest(),
             "plan": manifest.plan.to_dict(),
             "evaluation": manifest.evaluation.to_dict(),
@@ -119,17 +123,17 @@ def load_compressed(folder: Path, *, network: str | None = None) -> LoadedNetwor
     try:
         spec = _network(folder, record, network)
         structure = Structure.from_dict(record["structure"])
-        gates = tuple(GateSite.from_dict(gate) for gate in record["gates"])
+        gates = _gates(record, largest=(folder / WEIGHTS).stat().st_size)
         manifest = _manifest(record)
         model = _rebuilt(spec, structure)
-        attach_gates_(model, RuntimeGates(gates))
+        attach_gates_(model, gates)
     except PruningError:
         raise
     except Exception as error:  # a damaged record fails in a dozen ways, by where it is damaged
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise PruningError(f"{folder / STRUCTURE} is damaged ({cause}); write the folder anew") from error
     load_weights_(model, folder / WEIGHTS)
-    return LoadedNetwork(model.eval(), spec, manifest, structure, gates)
+    return LoadedNetwork(model.eval(), spec, manifest, structure, gates.sites)
 
 
 def _read_record(folder: Path) -> Mapping[str, Any]:
@@ -163,6 +167,24 @@ def _network(folder: Path, record: Mapping[str, Any], network: str | None) -> Ne
         mean=tuple(record["mean"]),
         std=tuple(record["std"]),
     )
+
+
+def _gates(record: Mapping[str, Any], *, largest: int) -> RuntimeGates:
+    """Return gates of the recorded shapes, their values not yet set.
+
+    Args:
+        record: what `structure.json` says.
+        largest: bytes of the weights file; gates of more entries are refused.
+    """
+    with torch.device("meta"):  # a record can ask for any size, and no memory is taken before it is checked
+        gates = RuntimeGates(tuple(GateSite.from_dict(gate) for gate in record["gates"]))
+        if record["per_input"] is not None:
+            ratios = InputRatios.from_dict(gates.sites, record["per_input"])
+            ratios.requires_grad_(False).attach_(gates)
+    entries = sum(tensor.numel() for tensor in gates.state_dict().values())
+    if entries > largest:
+        raise ValueError(f"its gates have {entries} entries, the weights file {largest} bytes")
+    return gates.to_empty(device="cpu")
 
 
 def _manifest(record: Mapping[str, Any]) -> Manifest:

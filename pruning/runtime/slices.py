@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,15 +20,18 @@ class Choice:
 
     gate: RuntimeGate
     units: Tensor = field(init=False)  # that run for the image in flight, ascending
+    count: int = field(init=False)  # of these; before the first image, the most that any can have
 
     def __post_init__(self) -> None:
         self.weight, self.bias = self.gate.weight.detach(), self.gate.bias.detach()
-        self.executed = self.gate.executed
+        self.count = len(self.bias) if self.gate.count_of else self.gate.executed
 
     def choose(self, pooled: Tensor) -> None:
         """Select for one image, [1, inputs]."""
-        (scores,) = functional.linear(pooled, self.weight, self.bias)
-        self.units = scores.topk(self.executed, sorted=False).indices.sort().values
+        scores = functional.linear(pooled, self.weight, self.bias)
+        if self.gate.count_of is not None:
+            self.count = int(self.gate.count_of(pooled, scores))
+        self.units = scores[0].topk(self.count, sorted=False).indices.sort().values
 
 
 GatedAxis = list[tuple[Choice, Sequence[int]]]  # each with the unit at each position, -1 for none
@@ -37,9 +41,11 @@ class SelectedAxis:
     """Which positions of a layer's axis are left for the image in flight."""
 
     positions: Tensor  # ascending
+    count: int  # of these; before the first image, the most that any can have
 
     def __init__(self, gated: GatedAxis, device: torch.device) -> None:
         self._choices = [choice for choice, _ in gated]
+        self.varies = any(choice.gate.count_of is not None for choice in self._choices)
         of_unit = [_positions_by_unit(torch.tensor(places)) for _, places in gated]
         size = len(gated[0][1])
         always = torch.ones(size, dtype=torch.bool)
@@ -49,16 +55,17 @@ class SelectedAxis:
         self._always = always.nonzero()[:, 0].to(device)
         self._of_unit = [found.to(device) for found in of_unit]
         pairs = zip(self._choices, of_unit, strict=True)
-        self.count = len(self._always) + sum(choice.executed * found.size(1) for choice, found in pairs)
+        self.count = len(self._always) + sum(choice.count * found.size(1) for choice, found in pairs)
 
     def update(self) -> None:
-        """Set `positions` by what the gates have chosen."""
+        """Set `positions` and `count` by what the gates have chosen."""
         if self._as_chosen:
             self.positions = self._choices[0].units
-            return
-        pairs = zip(self._of_unit, self._choices, strict=True)
-        chosen = [found.index_select(0, choice.units).flatten() for found, choice in pairs]
-        self.positions = torch.cat([self._always, *chosen]).sort().values
+        else:
+            pairs = zip(self._of_unit, self._choices, strict=True)
+            chosen = [found.index_select(0, choice.units).flatten() for found, choice in pairs]
+            self.positions = torch.cat([self._always, *chosen]).sort().values
+        self.count = self.positions.numel()
 
 
 def _positions_by_unit(places: Tensor) -> Tensor:
@@ -76,16 +83,25 @@ class Slice:
     rows: SelectedAxis | None  # along the first dimension; None: all
     columns: SelectedAxis | None = None  # along the second
     conv_groups: int = 1  # that share one pattern of columns
-    part: Tensor = field(init=False)
+    part: Tensor = field(init=False)  # of the size that `fit` found
 
     def __post_init__(self) -> None:
         self.whole = self.whole.contiguous()
+        self._room = self.whole.new_empty(math.prod(self._shape()))  # before the first image: for the largest
+        self.fit()
+
+    def fit(self) -> None:
+        """Size `part` for the counts of the image in flight."""
+        shape = self._shape()
+        self.part = self._room[: math.prod(shape)].view(shape)
+
+    def _shape(self) -> list[int]:
         shape = list(self.whole.shape)
         if self.rows is not None:
             shape[0] = self.rows.count
         if self.columns is not None:
             shape[1] = self._width = self.columns.count // self.conv_groups
-        self.part = self.whole.new_empty(shape)
+        return shape
 
     def update(self) -> None:
         """Copy for the image in flight."""

@@ -83,9 +83,10 @@ class _Gated:
 def _sliced_layers(model: nn.Module, gates: RuntimeGates) -> dict[str, _SlicedLayer]:
     found: dict[str, _Gated] = defaultdict(_Gated)
     for site in gates.sites:
-        if site.executed == site.units:
+        gate = gates.of(site.group)
+        if not gate.may_skip:
             continue
-        choice = Choice(gates.of(site.group))
+        choice = Choice(gate)
         found[site.writer].decides.append(choice)
         for name, places in site.outputs.items():
             found[name].outputs.append((choice, places))
@@ -113,6 +114,7 @@ class _SlicedLayer(nn.Module):
         self._pointwise = _is_pointwise(layer)
         self._by_input = self._weights_by_input(layer)
         self._steps: list[Slice | FilledBias] = []
+        self._parts: dict[str, Slice] = {}  # by the attribute of the layer that they are
         fills = gated.reads and not isinstance(layer, TRANSPOSED)
         self._bias = filled_bias(layer, gated.reads) if fills else None
         for name in ("weight", "bias", "running_mean", "running_var"):  # one entry per output
@@ -120,8 +122,12 @@ class _SlicedLayer(nn.Module):
             if whole is not None or (name == "bias" and self._bias):
                 delattr(layer, name)  # a plain tensor takes its place, which each image fills anew
                 setattr(layer, name, self._sliced(name, whole, layer))
-        _tell_sizes_(layer, self._written)
+        self._told = _size_that_forward_looks_at(layer) if self._written is not None else None
+        self._axes = [axis for axis in (self._read, self._written) if axis is not None]
+        self._counts: list[int] = []  # of the axes, that all is sized for
         self.layer = layer
+        self._fit_()
+        self._varies = any(axis.varies for axis in self._axes)
 
     def _sliced(self, name: str, whole: Tensor | None, layer: Any) -> Tensor:
         """Plan the slice that each image needs of a tensor; return where it will be."""
@@ -138,6 +144,7 @@ class _SlicedLayer(nn.Module):
         if step.rows is None and step.columns is None:
             return step.whole
         self._steps.append(step)
+        self._parts[name] = step
         return step.part
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,11 +155,28 @@ class _SlicedLayer(nn.Module):
             choice.choose(self._pooled(x))
         if self._written is not None:
             self._written.update()
+        if self._varies:
+            self._fit_()
         if self._by_input is not None and (self._pointwise or _places(self.layer, x) <= FEW_PLACES):
             return self._product(x)
         for step in self._steps:
             step.update()
         return self.layer(x)
+
+    def _fit_(self) -> None:
+        """Size all that each image fills anew, if its counts are not those of the image before."""
+        counts = [axis.count for axis in self._axes]
+        if counts == self._counts:
+            return
+        for name, step in self._parts.items():
+            step.fit()
+            setattr(self.layer, name, step.part)
+        if self._by_input is not None:
+            self._by_input.fit()
+        if self._told is not None and self._written is not None:
+            name, channels = self._told
+            setattr(self.layer, name, self._written.count // channels)
+        self._counts = counts
 
     def _pooled(self, x: Tensor) -> Tensor:
         """Return the pooled input of all channels, skipped ones counting as their fill: [1, cin]."""
@@ -209,12 +233,9 @@ def _fill_by_channel(reads: list[tuple[Choice, GatedInput]]) -> Tensor | None:
     return torch.stack([one.fill_by_channel() for _, one in reads]).sum(0).detach()[None]
 
 
-def _tell_sizes_(layer: Any, outputs: SelectedAxis | None) -> None:
-    """Set the sizes that a carrier's forward looks at."""
-    if outputs is None:
-        return
+def _size_that_forward_looks_at(layer: Any) -> tuple[str, int] | None:
+    """Return the attribute of a carrier, and its output channels for each one that it counts."""
     depthwise = isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.in_channels
     if depthwise and not isinstance(layer, TRANSPOSED):
-        layer.groups = outputs.count * layer.in_channels // layer.out_channels
-    elif hasattr(layer, "num_features"):
-        layer.num_features = outputs.count
+        return "groups", layer.out_channels // layer.in_channels
+    return ("num_features", 1) if hasattr(layer, "num_features") else None

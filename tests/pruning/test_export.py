@@ -2,6 +2,9 @@ import copy
 import hashlib
 import json
 import math
+import resource
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,8 +19,12 @@ from pruning.evaluation import Evaluation
 from pruning.export import Manifest, folder_written_whole, load_compressed, save_compressed
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
+from pruning.runtime.gates import gates_of
+from pruning.runtime.per_input import input_ratios
+from pruning.runtime.slicing import deployed
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import counted_params
+from tests.pruning.runtime.test_per_input import telling_apart
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +37,7 @@ def network_file(tmp_path_factory):
     return path
 
 
-def saved(folder, network_file, name, static=0.5, runtime=0.0):
+def saved(folder, network_file, name, static=0.5, runtime=0.0, hidden=None):
     """Compress an example evenly, save it, and return (what was saved, the name to load it by)."""
     chosen = EXAMPLES[name]
     model = chosen.model()
@@ -39,6 +46,9 @@ def saved(folder, network_file, name, static=0.5, runtime=0.0):
         {g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in network.graph.prunable}
     )
     compressed = network.compress(plan)
+    if hidden is not None:
+        with torch.no_grad():
+            telling_apart(compressed.model, chosen.images(8), hidden)
     spec = f"{network_file}:{name.replace('-', '_')}"
     channels = chosen.input_shape[0]
     manifest = Manifest(
@@ -94,6 +104,117 @@ def test_gates_and_gained_biases_are_among_what_is_saved(tmp_path, network_file)
     assert record["structure"]["biases"] == list(compressed.structure.biases)
 
 
+@pytest.mark.parametrize("hidden", [(8,), (5, 3)])
+@pytest.mark.parametrize("name", ["residual", "padded", "depthwise"])
+def test_a_policy_of_its_inputs_travels_along(tmp_path, network_file, name, hidden):
+    compressed, manifest = saved(tmp_path / "c", network_file, name, 0.2, 0.4, hidden)
+    loaded = load_compressed(tmp_path / "c", network=manifest.network)
+    images, shape = EXAMPLES[name].images(8), EXAMPLES[name].input_shape
+    ratios, again = (input_ratios(gates_of(one.model)) for one in (compressed, loaded))
+    with torch.no_grad():
+        expected = compressed.model.eval()(images)
+        assert torch.equal(loaded.model(images), expected)
+        assert torch.equal(torch.stack(again.decided), torch.stack(ratios.decided))
+        assert len(torch.stack(again.decided, dim=1).unique(dim=0)) > 1
+        sliced = deployed(loaded.model, shape)(images)
+        assert torch.equal(sliced, deployed(compressed.model, shape)(images))
+        torch.testing.assert_close(sliced, expected, rtol=1e-4, atol=1e-4)
+    assert again.hidden == hidden
+    assert list(loaded.model.state_dict()) == list(compressed.model.state_dict())
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_a_network_without_a_policy_says_so(tmp_path, network_file):
+    _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4)
+    assert json.loads((tmp_path / "c" / "structure.json").read_text())["per_input"] is None
+    assert input_ratios(gates_of(load_compressed(tmp_path / "c", network=manifest.network).model)) is None
+
+
+def test_a_policy_needs_no_agent_to_run(tmp_path, network_file):
+    _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4, hidden=(8,))
+    program = f"""
+import sys, torch
+from pathlib import Path
+from pruning.export import load_compressed
+from pruning.runtime.slicing import deployed
+model = load_compressed(Path({str(tmp_path / "c")!r}), network={manifest.network!r}).model
+images = torch.zeros(2, *{manifest.input_shape})
+with torch.no_grad():
+    model(images), deployed(model, images.shape[1:])(images)
+names = {{name.partition(".")[0] for name in sys.modules}}
+print(sorted(names & {{"stable_baselines3", "gymnasium", "envs", "agents", "scripts"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {},
+        [],
+        7,
+        "hidden",
+        {"hidden": None},
+        {"hidden": 8},
+        {"hidden": "8"},
+        {"hidden": [8.0]},
+        {"hidden": [-8]},
+        {"hidden": [[8]]},
+        {"hidden": [10**400]},
+        {"hidden": [10**9, 10**9]},
+    ],
+)
+def test_a_damaged_policy_is_refused_on_one_line(tmp_path, network_file, damage):
+    _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4, hidden=(8,))
+    alter(tmp_path / "c", per_input=damage)
+    with pytest.raises(
+        PruningError, match=r"structure\.json is damaged \(.*\); write the folder anew$"
+    ) as caught:
+        load_compressed(tmp_path / "c", network=manifest.network)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_without_the_entry_is_refused(tmp_path, network_file):
+    _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4)
+    path = tmp_path / "c" / "structure.json"
+    record = json.loads(path.read_text())
+    del record["per_input"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(PruningError, match=r"damaged \(KeyError: 'per_input'\)"):
+        load_compressed(tmp_path / "c", network=manifest.network)
+
+
+@pytest.mark.parametrize("declared", [None, {"hidden": []}, {"hidden": [7]}, {"hidden": [8, 8]}])
+def test_a_policy_of_another_shape_than_its_weights_is_refused(tmp_path, network_file, declared):
+    _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4, hidden=(8,))
+    if declared is not None:
+        declared = {**json.loads((tmp_path / "c" / "structure.json").read_text())["per_input"], **declared}
+    alter(tmp_path / "c", per_input=declared)
+    with pytest.raises(PruningError, match="does not fit the network"):
+        load_compressed(tmp_path / "c", network=manifest.network)
+
+
+def test_what_a_record_asks_for_is_not_allocated_before_it_is_refused(tmp_path, network_file):
+    _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4, hidden=(8,))
+    record = json.loads((tmp_path / "c" / "structure.json").read_text())
+    huge = {
+        "per_input": {**record["per_input"], "hidden": [10**7]},  # 0.6 GB of weights
+        "gates": [{**gate, "inputs": 10**8} for gate in record["gates"]],
+    }
+    before = peak_memory()
+    for key, value in huge.items():
+        alter(tmp_path / "c", **{**record, key: value})
+        with pytest.raises(PruningError, match=r"its gates have \d+ entries, the weights file \d+ bytes"):
+            load_compressed(tmp_path / "c", network=manifest.network)
+    assert peak_memory() - before < 100 * 2**20
+
+
+def peak_memory():
+    """Bytes that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def test_nothing_but_tensors_and_json_is_written(tmp_path, network_file):
     saved(tmp_path / "c", network_file, "residual")
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["model.safetensors", "structure.json"]
@@ -118,9 +239,9 @@ def alter(folder, **changed):
 
 def test_another_version_is_refused(tmp_path, network_file):
     _, manifest = saved(tmp_path / "c", network_file, "residual")
-    for version in (0, 1, "2", None):
+    for version in (0, 2, "3", None):
         alter(tmp_path / "c", version=version)
-        with pytest.raises(PruningError, match="not a compressed network of version 2"):
+        with pytest.raises(PruningError, match="not a compressed network of version 3"):
             load_compressed(tmp_path / "c", network=manifest.network)
 
 
@@ -156,11 +277,12 @@ def test_a_missing_file_is_named(tmp_path, network_file, missing):
         load_compressed(tmp_path / "c", network=manifest.network)
 
 
-@pytest.fixture(scope="module", params=["residual", "padded"])
+@pytest.fixture(scope="module", params=[("residual", None), ("padded", None), ("padded", (8,))])
 def whole(request, tmp_path_factory, network_file):
     """A folder with gates, its record, and the name to load it by."""
     folder: Path = tmp_path_factory.mktemp("fuzz") / "c"
-    _, manifest = saved(folder, network_file, request.param, runtime=0.4)
+    name, hidden = request.param
+    _, manifest = saved(folder, network_file, name, runtime=0.4, hidden=hidden)
     return folder, json.loads((folder / "structure.json").read_text()), manifest.network
 
 

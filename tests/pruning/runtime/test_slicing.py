@@ -1,6 +1,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,10 +14,13 @@ from pruning.graph import find_groups
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.runtime import slicing
 from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
+from pruning.runtime.per_input import input_ratios
+from pruning.runtime.prices import InputPrices
 from pruning.runtime.slicing import deployed
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
 from tests.pruning.runtime.test_gates import GATED, compressed
+from tests.pruning.runtime.test_per_input import attached, telling_apart
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +67,66 @@ def test_the_multiply_adds_of_a_deployed_network_are_those_predicted(name, stati
     assert counts == [CostModel(graph, model).macs(found.widths)] * 3
 
 
+@pytest.mark.parametrize("compensation", ["none", "least-squares"])
+@pytest.mark.parametrize("static", [0.0, 0.4])
+@pytest.mark.parametrize("name", GATED)
+def test_slices_compute_what_masks_do_where_each_image_has_its_own_counts(name, static, compensation):
+    model, images = compressed(name, static, 0.4, compensation).model, EXAMPLES[name].images(6)
+    telling_apart(model, images)
+    sliced, expected = deployed(model, EXAMPLES[name].input_shape), model(images)
+    torch.testing.assert_close(sliced(images), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sliced(images.flip(0)), expected.flip(0), rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(sliced(images[:1]), expected[:1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sliced(images[1:3]), expected[1:3], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_a_fresh_policy_deploys_to_the_fixed_plan(name):
+    model, images = compressed(name, 0.3, 0.4).model, EXAMPLES[name].images(3)
+    expected = deployed(model, EXAMPLES[name].input_shape)(images)
+    attached(model)
+    torch.testing.assert_close(deployed(model, EXAMPLES[name].input_shape)(images), expected)
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("static", [0.0, 0.3])
+def test_each_image_costs_the_multiply_adds_of_its_own_counts(name, static):
+    model, graph, images = example(name)
+    plan = PruningPlan({g.name: LayerDecision(static, 0.0 if g.ungated else 0.4) for g in graph.prunable})
+    method = Method(compensation="least-squares")
+    found = apply_plan(model, graph, plan, calibrate(graph, real_images(model, [images])), method=method)
+    images = EXAMPLES[name].images(5)
+    cost = CostModel(graph, model)
+    ratios, _ = telling_apart(found.model, images, prices=InputPrices.of(cost, found.widths))
+    predicted = ratios.cost() * cost.macs(cost.dense)
+    network = deployed(found.model, EXAMPLES[name].input_shape)
+    counted = []
+    for image in images:
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mv: matrix_by_vector}) as counter:
+            network(image[None])
+        counted.append(counter.get_total_flops() / 2)
+    np.testing.assert_allclose(counted, predicted, rtol=1e-12)
+    assert len(set(counted)) > 1
+
+
+def matrix_by_vector(matrix_shape, vector_shape, *_, **__):
+    return 2 * matrix_shape[0] * matrix_shape[1]
+
+
+def test_a_deployed_policy_is_a_copy():
+    model, images = compressed("padded", 0.0, 0.4).model, EXAMPLES["padded"].images(6)
+    ratios, decided = telling_apart(model, images)
+    before, expected = snapshot(model), model(images)
+    sliced = deployed(model, EXAMPLES["padded"].input_shape)
+    sliced(images[:1])
+    assert torch.equal(torch.stack(ratios.decided, dim=1), decided)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    input_ratios(gates_of(model)).offset.fill_(-1e3)  # all units
+    assert not torch.allclose(model(images), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(sliced(images), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["plain", "residual", "depthwise"])
 def test_without_gates_batch_norms_are_fused_and_batches_stay_whole(name):
     model, _, images = example(name)
@@ -101,6 +165,10 @@ def test_a_reader_of_many_weights_gives_the_same_as_a_product(monkeypatch, optio
     monkeypatch.setattr(slicing._SlicedLayer, "_product", counted)
     torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-4)
     assert len(products) == len(images)
+    telling_apart(model, images)
+    network, expected = deployed(model, (3, 9, 8)), model(images)
+    torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-4)
+    assert len(products) == 2 * len(images)
 
 
 def test_a_gate_that_runs_everything_is_not_sliced():
@@ -113,6 +181,17 @@ def test_a_gate_that_runs_everything_is_not_sliced():
         type(module) for module in deployed(model, EXAMPLES["plain"].input_shape).modules()
     }
     torch.testing.assert_close(network(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_gate_that_runs_everything_in_the_plan_is_sliced_where_an_image_may_run_less():
+    model, images = copy.deepcopy(example("plain")[0]), EXAMPLES["plain"].images(6)
+    sites = [replace(site, executed=site.units) for site in compressed("plain", 0.0, 0.4).gates]
+    attach_gates_(model, RuntimeGates(tuple(sites)))
+    for gate in gates_of(model).values():
+        gate.weight.copy_(torch.randn(gate.weight.shape, generator=torch.Generator().manual_seed(0)))
+    telling_apart(model, images)
+    sliced = deployed(model, EXAMPLES["plain"].input_shape)
+    torch.testing.assert_close(sliced(images), model(images), rtol=1e-4, atol=1e-4)
 
 
 def test_fills_that_were_trained_count_in_every_reader():

@@ -1,0 +1,54 @@
+"""Give a network with gates the means to decide for each input, from calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pruning.modes import evaluating
+from pruning.runtime.gates import gates_of
+from pruning.runtime.per_input import InputRatios
+from pruning.runtime.prices import InputPrices
+
+
+@torch.no_grad()
+def decide_per_input_(
+    model: nn.Module,
+    images: Tensor,
+    dense_logits: Tensor,
+    *,
+    prices: InputPrices,
+    hidden: Sequence[int],
+    largest: float,
+) -> InputRatios:
+    """Have a network's gates run what a policy says of each input, in place; at first it says the plan.
+
+    Args:
+        model: a network that is cut, with gates.
+        images: calibration images [N, ...], on its device, which show what is typical.
+        dense_logits: what the dense network says of them, [N, classes].
+        prices: of inputs, by the plan it was cut by.
+        hidden: widths of the policy's layers.
+        largest: runtime ratio of a gate.
+    """
+    gates = gates_of(model)
+    assert gates is not None
+    ratios = InputRatios(gates.sites, prices, hidden=hidden, largest=largest)
+    ratios = ratios.to(images.device).eval().requires_grad_(False)
+    with evaluating(model):
+        logits = model(images)
+    losses = functional.kl_div(
+        logits.log_softmax(1), dense_logits.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+    # of losses that span magnitudes, the order matters
+    hardness = losses.clamp_min(0).add(1e-3).log()
+    for number, site in enumerate(gates.sites):
+        gate = gates.of(site.group)
+        assert gate.pooled is not None
+        ratios.typical_at(number).fit_(gate.pooled, gate.scores(gate.pooled), site.executed, hardness)
+    gates.forget()
+    ratios.attach_(gates)
+    return ratios

@@ -1,0 +1,250 @@
+"""Runtime ratios decided for each input, group by group, while it flows through the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pruning.runtime.gates import GateSite, RuntimeGates
+from pruning.runtime.prices import InputPrices
+
+PER_INPUT = "per_input"  # the submodule of a network's gates that decides for each input
+FARTHEST = 5.0  # standard deviations from the mean that a channel counts as, at most
+DIFFICULTY_RIDGE = 0.3  # penalty of the linear map that foresees losses, as a share of the images
+
+
+CONTRAST = 1.7  # of the sigmoid that bounds a standardised statistic; it is then nearly its quantile
+
+
+class InputSummary(NamedTuple):
+    """What an input looks like to a gate, [batch] each; observed in [0, 1], with 0.5 for a typical one.
+
+    *Typical* is what the calibration images show at this gate under the plan.
+    """
+
+    demand: Tensor  # share of units that score above the typical threshold
+    level: Tensor  # mean score
+    spread: Tensor  # of the scores
+    best: Tensor  # highest score
+    worst: Tensor  # lowest score
+    energy: Tensor  # mean of the pooled input
+    oddity: Tensor  # how far the pooled input is from a typical one
+    active: Tensor  # share of its channels above their means
+    difficulty: Tensor  # foreseen loss of this input, from its pooled input
+
+
+# of an observation, in [0, 1] each and alike in any network: the share of the gated multiply-adds that lies
+# behind, and that in this group; its runtime ratio in the plan; what the input has spent against the plan;
+# the runtime ratio of the group before, 0 at the first; and what the input looks like
+FEATURES = ("passed", "share", "planned", "spent", "last", *InputSummary._fields)
+
+
+def input_ratios(gates: RuntimeGates | None) -> InputRatios | None:
+    """Return what decides for each input how many units of a network's gates run, None if the plan does."""
+    found = None if gates is None else gates._modules.get(PER_INPUT)
+    return found if isinstance(found, InputRatios) else None
+
+
+class InputRatios(nn.Module):
+    """A small policy network that sets every gate's runtime ratio for each input; one thread at a time.
+
+    An action of 0 is the plan's ratio, -1 runs all units, 1 skips the largest share: the fixed plan is the
+    policy that always says 0. Inputs may differ in what they cost; `offset`, added to every action, brings
+    their mean to the budget. It works on the calibrated gates of a network that is cut.
+
+    Args:
+        sites: of the network's gates, in execution order.
+        prices: of inputs.
+        hidden: widths of the policy's layers, tanh between them.
+        largest: runtime ratio.
+    """
+
+    offset: Tensor
+
+    def __init__(
+        self, sites: Sequence[GateSite], prices: InputPrices, *, hidden: Sequence[int], largest: float
+    ) -> None:
+        super().__init__()
+        widths = [len(FEATURES), *hidden]
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            layers += [nn.Linear(inputs, outputs), nn.Tanh()]
+        last = nn.Linear(widths[-1], 1)
+        nn.init.zeros_(last.weight)  # the plan, until something is learned
+        nn.init.zeros_(last.bias)
+        self.policy = nn.Sequential(*layers, last)
+        self.typical = nn.ModuleList(TypicalInput(site.inputs) for site in sites)
+        self.register_buffer("offset", torch.tensor(0.0))
+        self.prices = prices
+        self.units = [site.units for site in sites]
+        self.planned = [1 - site.executed / site.units for site in sites]
+        self.shares = prices.gate_shares(np.array(self.units)).tolist()
+        self.largest = largest
+        self.hidden = tuple(hidden)
+        self.decided: list[Tensor] = []  # units that run for the images in flight, [batch], by gate so far
+        self.answer: Tensor | None = None  # actions [batch] that stand in for the policy's at the next gate
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one image: of the policy at every gate, and of what it observes."""
+        policy = sum(one.weight.numel() for one in self.policy if isinstance(one, nn.Linear))
+        return policy * len(self.typical) + sum(
+            self.typical_at(number).difficulty.numel() for number in range(len(self.typical))
+        )
+
+    def attach_(self, gates: RuntimeGates) -> None:
+        """Have a network's gates run as many units for each image as this says; a submodule of theirs."""
+        for number, site in enumerate(gates.sites):
+            gates.of(site.group).count_of = partial(self.counts, number)
+        gates.add_module(PER_INPUT, self)
+
+    def counts(self, number: int, pooled: Tensor, scores: Tensor) -> Tensor:
+        """Decide a gate for the images in flight: int64 [batch]; see `CountOf`."""
+        if number == 0:
+            self._begin(pooled)
+        action, self.answer = self.answer, None
+        if action is None:
+            action = self.policy(self.observe(number, pooled, scores))[:, 0]
+        counts = self.decode(number, action)
+        self._take(number, counts)
+        return counts
+
+    def decode(self, number: int, action: Tensor) -> Tensor:
+        """Return the units that run at a gate, int64 [batch], for actions [batch]."""
+        action = (action + self.offset).clamp(-1, 1)
+        planned, units = self.planned[number], self.units[number]
+        ratio = planned + torch.where(action < 0, planned * action, (self.largest - planned) * action)
+        return (units * (1 - ratio) + 0.5).floor().clamp(1, units).long()
+
+    def observe(self, number: int, pooled: Tensor, scores: Tensor) -> Tensor:
+        """Return FEATURES of each image: [batch, features], float32."""
+        if number == 0:
+            self._begin(pooled)
+        behind = self.shares[:number]
+        planned_so_far = sum(
+            share * (1 - ratio) for share, ratio in zip(behind, self.planned[:number], strict=True)
+        )
+        known = pooled.new_tensor([sum(behind), self.shares[number], self.planned[number]])
+        spent = self._spent / planned_so_far if number else self._spent + 1
+        way = torch.stack([0.5 + 2 * (spent - 1), self._last], dim=1).clamp(0, 1)
+        summary = self.typical_at(number).summary(pooled, scores)
+        return torch.cat([known.expand(len(pooled), -1), way, summary], dim=1).float()
+
+    def cost(self) -> NDArray[np.float64]:
+        """Return the share of the dense multiply-adds that each image took: [batch], of those in flight."""
+        counts = torch.stack(self.decided, dim=1).cpu().numpy()
+        return (self.prices.macs(counts) + self.macs) / self.prices.dense
+
+    def ratios(self) -> NDArray[np.float64]:
+        """Return the runtime ratios of the images in flight: [batch, gates]."""
+        return 1 - torch.stack(self.decided, dim=1).cpu().numpy() / np.array(self.units)
+
+    def load_policy_(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take over a policy's weight and bias of each layer, in place."""
+        linear = [one for one in self.policy if isinstance(one, nn.Linear)]
+        for own, (weight, bias) in zip(linear, layers, strict=True):
+            own.weight.data.copy_(weight)
+            own.bias.data.copy_(bias)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what it takes beside its tensors to build it anew, fit for JSON."""
+        return {"hidden": list(self.hidden), "largest": self.largest, "prices": self.prices.to_dict()}
+
+    @classmethod
+    def from_dict(cls, sites: Sequence[GateSite], data: Mapping[str, Any]) -> InputRatios:
+        """Build it from what `to_dict` returned; its tensors are those of a new one."""
+        prices = InputPrices.from_dict(data["prices"])
+        return cls(sites, prices, hidden=data["hidden"], largest=float(data["largest"]))
+
+    def _begin(self, pooled: Tensor) -> None:
+        self._spent = pooled.new_zeros(len(pooled))  # gated multiply-adds, as a share of all of them
+        self._last = pooled.new_zeros(len(pooled))
+        self.decided = []
+
+    def _take(self, number: int, counts: Tensor) -> None:
+        share = counts / self.units[number]
+        self.decided.append(counts)
+        self._spent = self._spent + self.shares[number] * share
+        self._last = 1 - share
+
+    def typical_at(self, number: int) -> TypicalInput:
+        """Return what is typical at a gate."""
+        found = self.typical[number]
+        assert isinstance(found, TypicalInput)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the images in flight."""
+        return {**self.__dict__, "decided": [], "answer": None}
+
+
+class TypicalInput(nn.Module):
+    """What the calibration images show at one gate, to see an input against."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))  # of the pooled input
+        self.register_buffer("std", torch.ones(inputs))
+        self.register_buffer("threshold", torch.zeros(()))  # that scores pass as often as the plan has units
+        # mean and standard deviation of each statistic
+        self.register_buffer("statistics", torch.tensor([[0.0, 1.0]] * len(InputSummary._fields)))
+        self.register_buffer("difficulty", torch.zeros(inputs))  # of a standardised pooled input
+
+    mean: Tensor
+    std: Tensor
+    threshold: Tensor
+    statistics: Tensor
+    difficulty: Tensor
+
+    @torch.no_grad()
+    def fit_(self, pooled: Tensor, scores: Tensor, executed: int, losses: Tensor) -> None:
+        """Learn what is typical, in place.
+
+        Args:
+            pooled: inputs of the calibration images, [images, inputs].
+            scores: of the gate's units, [images, units].
+            executed: units that run in the plan.
+            losses: of the images in the end, [images], larger for harder ones.
+        """
+        self.mean.copy_(pooled.mean(0))
+        self.std.copy_(pooled.std(0).clamp_min(1e-6))
+        falling, passing = scores.flatten().sort(descending=True).values, executed * len(scores)
+        # between two scores: on one, rounding would decide whether that image passes
+        self.threshold.copy_(falling[passing - 1 : passing + 1].mean())
+        z = self._standardised(pooled).double()
+        penalty = DIFFICULTY_RIDGE * len(z) * torch.eye(z.size(1), dtype=z.dtype, device=z.device)
+        self.difficulty.copy_(torch.linalg.solve(z.T @ z + penalty, z.T @ (losses - losses.mean()).double()))
+        found = self._statistics(pooled, scores)
+        self.statistics.copy_(torch.stack([found.mean(0), found.std(0).clamp_min(1e-6)], dim=1))
+
+    def summary(self, pooled: Tensor, scores: Tensor) -> Tensor:
+        """Return the features of InputSummary: [batch, 9]."""
+        mean, std = self.statistics.T
+        return torch.sigmoid(CONTRAST * (self._statistics(pooled, scores) - mean) / std)
+
+    def _statistics(self, pooled: Tensor, scores: Tensor) -> Tensor:
+        """Return what those features are made of, likewise."""
+        z = self._standardised(pooled)
+        spread, level = torch.std_mean(scores, dim=1, correction=0)
+        found = InputSummary(
+            demand=(scores > self.threshold).to(z.dtype).mean(1),
+            level=level,
+            spread=spread,
+            best=scores.amax(1),
+            worst=scores.amin(1),
+            energy=z.mean(1),
+            oddity=z.norm(dim=1),
+            active=(z > 0).to(z.dtype).mean(1),
+            difficulty=z @ self.difficulty,
+        )
+        return torch.stack(found, dim=1)
+
+    def _standardised(self, pooled: Tensor) -> Tensor:
+        return ((pooled - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)

@@ -1,0 +1,54 @@
+"""What inputs cost that run different units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruning.cost import Bilinear, CostModel, Counts, Widths
+
+
+@dataclass(frozen=True)
+class InputPrices:
+    """Multiply-adds of single inputs, by how many units run at each gate of a network."""
+
+    dense: int  # of the dense network
+    fixed: int  # of what runs for every input, gates included
+    gated: Bilinear  # of the layers that gates have a part in, for counts of [gates]
+
+    @classmethod
+    def of(cls, cost: CostModel, widths: Widths) -> InputPrices:
+        """Return the prices of a plan; the groups that it gates are gated for every input.
+
+        Args:
+            cost: of the dense network.
+            widths: of the plan.
+        """
+        fixed, gated = cost.gated_macs(widths)
+        return cls(cost.macs(cost.dense), fixed, gated)
+
+    def macs(self, counts: Counts) -> NDArray[np.float64]:
+        """Return the multiply-adds of each input, [inputs], from the units that run, [inputs, gates]."""
+        return self.fixed + self.gated.each(counts)
+
+    def gate_shares(self, units: Counts) -> NDArray[np.float64]:
+        """Return each gate's share in what all of them could save, [gates], from all their units, [gates]."""
+        skipped = np.tile(units, (len(units), 1))
+        np.fill_diagonal(skipped, 0)
+        saved = self.gated(units) - self.gated.each(skipped)
+        return saved / saved.sum()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, fit for JSON."""
+        table = {name: getattr(self.gated, name).tolist() for name in Bilinear.__dataclass_fields__}
+        return {"dense": self.dense, "fixed": self.fixed, "gated": table}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> InputPrices:
+        """Build prices from what `to_dict` returned."""
+        table = {name: np.array(data["gated"][name], dtype=np.float64) for name in data["gated"]}
+        return cls(int(data["dense"]), int(data["fixed"]), Bilinear(**table))
