@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from agents.algorithms import Algorithm, Rounds, on_policy, with_overrides
-from agents.checkpoints import read_checkpoint, save_checkpoint
-from agents.errors import CheckpointError
+from agents.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from agents.search import require_episodes
 from agents.side_by_side import SideBySide
 
@@ -108,7 +107,7 @@ def learn_per_input(
 
     Raises:
         HyperparameterError: there is no such hyper-parameter.
-        CheckpointError: the checkpoint is damaged, of another run, or already has as many episodes.
+        CheckpointError: the checkpoint is damaged, or of another run.
         AgentError: fewer than one episode.
     """
     require_episodes(episodes)
@@ -116,6 +115,7 @@ def learn_per_input(
     envs = SideBySide(env)
     identity = {
         "seed": seed,
+        "episodes": episodes,  # the learning rate falls with them
         "hyperparameters": settings,
         "gates": list(env.gate_names),
         "observation": {"version": env.observation_version, "names": list(env.observation_names)},
@@ -125,35 +125,52 @@ def learn_per_input(
     kept = None
     if resume and checkpoint:
         kept = read_checkpoint(checkpoint, run=identity, history=lambda data: InputHistory(data["updates"]))
-    if kept and kept.history.episodes >= episodes:
-        raise CheckpointError(f"{checkpoint} already holds {kept.history.episodes} of {episodes} episodes")
-    rounds = Rounds(len(env.gate_names), 1, envs.num_envs)
-    price_rate = settings["price_rate"]
-    shape = {name: value for name, value in settings.items() if name != "price_rate"}
-    history = kept.history if kept else InputHistory()
-    if kept:
-        model = kept.restore(PPO, envs, device=device, tensorboard_log=tensorboard_log)
-    else:
-        env.price = env.marginal_price()
-        model = PER_INPUT.make(
-            envs, rounds, hyperparameters=shape, seed=seed, device=device, tensorboard_log=tensorboard_log
-        )
-    if tensorboard_log is None:  # Stable-Baselines3 would make a folder among the temporary files
-        model.set_logger(Logger(folder=None, output_formats=[]))
+    model, history = _begin(env, envs, settings, kept, seed, device, tensorboard_log)
     save = partial(save_checkpoint, checkpoint, run=identity) if checkpoint else None
-    watch = _Watch(env, history, price_rate, save, on_update)
+    watch = _Watch(env, history, settings["price_rate"], save, on_update)
     with tqdm(
         total=episodes, initial=history.episodes, unit="input", disable=None if progress else True
     ) as bar:
         watch.bar = bar
-        model.learn(
-            (episodes - history.episodes) * rounds.steps,
-            watch,
-            log_interval=1,
-            tb_log_name="per-input",
-            reset_num_timesteps=not history.episodes,
-        )
+        left = (episodes - history.episodes) * len(env.gate_names)
+        if left > 0:  # else it was interrupted after learning
+            model.learn(
+                left,
+                watch,
+                log_interval=1,
+                tb_log_name="per-input",
+                reset_num_timesteps=not history.episodes,
+            )
+            if save is not None:
+                save(model, history=history, env=envs)
     return InputPolicy(model, history)
+
+
+def _begin(
+    env: InputEnvironment,
+    envs: SideBySide,
+    settings: Mapping[str, Any],
+    kept: Checkpoint[InputHistory] | None,
+    seed: int,
+    device: str,
+    tensorboard_log: Path | None,
+) -> tuple[BaseAlgorithm, InputHistory]:
+    """Return the model of a run at its beginning, or as a checkpoint kept it, and what it has seen."""
+    if kept:
+        model: BaseAlgorithm = kept.restore(PPO, envs, device=device, tensorboard_log=tensorboard_log)
+    else:
+        env.price = env.marginal_price()
+        model = PER_INPUT.make(
+            envs,
+            Rounds(len(env.gate_names), 1, envs.num_envs),
+            hyperparameters={name: value for name, value in settings.items() if name != "price_rate"},
+            seed=seed,
+            device=device,
+            tensorboard_log=tensorboard_log,
+        )
+    if tensorboard_log is None:  # Stable-Baselines3 would make a folder among the temporary files
+        model.set_logger(Logger(folder=None, output_formats=[]))
+    return model, kept.history if kept else InputHistory()
 
 
 class _Watch(BaseCallback):

@@ -2,8 +2,9 @@
 
 import gymnasium as gym
 
-from envs.allocation import ALLOCATIONS
+from envs.allocation import ALLOCATIONS, evenly_gated
 from envs.budget import Budget, BudgetRange, Limits, parse_budget
+from envs.input_pruning import InputPruningVectorEnv
 from envs.layer_pruning import LayerPruningEnv
 from envs.observation import LayerObservation
 from envs.several_networks import SeveralNetworksEnv
@@ -14,12 +15,14 @@ __all__ = [
     "TASKS",
     "Budget",
     "BudgetRange",
+    "InputPruningVectorEnv",
     "LayerObservation",
     "LayerPruningEnv",
     "Limits",
     "SeveralNetworksEnv",
     "Task",
     "count_classes",
+    "evenly_gated",
     "load_task",
     "make_env",
     "parse_budget",

@@ -8,7 +8,9 @@ import numpy as np
 
 from envs.budget import MEASURES
 from envs.budget_keeper import BudgetKeeper, Ratios
-from pruning.cost import Widths
+from pruning.cost import Widths, plan_widths
+from pruning.errors import ImpossibleBudgetError, PlanError
+from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
 from pruning.registry import Registry
 
@@ -21,6 +23,47 @@ ALLOCATIONS: Registry[Callable[[PrunableNetwork, BudgetKeeper], Widths]] = Regis
 def uniform_plan(network: PrunableNetwork, keeper: BudgetKeeper) -> Widths:
     """Return the units of each group, with the same static ratio everywhere within the budget."""
     return keeper.follow(lambda step, even_ratio: even_ratio)
+
+
+def evenly_gated(
+    network: PrunableNetwork, share: float, *, static_ratio: float, largest: float
+) -> PruningPlan:
+    """Return the plan with one static ratio everywhere, and one runtime ratio wherever there can be a gate.
+
+    Args:
+        network: to prune.
+        share: of the dense multiply-adds that may remain; the runtime ratio is the smallest that does.
+        static_ratio: of every group.
+        largest: runtime ratio.
+
+    Raises:
+        PlanError: no group takes a gate.
+        ImpossibleBudgetError: the largest runtime ratio is not enough.
+    """
+    groups = network.graph.prunable
+    if all(group.ungated for group in groups):
+        reasons = sorted({str(group.ungated) for group in groups})
+        raise PlanError(f"no channel group takes a runtime gate: {'; '.join(reasons)}")
+
+    def plan(runtime: float) -> PruningPlan:
+        return PruningPlan(
+            {one.name: LayerDecision(static_ratio, 0.0 if one.ungated else runtime) for one in groups}
+        )
+
+    def left(runtime: float) -> float:
+        widths = plan_widths(network.graph, plan(runtime), round_to=network.method.round_to)
+        return network.cost.macs(widths) / network.cost.macs(network.cost.dense)
+
+    if left(largest) > share:
+        raise ImpossibleBudgetError(
+            f"macs={share:g} cannot be met by skipping: {left(largest):.4f} is the smallest with runtime "
+            f"ratios of {largest:g} and static ratios of {static_ratio:g}; raise one of them, or the budget"
+        )
+    low, high = 0.0, largest
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if left(middle) <= share else (middle, high)
+    return plan(high)
 
 
 @ALLOCATIONS.register("sensitivity")

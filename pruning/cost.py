@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import benchmark
 
 from pruning.errors import PlanError
@@ -305,33 +305,29 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def measure_latency(
-    models: Mapping[str, nn.Module], input_shape: tuple[int, ...], *, device: str = "cpu", rounds: int = 5
-) -> dict[str, float]:
+def measure_latency(models: Mapping[str, nn.Module], image: Tensor, *, rounds: int = 5) -> dict[str, float]:
     """Return each network's median milliseconds for one image; see `time_in_turn`."""
-    times = time_in_turn(models, input_shape, device=device, rounds=rounds)
+    times = time_in_turn(models, image, rounds=rounds)
     return {name: found[math.floor(len(found) / 2)] for name, found in times.items()}
 
 
 def time_in_turn(
-    models: Mapping[str, nn.Module], input_shape: tuple[int, ...], *, device: str = "cpu", rounds: int = 5
+    models: Mapping[str, nn.Module], image: Tensor, *, rounds: int = 5
 ) -> dict[str, list[float]]:
     """Return each network's milliseconds for one image in each round, ascending.
 
     Args:
         models: name -> network in evaluation mode; timed in interleaved rounds, so that a machine whose
             speed drifts favours none.
-        input_shape: of one image.
-        device: where the networks are.
+        image: [1, ...], on their device.
         rounds: how often each is timed, for at least 0.05 s each.
     """
-    x = torch.randn((1, *input_shape), device=device)
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         for _ in range(rounds):
             for name, model in models.items():
                 timer = benchmark.Timer(
-                    "model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads()
+                    "model(x)", globals={"model": model, "x": image}, num_threads=torch.get_num_threads()
                 )
                 times[name].append(1e3 * timer.blocked_autorange(min_run_time=0.05).median)
     return {name: sorted(found) for name, found in times.items()}

@@ -15,6 +15,9 @@ from pruning.cost import count_params
 from pruning.data import Images
 from pruning.errors import DataError
 from pruning.modes import evaluating
+from pruning.runtime.gates import gates_of
+from pruning.runtime.outcomes import input_outcomes
+from pruning.runtime.per_input import input_ratios
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images [batch, ...], labels [batch])
 
@@ -24,7 +27,7 @@ class Evaluation:
     """What came of a plan. Shares are of the dense network."""
 
     accuracy: float | None  # 0 to 1; None without labels
-    macs: int  # for one image; of what gates skip, none
+    macs: int  # for one image, the mean where images differ; of what gates skip, none
     params: int
     bytes: int  # of the weights file
     latency_ms: float | None = None  # median for one image, as deployed; None where it was not measured
@@ -89,9 +92,14 @@ def evaluate(model: nn.Module, images: Images, *, macs: int) -> Evaluation:
     Args:
         model: the network.
         images: with labels, true ones or the dense network's answers.
-        macs: its multiply-adds, from a CostModel.
+        macs: its multiply-adds, from a CostModel; of one that decides for each input they are measured.
     """
-    right = accuracy(*predictions(model, images.batches()))
+    ratios = input_ratios(gates_of(model))
+    if ratios is None:
+        right = accuracy(*predictions(model, images.batches()))
+    else:
+        found = input_outcomes(model, images)
+        right, macs = accuracy(found.logits, found.labels), round(found.macs.mean() * ratios.prices.dense)
     return Evaluation(
         accuracy=right if images.labelled else None,
         agreement=None if images.labelled else right,

@@ -24,6 +24,7 @@ from pruning.lockstep import BATCH_NORMS
 from pruning.modes import evaluating, taking_gradients
 from pruning.registry import unknown_name
 from pruning.runtime.gates import gates_of
+from pruning.runtime.per_input import input_ratios
 
 PARTS = ("all", "gates")
 TEMPERATURE = 2.0  # that softens the logits of both networks in distillation
@@ -102,7 +103,7 @@ def finetune_(
 
 
 def trained_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
-    """Return the parameters that fine-tuning a part of a network trains.
+    """Return the parameters that fine-tuning a part of a network trains; never what decides for each input.
 
     Raises:
         UnknownNameError: there is no such part.
@@ -110,12 +111,13 @@ def trained_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
     """
     if part not in PARTS:
         raise unknown_name("part", part, PARTS)
-    if part == "all":
-        return list(model.parameters())
     gates = gates_of(model)
-    if gates is None:
+    if part == "gates" and gates is None:
         raise PruningError("the network has no runtime gates to train; train all of it, or prune at run time")
-    return list(gates.parameters())
+    ratios = input_ratios(gates)
+    policy = set() if ratios is None else set(ratios.parameters())
+    trained = model if gates is None or part == "all" else gates
+    return [parameter for parameter in trained.parameters() if parameter not in policy]
 
 
 def softened_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
 
 from pruning.apply import Compressed
 from pruning.cost import measure_latency
@@ -11,6 +14,9 @@ from pruning.data import Images
 from pruning.evaluation import Evaluation, evaluate
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
+from pruning.runtime.gates import gates_of
+from pruning.runtime.outcomes import input_outcomes
+from pruning.runtime.per_input import input_ratios
 from pruning.runtime.slicing import deployed
 
 
@@ -28,19 +34,32 @@ class Rows:
 
 
 def measure_rows(network: PrunableNetwork, plans: Mapping[str, PruningPlan], images: Images) -> Rows:
-    """Carry plans out on copies of a network and measure them, their latencies in turn within one run.
-
-    Latency is that of the `deployed` form: BatchNorms fused, and what gates skip is skipped.
+    """Carry plans out on copies of a network and measure them; see `measure_side_by_side`.
 
     Args:
         network: the dense network.
         plans: name -> plan.
         images: to measure on.
     """
-    compressed = {name: network.compress(plan) for name, plan in plans.items()}
-    shape, device = network.graph.input_shape, str(next(network.model.parameters()).device)
-    models = {name: deployed(one.model, shape) for name, one in compressed.items()}
-    latencies = measure_latency(models, shape, device=device)
+    return measure_side_by_side(
+        network, {name: network.compress(plan) for name, plan in plans.items()}, images
+    )
+
+
+def measure_side_by_side(
+    network: PrunableNetwork, compressed: Mapping[str, Compressed], images: Images
+) -> Rows:
+    """Measure compressed copies of a network, their latencies in turn within one run.
+
+    Latency is that of the `deployed` form: BatchNorms fused, and what gates skip is skipped.
+
+    Args:
+        network: the dense network.
+        compressed: name -> copy.
+        images: to measure on; one of them for latency, see `typical_image`.
+    """
+    models = {name: deployed(one.model, network.graph.input_shape) for name, one in compressed.items()}
+    latencies = measure_latency(models, typical_image([one.model for one in compressed.values()], images))
     evaluations = {
         name: replace(
             evaluate(one.model, images, macs=network.cost.macs(one.widths)), latency_ms=latencies[name]
@@ -48,3 +67,19 @@ def measure_rows(network: PrunableNetwork, plans: Mapping[str, PruningPlan], ima
         for name, one in compressed.items()
     }
     return Rows(compressed, evaluations)
+
+
+def typical_image(models: Iterable[nn.Module], images: Images) -> Tensor:
+    """Return an image, [1, ...] on the networks' device, for which latency is to be measured.
+
+    The one whose multiply-adds are nearest the mean, in the first network that decides for each input; the
+    first image where none does.
+    """
+    number, device = 0, torch.device("cpu")
+    for model in models:
+        device = next(model.parameters()).device
+        if input_ratios(gates_of(model)) is not None:
+            macs = input_outcomes(model, images).macs
+            number = int(abs(macs - macs.mean()).argmin())
+            break
+    return images.images[number : number + 1].to(device)

@@ -13,11 +13,12 @@ from torch import nn
 
 from envs import Budget, count_classes
 from pruning.cost import measure_latency
-from pruning.data import check_labels, load_splits
+from pruning.data import Images, check_labels, load_splits
 from pruning.evaluation import Evaluation, evaluate
 from pruning.export import load_compressed
 from pruning.files import write_json
 from pruning.graph import find_groups
+from pruning.measuring import typical_image
 from pruning.runtime.slicing import deployed
 from scripts import options
 from scripts.cli import run_verb
@@ -55,7 +56,7 @@ def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
     task = options.task_of(args, Budget({"macs": 1.0}))
     macs = find_groups(task.model, task.network.input_shape).macs
     evaluation = evaluate(task.model, task.splits.test, macs=macs)
-    return _timed(evaluation, task.model, task.network.input_shape, args), 0
+    return _timed(evaluation, task.model, task.splits.test), 0
 
 
 def _compressed(args: argparse.Namespace) -> tuple[Evaluation, int]:
@@ -65,7 +66,7 @@ def _compressed(args: argparse.Namespace) -> tuple[Evaluation, int]:
     check_labels(splits, count_classes(loaded.model, loaded.network))
     model = loaded.model.to(options.device_of(args))
     evaluation = evaluate(model, splits.test, macs=loaded.manifest.evaluation.macs)
-    return _timed(evaluation, model, loaded.network.input_shape, args), len(loaded.gates)
+    return _timed(evaluation, model, splits.test), len(loaded.gates)
 
 
 def _images_of(args: argparse.Namespace, default: str) -> str:
@@ -76,11 +77,9 @@ def _images_of(args: argparse.Namespace, default: str) -> str:
     return name
 
 
-def _timed(
-    evaluation: Evaluation, model: nn.Module, input_shape: tuple[int, ...], args: argparse.Namespace
-) -> Evaluation:
-    network = deployed(model, input_shape)
-    latency = measure_latency({"it": network}, input_shape, device=options.device_of(args))["it"]
+def _timed(evaluation: Evaluation, model: nn.Module, images: Images) -> Evaluation:
+    network = deployed(model, images.images.shape[1:])
+    latency = measure_latency({"it": network}, typical_image([model], images))["it"]
     return replace(evaluation, latency_ms=latency)
 
 

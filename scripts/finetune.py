@@ -23,6 +23,7 @@ from pruning.export import LoadedNetwork, load_compressed, save_compressed
 from pruning.files import write_json
 from pruning.finetuning import PARTS, finetune_, trained_parameters
 from pruning.graph import find_groups
+from pruning.measuring import typical_image
 from pruning.runtime.slicing import deployed
 from pruning.synthesis import answered
 from scripts import options
@@ -191,7 +192,7 @@ def _rows(
         models = {"dense": material.dense, **models}
         macs["dense"] = find_groups(material.dense, shape).macs
     fast = {name: deployed(model, shape) for name, model in models.items()}
-    latencies = measure_latency(fast, shape, device=options.device_of(args))
+    latencies = measure_latency(fast, typical_image(models.values(), material.test))
     return {
         name: replace(evaluate(model, material.test, macs=macs[name]), latency_ms=latencies[name])
         for name, model in models.items()

@@ -225,6 +225,28 @@ def add_learning_flags(parser: Parser) -> None:
         metavar="NAME=WEIGHTS",
         help="a further network to learn on, for a policy for reuse; repeatable",
     )
+    parser.add_argument(
+        "--per-input",
+        action="store_true",
+        help="learn to set runtime ratios for each input; --episodes are then inputs in each round (40000), "
+        "--max-runtime-ratio is 0.9 and --compensation least-squares-progressive by default",
+    )
+    parser.add_argument(
+        "--plan", type=Path, metavar="FILE", help="with --per-input: static ratios, and those to depart from"
+    )
+    parser.add_argument(
+        "--static-ratio", type=float, default=0.0, metavar="R", help="with --per-input: of every group (0)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=2, metavar="N", help="with --per-input: of learning (2)"
+    )
+    parser.add_argument(
+        "--tune-epochs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --per-input: of fine-tuning after each round, by distillation (0)",
+    )
     parser.add_argument("--n-envs", type=positive, default=1, metavar="K", help="processes that evaluate (1)")
     parser.add_argument(
         "--first-images",

@@ -22,6 +22,7 @@ from pruning.plan import PruningPlan
 from scripts.options import UsageError, plain
 
 CONFIG, METRICS, EPISODES = "config.json", "metrics.json", "episodes.jsonl"
+UPDATES, INPUTS = "updates.jsonl", "inputs.npz"  # of a run that learns to decide for each input
 MAY_DIFFER = ("out", "resume", "overwrite", "json", "quiet", "device")  # between a run and its resumption
 
 COLUMNS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.episode_log import read_episodes
-from agents.pictures import Run, png, reasons, run_pictures, words
+from agents.pictures import Run, png, read_inputs, read_updates, reasons, run_pictures, words
 from agents.pictures.page import bullets, element, page, picture, table
 from pruning.files import read_json, written_whole
 from pruning.plan import PruningPlan
@@ -36,9 +36,23 @@ PICTURES = {  # title and caption
         "What was taken where",
         "The chosen plan against the uniform one, which takes evenly within the same budget.",
     ),
+    "inputs": ("What inputs cost", "Test images by their MACs: the budget holds on average, not for each."),
+    "difficulty": (
+        "Cost against difficulty",
+        "Each test image by its place in difficulty, which is what it loses under the fixed plan.",
+    ),
+    "examples": ("Cheap and dear inputs", "The test images that took the fewest MACs, and the most."),
+    "ratios": (
+        "What the gates skipped",
+        "The runtime ratios that the test images got; the band leaves out the lowest and the highest tenth.",
+    ),
+    "learning": (
+        "Agreement and cost while learning",
+        "Inputs answered as the dense network does, and MACs: thin for each update, thick the running mean.",
+    ),
 }
-FIXED = "heatmap"  # its colours are values, and its pixels those it is shown at
-SCALE = 0.75  # the other pictures are drawn finer than they are shown, for print
+FIXED = ("heatmap", "examples")  # their colours are values
+SCALE = 0.75  # all but the heat map are drawn finer than they are shown, for print
 
 
 def build_parser() -> options.Parser:
@@ -96,23 +110,25 @@ def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
         raise options.UsageError(
             f"{folder} holds no run ({CONFIG} is missing); name a folder that train wrote"
         )
-    plan, metrics = folder / "plan.json", folder / METRICS
-    record = _read(metrics, _checked) if metrics.exists() else {}
+    plan, metrics, inputs = folder / "plan.json", folder / METRICS, folder / "inputs.npz"
+    record = _read(metrics, lambda path: _checked(read_json(path))) if metrics.exists() else {}
     found = Run(
-        config=_read(folder / CONFIG, dict),
+        config=_read(folder / CONFIG, lambda path: dict(read_json(path))),
         episodes=read_episodes(folder / EPISODES),
         finished=bool(record),
         rows=record.get("rows", {}),
         plans=record.get("plans", {}),
         plan=PruningPlan.load(plan).to_dict() if plan.exists() else None,
+        updates=_read(folder / "updates.jsonl", read_updates),
+        inputs=_read(inputs, read_inputs) if inputs.exists() else None,
     )
     return found, record
 
 
-def _read(path: Path, check: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+def _read(path: Path, load: Callable[[Path], Any]) -> Any:
     try:
-        return check(read_json(path))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # not JSON, or not what was written
+        return load(path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # not what was written
         raise options.UsageError(f"{path} is damaged ({error!r}); run train again, or restore it") from error
 
 
@@ -158,9 +174,9 @@ def _pieces(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
     yield from _rows(record)
     for name, pixels in run_pictures(run).items():
         title, caption = PICTURES[name]
-        fixed = name == FIXED
+        scale = 1.0 if name == "heatmap" else SCALE
         yield element("h2", title)
-        yield picture(pixels, title, caption, scale=1.0 if fixed else SCALE, invertible=not fixed)
+        yield picture(pixels, title, caption, scale=scale, invertible=name not in FIXED)
     if run.chosen and run.uniform is not None and record.get("groups"):
         yield element("h2", "Why")
         yield bullets(reasons(record["groups"], run.uniform, run.chosen[1]))

@@ -21,6 +21,7 @@ from agents import (
     save_policy,
 )
 from agents.algorithms import read_overrides, with_overrides
+from agents.input_learning import PER_INPUT
 from agents.interface import GymEnv
 from agents.parallel import vectorized
 from agents.pictures import reasons
@@ -35,6 +36,7 @@ from pruning.plan import PruningPlan
 from pruning.registry import unknown_name
 from scripts import options
 from scripts.cli import run_verb
+from scripts.per_input_run import PER_INPUT_DEFAULTS, train_per_input
 from scripts.policies import initial_policy, policy_folder, train_for_reuse
 from scripts.records import (
     EPISODES,
@@ -64,10 +66,16 @@ def build_parser() -> options.Parser:
 
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
-    args = build_parser().parse(argv)
+    parser = build_parser()
+    args = parser.parse(argv)
+    if args.per_input:
+        parser.set_defaults(**PER_INPUT_DEFAULTS)
+        args = parser.parse(argv)
+    elif args.plan or args.static_ratio or args.tune_epochs:
+        raise options.UsageError("--plan, --static-ratio and --tune-epochs go with --per-input")
     learner = args.algo in ALGORITHMS
     if learner:  # unknown names are refused before the work begins
-        with_overrides(ALGORITHMS[args.algo], read_overrides(args.hyper))
+        with_overrides(PER_INPUT if args.per_input else ALGORITHMS[args.algo], read_overrides(args.hyper))
     elif args.algo not in SEARCHES:
         raise unknown_name("algorithm", args.algo, [*ALGORITHMS, *SEARCHES])
     elif args.hyper or args.init_policy:
@@ -75,11 +83,13 @@ def run(argv: Sequence[str]) -> None:
     options.method_of(args)
     budget = options.budget_of(args)
     out = args.out or Path("runs") / args.model.replace("/", "-")
-    check_out(out, args, may_differ=MAY_DIFFER)
+    check_out(out, args, may_differ=() if args.per_input else MAY_DIFFER)
     if args.init_policy:
         check_source(policy_folder(args.init_policy), out)
     torch.manual_seed(args.seed)
-    if args.also or isinstance(budget, BudgetRange):
+    if args.per_input:
+        train_per_input(out, args, budget)
+    elif args.also or isinstance(budget, BudgetRange):
         if not learner:
             raise options.UsageError(f"{args.algo} searches for one plan; give one network and one budget")
         train_for_reuse(out, args, budget, _learn)

@@ -6,7 +6,7 @@ from agents.pictures.pareto import front, pareto_figure
 from agents.pictures.ratio_bars import ratio_bars_figure
 from agents.pictures.reasons import reasons
 from agents.pictures.reward_curve import reward_curve_figure
-from agents.pictures.runs import Run, run_pictures, words
+from agents.pictures.runs import Run, read_inputs, read_updates, run_pictures, words
 
 __all__ = [
     "Run",
@@ -16,6 +16,8 @@ __all__ = [
     "png",
     "ratio_bars_figure",
     "ratio_heatmap",
+    "read_inputs",
+    "read_updates",
     "reasons",
     "reward_curve_figure",
     "run_pictures",

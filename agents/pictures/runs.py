@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +18,45 @@ from agents.episode_log import Episode
 from agents.interface import Plan
 from agents.pictures.canvas import figure_pixels
 from agents.pictures.heatmap import ratio_heatmap
+from agents.pictures.inputs import (
+    difficulty_figure,
+    examples_figure,
+    inputs_figure,
+    learning_figure,
+    ratios_figure,
+)
 from agents.pictures.pareto import Point, pareto_figure
 from agents.pictures.ratio_bars import ratio_bars_figure
 from agents.pictures.reward_curve import reward_curve_figure
 from agents.pictures.scores import scores
 
-DENSE, UNIFORM = "dense", "uniform"
+DENSE, UNIFORM, FIXED = "dense", "uniform", "fixed"
+Update = Mapping[str, float]  # of a policy that decides for each input
+SHOWN = ("round", "episodes", "macs", "agrees")  # of an update
+
+
+class Inputs(NamedTuple):
+    """What a policy that decides for each input made of the test images, N of them."""
+
+    macs: NDArray[np.float64]  # [N], shares of the dense network's multiply-adds
+    reference: NDArray[np.float64]  # [N], losses under the fixed plan
+    right: NDArray[np.bool_]  # [N]
+    ratios: NDArray[np.float64]  # [N, gates], runtime ratios
+    gates: NDArray[np.str_]  # [gates]
+    budget: NDArray[np.float64]  # [], share of the dense network's multiply-adds
+    examples: NDArray[np.uint8]  # [2, K, H, W, C], the cheapest and the dearest; C is 1 or 3
+    examples_macs: NDArray[np.float64]  # [2, K]
+
+
+LAYOUT = {  # of each array: its kind, and a letter a dimension; equal letters are equal sizes
+    **dict.fromkeys(("macs", "reference"), (np.floating, "N")),
+    "right": (np.bool_, "N"),
+    "ratios": (np.floating, "NG"),
+    "gates": (np.str_, "G"),
+    "budget": (np.floating, ""),
+    "examples": (np.uint8, "2KHWC"),
+    "examples_macs": (np.floating, "2K"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +69,8 @@ class Run:
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> metrics on test images
     plans: Mapping[str, Plan] = field(default_factory=dict)  # of the rows that are plans
     plan: Plan | None = None  # the one to be carried out, if it is known
+    updates: Sequence[Update] = ()  # of a run that learns to decide for each input
+    inputs: Inputs | None = None  # what it made of the test images
 
     @property
     def is_one_search(self) -> bool:
@@ -72,6 +110,14 @@ class Run:
         made = [episode.result.plan for episode in self.episodes if episode.by == UNIFORM]
         return self.plans.get(UNIFORM, made[0] if made else None)
 
+    @property
+    def macs_budget(self) -> float | None:
+        """The share of the dense multiply-adds that the run keeps to, if it keeps to one."""
+        if self.inputs is not None:
+            return float(self.inputs.budget)
+        found = [re.fullmatch(r"macs=(\d*\.?\d+)", share) for share in words(self.config.get("budget"))]
+        return next((float(share[1]) for share in found if share), None)
+
     def marks(self) -> dict[str, Point]:
         """Return the rows' places among the episodes: (share of the dense MACs, score).
 
@@ -98,7 +144,8 @@ class Run:
 def run_pictures(run: Run) -> dict[str, NDArray[np.uint8]]:
     """Return the pictures of a run, each [height, width, 3], by name; those it has the data for.
 
-    "pareto", "reward", "heatmap" and "bars".
+    "pareto", "reward", "heatmap" and "bars"; of a run that decides for each input, "inputs", "difficulty",
+    "examples", "ratios" and "learning".
     """
     found = {}
     if run.episodes:
@@ -110,7 +157,21 @@ def run_pictures(run: Run) -> dict[str, NDArray[np.uint8]]:
     if run.chosen and run.uniform is not None:
         name, plan = run.chosen
         found["bars"] = figure_pixels(ratio_bars_figure(list(run.uniform), run.uniform, plan, name=name))
+    if run.inputs is not None:
+        found |= _input_pictures(run.inputs, run.plans.get(FIXED, {}))
+    if run.updates:
+        found["learning"] = figure_pixels(learning_figure(run.updates, budget=run.macs_budget))
     return found
+
+
+def _input_pictures(inputs: Inputs, fixed: Plan) -> dict[str, NDArray[np.uint8]]:
+    figures = {
+        "inputs": inputs_figure(inputs.macs, budget=float(inputs.budget)),
+        "difficulty": difficulty_figure(inputs.macs, inputs.reference, inputs.right),
+        "examples": examples_figure(inputs.examples, inputs.examples_macs),
+        "ratios": ratios_figure(inputs.gates.tolist(), inputs.ratios, fixed),
+    }
+    return {name: figure_pixels(figure) for name, figure in figures.items()}
 
 
 def _heatmap(run: Run) -> NDArray[np.uint8]:
@@ -123,3 +184,52 @@ def words(value: object) -> list[str]:
     """Return a flag's value, one or several, as text."""
     several = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
     return [str(one) for one in several]
+
+
+def read_updates(path: Path) -> list[Update]:
+    """Return the updates of a run, in order; none where there is no such file yet.
+
+    Raises:
+        ValueError: a line is damaged. A last line that is no JSON does not count: it is being written.
+    """
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    updates = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            updates.append(_update(json.loads(line)))
+        except (KeyError, TypeError, ValueError) as error:
+            no_json = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
+            if not no_json or number < len(lines):
+                raise ValueError(f"line {number}: {error!r}") from error
+    return updates
+
+
+def _update(data: Mapping[str, Any]) -> Update:
+    found = {name: float(data[name]) for name in SHOWN}
+    if not np.isfinite(list(found.values())).all():
+        raise ValueError(f"{found} is not finite")
+    return found
+
+
+def read_inputs(path: Path) -> Inputs:
+    """Return the inputs in an archive of plain arrays.
+
+    Raises:
+        ValueError: it is damaged, lacks an array, or one is of another kind or shape than LAYOUT says.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in LAYOUT}
+    except Exception as error:  # a damaged archive fails in a dozen ways, by where it is damaged
+        raise ValueError(str(error)) from error
+    sizes: dict[str, int] = {}
+    for name, (kind, letters) in LAYOUT.items():
+        array = arrays[name]
+        known = [sizes.setdefault(letter, size) for letter, size in zip(letters, array.shape, strict=False)]
+        if not np.issubdtype(array.dtype, kind) or array.ndim != len(letters) or known != list(array.shape):
+            raise ValueError(f"{name} is of kind {array.dtype}, shape {array.shape}")
+        if not array.size or (kind is np.floating and not np.isfinite(array).all()):
+            raise ValueError(f"{name} is empty or not finite")
+    if sizes["2"] != 2 or sizes["C"] not in (1, 3):
+        raise ValueError(f"examples are of shape {arrays['examples'].shape}")
+    return Inputs(**arrays)

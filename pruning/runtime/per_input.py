@@ -105,6 +105,7 @@ class InputRatios(nn.Module):
             gates.of(site.group).count_of = partial(self.counts, number)
         gates.add_module(PER_INPUT, self)
 
+    @torch.no_grad()
     def counts(self, number: int, pooled: Tensor, scores: Tensor) -> Tensor:
         """Decide a gate for the images in flight: int64 [batch]; see `CountOf`."""
         if number == 0:

@@ -71,7 +71,7 @@ def _measure_subject(subject: Subject, args: argparse.Namespace) -> dict[str, An
     quartiles = {}
     for threads in THREADS:
         with _threads(threads):
-            times = time_in_turn(forms, shape, device=device, rounds=ROUNDS)
+            times = time_in_turn(forms, torch.randn((1, *shape), device=device), rounds=ROUNDS)
         quartiles[str(threads)] = {
             name: [found[len(found) * quarter // 4] for quarter in (1, 2, 3)] for name, found in times.items()
         }

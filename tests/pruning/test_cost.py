@@ -164,7 +164,7 @@ def test_a_network_without_prunable_groups_still_has_a_price():
 
 
 def test_latency_is_measured_for_each_network_by_name():
-    found = measure_latency({"a": example("mlp")[0], "b": torch.nn.Identity()}, (7,), rounds=1)
+    found = measure_latency({"a": example("mlp")[0], "b": torch.nn.Identity()}, torch.randn(1, 7), rounds=1)
     assert set(found) == {"a", "b"}
     assert 0 < found["b"] < found["a"] < 100
 

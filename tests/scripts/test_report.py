@@ -10,10 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.report import write_pictures
+from scripts.report import read_run, write_pictures
 
 GROUPS = ["conv1", "conv<i>2"]
 MODEL = "nets<b>.py:make"
@@ -63,7 +64,29 @@ METRICS = {
         for name, share, loss in zip(GROUPS, (0.6, 0.4), (0.2, 0.1), strict=True)
     ],
 }
+INPUTS = {
+    "macs": np.array([0.3, 0.5, 0.6]),
+    "reference": np.array([0.0, 0.1, 0.7]),
+    "right": np.array([True, True, False]),
+    "ratios": np.array([[0.5, 0.4], [0.2, 0.3], [0.0, 0.1]]),
+    "gates": np.array(GROUPS),
+    "budget": np.float64(0.5),
+    "examples": np.arange(2 * 1 * 8 * 8, dtype=np.uint8).reshape(2, 1, 8, 8, 1),
+    "examples_macs": np.array([[0.3], [0.6]]),
+}
+UPDATES = [
+    {"round": number, "episodes": 10 * done, "macs": 0.5, "agrees": 0.9, "loss": 0.1, "price": 0.2}
+    for number in (1, 2)
+    for done in (1, 2)
+]
 PICTURES = ["Score against cost", "Learning", "Decisions", "What was taken where"]
+INPUT_PICTURES = {
+    "inputs": "What inputs cost",
+    "difficulty": "Cost against difficulty",
+    "examples": "Cheap and dear inputs",
+    "ratios": "What the gates skipped",
+    "learning": "Agreement and cost while learning",
+}
 
 
 class Page(HTMLParser):
@@ -106,6 +129,25 @@ def folder(tmp_path: Path) -> Path:
     (folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in EPISODES))
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     (folder / "plan.json").write_text(json.dumps({"version": 1, "decisions": plan(0.3, 0.7)}))
+    return folder
+
+
+@pytest.fixture
+def input_folder(folder: Path) -> Path:
+    """The run's folder, of a run that learns to decide for each input."""
+    (folder / "episodes.jsonl").unlink()
+    config = {name: CONFIG[name] for name in ("model", "budget", "seed", "command")}
+    (folder / "config.json").write_text(json.dumps({**config, "per_input": True}))
+    names = ["dense", "static", "fixed", "per-input"]
+    record = {
+        "rows": {name: row(0.9, 1_000_000) for name in names},
+        "gated_groups": {"fixed": 2, "per-input": 2},
+        "verdict": "per-input beats fixed",
+        "plans": {name: plan(0.3, 0.7) for name in names[1:]},
+    }
+    (folder / "metrics.json").write_text(json.dumps(record))
+    (folder / "updates.jsonl").write_text("".join(json.dumps(line) + "\n" for line in UPDATES))
+    np.savez(folder / "inputs.npz", **INPUTS)
     return folder
 
 
@@ -211,6 +253,93 @@ def test_several_networks_show_table_curves_and_front_alone(report, folder):
     assert list(page.images) == PICTURES[:2]
     assert "b macs=0.5 learned" in page.text
     assert "The plan" not in page.text
+
+
+class TestARunThatDecidesForEachInput:
+    def test_shows_its_pictures(self, report, input_folder):
+        page = report()
+        assert list(page.images) == list(INPUT_PICTURES.values())
+        assert "per-input beats fixed" in page.text
+        assert "per-input (2 groups)" in page.text
+
+    def test_keeps_the_colours_of_images_on_a_dark_page(self, report, input_folder):
+        marks = [dict(attributes) for tag, attributes in report().found if tag == "img"]
+        assert [mark["alt"] for mark in marks if "class" in mark] == [INPUT_PICTURES["examples"]]
+
+    def test_writes_its_pictures_as_files_too(self, input_folder):
+        write_pictures(input_folder)
+        found = {path.name: path.read_bytes() for path in (input_folder / "pictures").iterdir()}
+        assert set(found) == {f"{name}.png" for name in INPUT_PICTURES}
+        assert {Image.open(io.BytesIO(data)).format for data in found.values()} == {"PNG"}
+
+    def test_in_progress_shows_how_it_learns(self, report, input_folder):
+        for name in ("inputs.npz", "metrics.json", "plan.json"):
+            (input_folder / name).unlink()
+        with (input_folder / "updates.jsonl").open("a") as file:
+            file.write('{"round": 2, "epis')
+        page = report()
+        assert "Not finished" in page.text
+        assert list(page.images) == [INPUT_PICTURES["learning"]]
+        assert read_run(input_folder)[0].macs_budget == 0.5
+
+    def test_before_its_first_update_has_no_pictures(self, report, input_folder):
+        for name in ("inputs.npz", "metrics.json", "plan.json"):
+            (input_folder / name).unlink()
+        (input_folder / "updates.jsonl").write_text('{"rou')
+        assert report().images == {}
+
+    @pytest.mark.parametrize(
+        "line", ['{"round": 1, "epi', "[1]", "{}", json.dumps({**UPDATES[0], "macs": float("nan")}), "\xff"]
+    )
+    def test_a_damaged_update_is_named(self, refused, input_folder, line):
+        good = json.dumps(UPDATES[0])
+        (input_folder / "updates.jsonl").write_text(f"{good}\n{line}\n{good}\n", encoding="latin-1")
+        said = refused("report", input_folder)
+        assert "updates.jsonl is damaged" in said
+        assert "line 2" in said
+
+    def test_a_whole_last_update_of_another_shape_is_refused(self, refused, input_folder):
+        (input_folder / "updates.jsonl").write_text('{"round": 1}')
+        assert "line 1" in refused("report", input_folder)
+
+    @pytest.mark.parametrize("size", [0, 10, 700, -30])
+    def test_an_archive_cut_short_is_named(self, refused, input_folder, size):
+        whole = (input_folder / "inputs.npz").read_bytes()
+        (input_folder / "inputs.npz").write_bytes(whole[:size])
+        assert "inputs.npz is damaged" in refused("report", input_folder)
+
+    @pytest.mark.parametrize(
+        ("name", "array", "words"),
+        [
+            ("macs", np.array([0.3, 0.5]), "reference is"),  # the next, of which there are three
+            ("macs", np.array([0.3, np.nan, 0.5]), "macs is empty or not finite"),
+            ("right", np.array([1.0, 0.0, 1.0]), "right is of kind float64"),
+            ("ratios", np.zeros((3, 3)), "gates is"),
+            ("gates", np.array([1, 2]), "gates is of kind int64"),
+            ("gates", np.array(["a", None], dtype=object), "allow_pickle"),
+            ("budget", np.array([0.5]), "budget is"),
+            ("examples", np.zeros((2, 1, 8, 8), np.uint8), "examples is"),
+            ("examples", np.zeros((2, 1, 8, 8, 2), np.uint8), "examples are of shape"),
+            ("examples", np.zeros((2, 1, 8, 8, 1), np.uint16), "examples is of kind uint16"),
+            ("examples", np.zeros((3, 1, 8, 8, 1), np.uint8), "examples_macs is"),
+            ("examples_macs", np.zeros((2, 0)), "examples_macs is"),
+        ],
+    )
+    def test_an_array_of_another_kind_or_shape_is_named(self, refused, input_folder, name, array, words):
+        np.savez(input_folder / "inputs.npz", **{**INPUTS, name: array})
+        said = refused("report", input_folder)
+        assert "inputs.npz is damaged" in said
+        assert words in said
+
+    def test_an_archive_without_inputs_is_refused(self, refused, input_folder):
+        none = {name: INPUTS[name][:0] for name in ("macs", "reference", "right", "ratios")}
+        np.savez(input_folder / "inputs.npz", **{**INPUTS, **none})
+        assert "macs is empty" in refused("report", input_folder)
+
+    @pytest.mark.parametrize("name", INPUTS)
+    def test_an_array_that_is_missing_is_named(self, refused, input_folder, name):
+        np.savez(input_folder / "inputs.npz", **{key: INPUTS[key] for key in INPUTS if key != name})
+        assert name in refused("report", input_folder)
 
 
 def test_a_real_run_has_a_page(secateur, finished_run, tmp_path):

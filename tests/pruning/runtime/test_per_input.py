@@ -247,7 +247,7 @@ def test_a_typical_input_looks_like_par():
     typical = TypicalInput(6)
     typical.fit_(pooled, scores, 4, losses)
     means = typical.summary(pooled, scores).mean(0)
-    assert ((0.4 < means) & (means < 0.6)).all()
+    assert ((means > 0.4) & (means < 0.6)).all()
 
 
 def test_demand_grows_with_the_scores_that_pass():

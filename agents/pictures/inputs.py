@@ -1,0 +1,228 @@
+"""What a policy that decides for each input made of them: what they cost, which were dear, how it learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.interface import Plan
+from agents.pictures.canvas import DPI, PALETTE, in_percent, new_axes
+from agents.pictures.ratio_bars import ROW
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+
+WIDTH = 8.0  # inches
+BARS = 40  # of the histogram
+LEAST_MACS = 0.01  # its least span: costs that are nearly alike are not blown up to look like many
+BINS = 8  # of inputs, by difficulty
+LOW, HIGH = 0.1, 0.9  # quantiles: the band holds four fifths
+WINDOWS = 40  # a thick line is the mean over one of so many parts of a round
+CELL, GAP, WORDS = 0.95, 0.15, 0.25  # inches: of an image at most, between images, for the words above one
+BLACK, PALE, DASHED = "#000000", "#9CC7E3", (0, (5, 4))
+MACS = "MACs, share of dense"
+
+
+def inputs_figure(macs: Floats, *, budget: float) -> Figure:
+    """Draw how many inputs cost how much, with their mean and the budget.
+
+    Args:
+        macs: [inputs], shares of the dense network's multiply-adds; at least one.
+        budget: the share that they may cost on average.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = new_axes(WIDTH, 3.4)
+    low, high, mean = float(macs.min()), float(macs.max()), float(macs.mean())
+    margin = max(0.0, LEAST_MACS - (high - low)) / 2
+    axes.hist(macs, BARS, range=(low - margin, high + margin), color=PALETTE[0].colour, alpha=0.75)
+    axes.axvline(mean, color=BLACK, linewidth=1.8, label=f"mean {mean:.1%}")
+    axes.axvline(budget, color=PALETTE[1].colour, linewidth=1.8, linestyle=DASHED, label=_named(budget))
+    in_percent(axes.xaxis)
+    axes.set_xlabel("MACs that an input took, share of the dense network")
+    axes.set_ylabel("inputs")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)
+    return figure
+
+
+def difficulty_figure(macs: Floats, difficulty: Floats, right: NDArray[np.bool_]) -> Figure:
+    """Draw what inputs cost against their place by difficulty, the right answers apart from the wrong.
+
+    Places, not losses: most inputs lose next to nothing and would fall on one another. The ticks say both.
+
+    Args:
+        macs: [inputs], shares of the dense network's multiply-adds; at least one.
+        difficulty: [inputs], the loss of each under a plan that treats all alike.
+        right: [inputs], whether the answer was.
+    """
+    figure, axes = new_axes(WIDTH, 4.4)
+    places = ranks(difficulty) / len(macs)
+    for name, mine, style in (("right", right, PALETTE[0]), ("wrong", ~right, PALETTE[1])):
+        axes.scatter(
+            places[mine], macs[mine], 11, style.colour, marker=style.marker, alpha=0.45, linewidths=0
+        )
+        axes.scatter([], [], 30, style.colour, marker=style.marker, label=f"{name} ({mine.sum()})")
+    correlation = rank_correlation(difficulty, macs)
+    said = "no rank correlation" if correlation is None else f"rank correlation {correlation:+.2f}"
+    axes.plot(*_means_by_place(places, macs), "o-", color=BLACK, label=f"mean of each eighth; {said}")
+    shares = np.linspace(0.0, 1.0, 5)
+    losses = np.quantile(difficulty, shares)
+    axes.set_xticks(shares, [f"{share:.0%}\n{loss:.2g}" for share, loss in zip(shares, losses, strict=True)])
+    axes.set_xlabel("inputs that are easier; below, the loss there if each gate skips as the fixed plan says")
+    in_percent(axes.yaxis)
+    axes.set_ylabel(MACS)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    return figure
+
+
+def rank_correlation(first: Floats, second: Floats) -> float | None:
+    """Return Spearman's coefficient of two series, [N] each; None where one of them does not vary."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
+
+
+def ranks(values: Floats) -> Floats:
+    """Return ranks from the smallest, [N], each in (0, N); equal values share the mean of theirs."""
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - counts / 2)[where]
+
+
+def examples_figure(images: NDArray[np.uint8], macs: Floats) -> Figure:
+    """Draw the cheapest inputs above the dearest, each below what it took.
+
+    Args:
+        images: [2, K, H, W, C], the cheapest and the dearest; C is 1, grey, or 3.
+        macs: [2, K], shares of the dense network's multiply-adds.
+    """
+    count, height, width = images.shape[1:4]
+    wide = min(CELL, (WIDTH - 1.0) / count - GAP)
+    tall = wide * height / width
+    size = (1.0 + count * (wide + GAP), 2 * (tall + WORDS + GAP))
+    figure, axes = new_axes(*size)
+    for index, name in enumerate(("cheapest", "dearest")):
+        bottom = (1 - index) * (tall + WORDS + GAP)
+        axes.text(0.9, bottom + tall / 2, name, ha="right", va="center", size=10)
+        for number, share in enumerate(macs[index]):
+            left = 1.0 + number * (wide + GAP)
+            _draw_image_(axes, images[index, number], (left, left + wide, bottom, bottom + tall))
+            axes.text(left + wide / 2, bottom + tall + 0.04, f"{share:.1%}", ha="center", size=8)
+    axes.axis("off")
+    axes.set_xlim(0, size[0])
+    axes.set_ylim(-GAP / 2, size[1] - GAP / 2)
+    return figure
+
+
+def _draw_image_(axes: Axes, image: NDArray[np.uint8], place: tuple[float, float, float, float]) -> None:
+    """Draw an image, [H, W, C]: pixels that are enlarged stay sharp, only shrinking smooths."""
+    smoothed = image.shape[1] > (place[1] - place[0]) * DPI
+    pixels = np.broadcast_to(image, (*image.shape[:2], 3))
+    axes.imshow(pixels, extent=place, interpolation="antialiased" if smoothed else "nearest")
+
+
+def ratios_figure(gates: Sequence[str], ratios: Floats, fixed: Plan) -> Figure:
+    """Draw each gate's runtime ratio over inputs, mean and middle four fifths, against the fixed plan's.
+
+    Args:
+        gates: the rows, top to bottom; at least one.
+        ratios: [inputs, gates].
+        fixed: the plan that treats all inputs alike; a gate that it does not name has no mark.
+    """
+    figure, axes = new_axes(WIDTH, 1.3 + ROW * len(gates))
+    rows = np.arange(len(gates))
+    low, high = np.quantile(ratios, (LOW, HIGH), axis=0)
+    axes.barh(rows, high - low, 0.6, low, color=PALE, label="four fifths of the inputs")
+    axes.scatter(ratios.mean(axis=0), rows, 26, PALETTE[0].colour, zorder=3, label="mean")
+    known = [row for row, gate in enumerate(gates) if gate in fixed]
+    planned = [fixed[gates[row]]["runtime_ratio"] for row in known]
+    if known:
+        axes.scatter(planned, known, 70, BLACK, marker="|", linewidths=1.6, zorder=4, label="fixed plan")
+    axes.set_yticks(rows, gates, size=9, parse_math=False)
+    axes.set_ylim(len(gates) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(left=0)
+    in_percent(axes.xaxis)
+    axes.set_xlabel("runtime ratio: share of the group's remaining units that is skipped")
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    return figure
+
+
+def learning_figure(updates: Sequence[Mapping[str, float]], *, budget: float | None) -> Figure:
+    """Draw how agreement with the dense network and MACs change while a policy is learned.
+
+    Args:
+        updates: in order, at least one, each with "round", "episodes" (inputs so far in that round), and
+            "agrees" and "macs", means over its inputs.
+        budget: share of the dense network's multiply-adds, a line; None draws none.
+    """
+    figure, upper = new_axes(WIDTH, 4.6)
+    grid = figure.add_gridspec(2)
+    upper.set_subplotspec(grid[0])
+    lower = figure.add_subplot(grid[1], sharex=upper)
+    lower.spines[["top", "right"]].set_visible(False)
+    lower.grid(color="#E3E3E3", linewidth=0.6)
+    upper.tick_params(labelbottom=False)
+    rounds = np.array([update["round"] for update in updates])
+    starts = np.flatnonzero(np.diff(rounds)) + 1
+    seen = _inputs_seen(np.array([update["episodes"] for update in updates]), starts)
+    for axes, key, style in ((upper, "agrees", PALETTE[0]), (lower, "macs", PALETTE[1])):
+        _draw_curve_(axes, seen, np.array([update[key] for update in updates]), starts, style.colour)
+    if budget is not None:
+        lower.axhline(budget, color=BLACK, linewidth=1.1, linestyle=DASHED, label=_named(budget))
+        figure.legend(loc="outside upper right", frameon=False)
+    if len(starts):
+        _name_rounds_(upper, rounds[[0, *starts]], [0.0, *seen[starts - 1]])
+    upper.set_ylabel("agrees with dense")
+    lower.set_ylabel(MACS)
+    lower.set_xlabel("inputs seen")
+    lower.xaxis.set_major_formatter("{x:,.0f}")
+    return figure
+
+
+def _draw_curve_(axes: Axes, seen: Floats, values: Floats, starts: NDArray[np.intp], colour: str) -> None:
+    """Draw every update as a thin line, their running mean as a thick one; both break where a round ends."""
+    for part in np.split(np.arange(len(seen)), starts):
+        axes.plot(seen[part], values[part], color=colour, linewidth=0.8, alpha=0.4)
+        axes.plot(seen[part], _running_mean(values[part]), color=colour, linewidth=1.8)
+    for start in starts:
+        axes.axvline(seen[start - 1], color="#555555", linewidth=0.9, linestyle=":")
+    in_percent(axes.yaxis)
+
+
+def _inputs_seen(episodes: NDArray[np.float64], starts: NDArray[np.intp]) -> Floats:
+    """Return the inputs seen after each update in all rounds, [updates], from those in its round."""
+    before = np.zeros(len(episodes))
+    before[starts] = episodes[starts - 1]
+    return episodes + np.cumsum(before)
+
+
+def _running_mean(values: Floats) -> Floats:
+    """Return the mean over a window around each value; at the ends, over what there is of it."""
+    window = np.ones(1 + len(values) // WINDOWS)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+
+
+def _means_by_place(places: Floats, macs: Floats) -> Floats:
+    """Return the mean place and the mean MACs of the inputs in each bin, [2, bins]; none is empty."""
+    bins = (places * BINS).astype(int)  # of places, so that equal difficulties share one
+    return np.array([[places[bins == one].mean(), macs[bins == one].mean()] for one in np.unique(bins)]).T
+
+
+def _name_rounds_(axes: Axes, rounds: Floats, starts: Sequence[float]) -> None:
+    """Write each round's number above its start, and the word beside the axis, where it is in no way."""
+    above = axes.get_xaxis_transform()
+    for number, start in zip(rounds, starts, strict=True):
+        axes.annotate(f"{number:g}", (start, 1.0), (3, 2), above, "offset points", size=9)
+    axes.annotate("round", (0.0, 1.0), (-3, 2), "axes fraction", "offset points", size=9, ha="right")
+
+
+def _named(budget: float) -> str:
+    return f"budget {budget:.1%}"

@@ -1,0 +1,167 @@
+"""Learning to decide for each input: the plan, the policy and the weights in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from agents.input_learning import InputPolicy, learn_per_input
+from envs import InputPruningVectorEnv, Task
+from pruning.apply import Compressed
+from pruning.data import Images, ImageSplits, joined
+from pruning.evaluation import predictions
+from pruning.finetuning import finetune_
+from pruning.plan import LayerDecision, PruningPlan
+from pruning.prunable import PrunableNetwork
+from pruning.runtime.installing import decide_per_input_
+from pruning.runtime.outcomes import input_outcomes, keep_budget_, ratios_of
+from pruning.runtime.prices import InputPrices
+
+SPREAD = 0.25  # of the counts that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
+HIDDEN = (32, 32)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a policy is learned."""
+
+    share: float  # of the dense multiply-adds, on average over inputs
+    largest: float  # runtime ratio
+    episodes: int  # inputs, in each round
+    rounds: int
+    tuning: int  # epochs of fine-tuning after each round
+    seed: int
+    hyperparameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LearnedPerInput:
+    """A network that decides for each input."""
+
+    compressed: Compressed
+    plan: PruningPlan  # that it departs from
+    policies: list[InputPolicy]  # of the rounds
+    mean_share: float  # of the dense multiply-adds, on the images that the budget was kept on
+
+
+class PerInputJob:
+    """A task's network with the images that decide about it."""
+
+    def __init__(self, task: Task, network: PrunableNetwork) -> None:
+        self.task = task
+        self.network = network
+        splits = task.splits
+        if isinstance(splits, ImageSplits):
+            self.learned_on = joined(splits.train, splits.reward)
+            self.typical, self.tuned_on = splits.calibration, splits.all_but_test()
+        else:
+            self.learned_on = self.typical = self.tuned_on = splits.reward
+
+    def dense_logits(self, images: Images) -> Tensor:
+        """Return what the dense network says of images: [N, classes]."""
+        return predictions(self.task.model, images.batches())[0]
+
+    def carried_out(self, plan: PruningPlan, *, spread: float = 0.0, tuning: int = 0) -> Compressed:
+        """Return the network, cut and gated by a plan and fine-tuned for some epochs."""
+        found = self.network.compress(plan, spread=spread)
+        if tuning:
+            self.tune_(found, tuning)
+        return found
+
+    def tune_(self, compressed: Compressed, epochs: int, seed: int = 0) -> None:
+        """Have weights and gates follow the dense network, in place; what decides for each input stays."""
+        finetune_(compressed.model, self.tuned_on, teacher=self.task.model, epochs=epochs, seed=seed)
+
+    def install_(self, compressed: Compressed, largest: float) -> None:
+        """Have the network decide for each input; at first it decides as its plan says."""
+        decide_per_input_(
+            compressed.model,
+            self.typical.images.to(next(compressed.model.parameters()).device),
+            self.dense_logits(self.typical),
+            prices=InputPrices.of(self.network.cost, compressed.widths),
+            hidden=HIDDEN,
+            largest=largest,
+        )
+
+    def environment(self, compressed: Compressed, share: float) -> InputPruningVectorEnv:
+        """Return the environment in which inputs are decided."""
+        device = next(compressed.model.parameters()).device
+        return InputPruningVectorEnv(
+            compressed.model,
+            images=self.learned_on.images.to(device),
+            dense_logits=self.dense_logits(self.learned_on),
+            budget=share,
+        )
+
+
+def learn_ratios(
+    job: PerInputJob,
+    plan: PruningPlan,
+    settings: Settings,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    on_update: Callable[[dict[str, float]], None] | None = None,
+) -> LearnedPerInput:
+    """Learn a policy in rounds, each with weights and gates that are made for what the last one does.
+
+    A round carries the plan out, with weights fitted to varying counts, and learns a policy on top of it. The
+    policy's mean ratios are the runtime ratios of the next round's plan. With fine-tuning the plan stays, and
+    each round goes on with the network that the last one has tuned, as in Chen et al. 2020.
+
+    Args:
+        job: the network.
+        plan: static ratios, which stay, and runtime ratios to depart from.
+        settings: how.
+        out: the folder of the run, which keeps checkpoints and curves; None for none.
+        resume: go on with what `out` keeps.
+        progress: show bars on standard error.
+        on_update: called with the record of each update, its `round` among it.
+    """
+    policies: list[InputPolicy] = []
+    compressed = job.carried_out(plan, spread=SPREAD)
+    for number in range(1, settings.rounds + 1):
+        if number > 1 and not settings.tuning:
+            plan = mean_plan(job, compressed, plan)
+            compressed = job.carried_out(plan, spread=SPREAD)
+        job.install_(compressed, settings.largest)
+        policies.append(
+            learn_per_input(
+                job.environment(compressed, settings.share),
+                episodes=settings.episodes,
+                seed=settings.seed,
+                hyperparameters=settings.hyperparameters,
+                tensorboard_log=out / "tensorboard" if out else None,
+                progress=progress,
+                on_update=_numbered(on_update, number),
+                checkpoint=out / "checkpoint" / f"round-{number}" if out else None,
+                resume=resume,
+            )
+        )
+        ratios_of(compressed.model).load_policy_(policies[-1].layers)
+        if settings.tuning:
+            job.tune_(compressed, settings.tuning, settings.seed)
+        mean = keep_budget_(compressed.model, job.task.splits.validation, settings.share)
+    return LearnedPerInput(compressed, plan, policies, mean)
+
+
+def _numbered(
+    on_update: Callable[[dict[str, float]], None] | None, number: int
+) -> Callable[[dict[str, float]], None] | None:
+    if on_update is None:
+        return None
+    return lambda record: on_update({"round": number, **record})
+
+
+def mean_plan(job: PerInputJob, compressed: Compressed, plan: PruningPlan) -> PruningPlan:
+    """Return the plan whose runtime ratios are the means of what a network decides for its inputs."""
+    means = input_outcomes(compressed.model, job.typical).ratios.mean(0)
+    for site, ratio in zip(compressed.gates, means, strict=True):
+        decision = LayerDecision(plan[site.group].static_ratio, min(float(ratio), 0.99))
+        plan = plan.with_decision(site.group, decision)
+    return plan

@@ -1,0 +1,213 @@
+"""`train --per-input`: what it checks, learns, measures and writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.algorithms import read_overrides
+from envs import ALLOCATIONS, Budget, BudgetRange, Limits, Task, evenly_gated
+from envs.budget_keeper import BudgetKeeper
+from envs.input_pruning import loss
+from pruning.apply import Compressed
+from pruning.cost import widths_plan
+from pruning.data import Images
+from pruning.evaluation import Evaluation, predictions
+from pruning.export import save_compressed
+from pruning.files import write_json, written_whole
+from pruning.measuring import measure_side_by_side
+from pruning.networks import NetworkSpec
+from pruning.plan import PruningPlan
+from pruning.prunable import PrunableNetwork
+from pruning.runtime.outcomes import InputOutcomes, input_outcomes
+from scripts import options
+from scripts.per_input import LearnedPerInput, PerInputJob, Settings, learn_ratios
+from scripts.records import INPUTS, METRICS, UPDATES, manifest_of, open_run, run_config, show
+from scripts.report import write_pictures
+
+PER_INPUT_DEFAULTS = {  # of flags, unless told otherwise
+    "episodes": 40_000,
+    "max_runtime_ratio": 0.9,
+    "compensation": "least-squares-progressive",
+}
+EXAMPLES = 8  # images shown of the cheapest, and of the dearest
+
+
+def share_of(args: argparse.Namespace, budget: Budget | BudgetRange) -> float:
+    """Return the share of the multiply-adds that --budget leaves.
+
+    Raises:
+        UsageError: it is another budget, or a flag makes no sense beside --per-input.
+    """
+    if not isinstance(budget, Budget) or set(budget.shares) != {"macs"}:
+        raise options.UsageError(
+            "--per-input keeps to multiply-adds on average; give one --budget macs=SHARE"
+        )
+    other = [name for name in ("also", "init_policy", "first_images", "dense_reward") if getattr(args, name)]
+    if other or args.algo != "ppo" or args.n_envs != 1:
+        flag = other[0].replace("_", "-") if other else "algo" if args.algo != "ppo" else "n-envs"
+        raise options.UsageError(f"--per-input learns by PPO on batches of inputs; leave out --{flag}")
+    return budget.shares["macs"]
+
+
+def train_per_input(out: Path, args: argparse.Namespace, budget: Budget | BudgetRange) -> None:
+    """Learn to decide for each input, and write what came of it.
+
+    Raises:
+        UsageError: see `share_of`.
+        PruningError: see `evenly_gated` and `apply_plan`.
+    """
+    share = share_of(args, budget)
+    plan = PruningPlan.load(args.plan) if args.plan else None
+    task = options.task_of(args, Budget({"macs": share}))
+    network = PrunableNetwork(
+        task.model,
+        task.calibration,
+        method=options.method_of(args),
+        only=args.only,
+        protect=args.protect,
+        seed=args.seed,
+    )
+    even = evenly_gated(network, share, static_ratio=args.static_ratio, largest=args.max_runtime_ratio)
+    job = PerInputJob(task, network)
+    fixed = job.carried_out(plan or even)  # refused before a run begins
+    settings = Settings(
+        share=share,
+        largest=args.max_runtime_ratio,
+        episodes=args.episodes,
+        rounds=args.rounds,
+        tuning=args.tune_epochs,
+        seed=args.seed,
+        hyperparameters=read_overrides(args.hyper),
+    )
+    open_run(out, run_config(args), overwrite=args.overwrite)
+    learned = learn_ratios(
+        job,
+        plan or even,
+        settings,
+        out=out,
+        resume=args.resume,
+        progress=not args.quiet,
+        on_update=_appending(out / UPDATES, anew=not args.resume),
+    )
+    epochs = args.rounds * args.tune_epochs
+    if epochs:
+        job.tune_(fixed, epochs, args.seed)
+    rows = {
+        "dense": job.carried_out(PruningPlan()),
+        "static": job.carried_out(static_plan(network, args, share), tuning=epochs),
+        "fixed": fixed,
+        "per-input": learned.compressed,
+    }
+    _write(out, job, args, rows, learned, plan or even)
+
+
+def static_plan(network: PrunableNetwork, args: argparse.Namespace, share: float) -> PruningPlan:
+    """Return the uniform plan without gates within a budget."""
+    limits = Limits(static=args.max_static_ratio, runtime=0.0)
+    keeper = BudgetKeeper(network.cost, Budget({"macs": share}), limits, round_to=network.method.round_to)
+    return widths_plan(network.graph, ALLOCATIONS["uniform"](network, keeper))
+
+
+def _appending(path: Path, *, anew: bool) -> Callable[[dict[str, float]], None]:
+    """Return what appends a record to a file of them, a line each."""
+    if anew:
+        path.unlink(missing_ok=True)
+
+    def append(record: dict[str, float]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    return append
+
+
+def _write(
+    out: Path,
+    job: PerInputJob,
+    args: argparse.Namespace,
+    networks: dict[str, Compressed],
+    learned: LearnedPerInput,
+    started_from: PruningPlan,
+) -> None:
+    test = job.task.splits.test
+    rows = measure_side_by_side(job.network, networks, test)
+    learned.plan.save(out / "plan.json")
+    manifest = manifest_of(job.task, args, learned.plan, rows.evaluations["per-input"])
+    save_compressed(out / "compressed", learned.compressed, manifest)
+    found = input_outcomes(learned.compressed.model, test)
+    reference = losses(job.task.model, networks["fixed"], test)
+    _write_inputs(out / INPUTS, job.task, found, reference, learned)
+    gates = [site.group for site in learned.compressed.gates]
+    record = {
+        "rows": {row: one.to_dict() for row, one in rows.evaluations.items()},
+        "gated_groups": rows.gated,
+        "verdict": compared(rows.evaluations),
+        "plans": {"fixed": started_from.to_dict(), "per-input": learned.plan.to_dict()},
+        "per_input": {
+            "budget": args.budget,
+            "kept_to_on_validation": learned.mean_share,
+            "macs_quantiles": np.quantile(found.macs, (0, 0.1, 0.5, 0.9, 1)).tolist(),
+            "ratios": dict(zip(gates, found.ratios.mean(0).tolist(), strict=True)),
+            "spread_of_ratios": dict(zip(gates, found.ratios.std(0).tolist(), strict=True)),
+            "inputs_learned_from": sum(one.history.episodes for one in learned.policies),
+        },
+    }
+    write_json(out / METRICS, record)
+    write_pictures(out)
+    title = f"{args.model} at {' '.join(args.budget)} on average, on {options.judged_on(args)}"
+    show(record, title, as_json=args.json)
+    print(
+        f"written to {out}; watch the curves with: tensorboard --logdir {out / 'tensorboard'}",
+        file=sys.stderr,
+    )
+
+
+def compared(rows: Mapping[str, Evaluation]) -> str:
+    """Say in a line how deciding for each input compares with fixed ratios."""
+    found, fixed = rows["per-input"], rows["fixed"]
+    points, spent = 100 * (found.score - fixed.score), found.macs / fixed.macs
+    return f"per-input against fixed runtime ratios: {points:+.1f} points at {spent:.3f} times the MACs"
+
+
+def losses(dense: torch.nn.Module, compressed: Compressed, images: Images) -> Tensor:
+    """Return how far a compressed network's output is from the dense one's for each image: [N]."""
+    found, _ = predictions(compressed.model, images.batches())
+    wanted, _ = predictions(dense, images.batches())
+    return loss(found, wanted.log_softmax(1))
+
+
+def _write_inputs(
+    path: Path, task: Task, found: InputOutcomes, reference: Tensor, learned: LearnedPerInput
+) -> None:
+    """Write what each test image took, for the pictures."""
+    order = np.argsort(found.macs, kind="stable")
+    ends = np.stack([order[:EXAMPLES], order[::-1][:EXAMPLES]])
+    arrays: dict[str, Any] = {
+        "macs": found.macs,
+        "reference": reference.double().cpu().numpy(),
+        "right": (found.logits.argmax(1) == found.labels).cpu().numpy(),
+        "ratios": found.ratios,
+        "gates": np.array([site.group for site in learned.compressed.gates]),
+        "budget": np.float64(task.budget.shares["macs"]) if isinstance(task.budget, Budget) else np.nan,
+        "examples": pixels(
+            task.splits.test.images[torch.from_numpy(ends.copy()).flatten()], task.network
+        ).reshape(*ends.shape, *task.network.input_shape[1:], task.network.input_shape[0]),
+        "examples_macs": found.macs[ends],
+    }
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def pixels(images: Tensor, network: NetworkSpec) -> NDArray[np.uint8]:
+    """Return images as they were before normalisation: uint8 [N, H, W, C], from [N, C, H, W]."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (network.mean, network.std))
+    return (images.cpu() * std + mean).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
