@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from pruning.cost import Widths, plan_widths
 from pruning.criteria import CRITERIA, select
 from pruning.graph import ChannelGraph
 from pruning.plan import PruningPlan
-from pruning.runtime.fitting import cut_gates, fit_gates_, gate_site, vary_counts_
+from pruning.runtime.fitting import cut_gates, fit_gates_, gate_site
 from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, detach_gates_
 from pruning.surgery import Structure, axis_cuts, cut_
 
@@ -27,7 +28,6 @@ class Method:
     criterion: str = "l1"
     compensation: str = "least-squares"
     round_to: int = 1  # units of every group are rounded to a multiple of this
-    spread: float = 0.0  # share by which units that run vary among the images that gates are fitted to
 
 
 DEFAULT_METHOD = Method()
@@ -52,6 +52,7 @@ def apply_plan(
     *,
     method: Method = DEFAULT_METHOD,
     scores: Mapping[str, Tensor] | None = None,
+    counts: Mapping[str, Tensor] | None = None,
 ) -> Compressed:
     """Compress a copy of `model` as `plan` says; the input model is left untouched.
 
@@ -62,6 +63,8 @@ def apply_plan(
         calibration: of the dense network.
         method: criterion, compensation and rounding.
         scores: what `score_units` returned for the same network and criterion, if it is at hand.
+        counts: by group, the units that run for each calibration image, int64 [images], while gates and
+            weights are fitted; those of the plan where there are none.
 
     Raises:
         PlanError: the plan asks for what the network cannot do.
@@ -81,7 +84,7 @@ def apply_plan(
     }
     planned = PlannedCut(dense, graph, kept, cuts, calibration, executed)
     compensation.apply_(model, planned)
-    gates = _fitted_gates(model, planned, compensation, method.spread)
+    gates = _fitted_gates(model, planned, compensation, counts or {})
     model, structure = cut_(model, graph, kept)
     attach_gates_(model, gates)
     if compensation.finish_ is not None and (cuts or executed):
@@ -91,20 +94,25 @@ def apply_plan(
 
 
 def _fitted_gates(
-    model: nn.Module, planned: PlannedCut, compensation: Compensation, spread: float
+    model: nn.Module, planned: PlannedCut, compensation: Compensation, counts: Mapping[str, Tensor]
 ) -> RuntimeGates:
     """Fit gates, and what reads through them, on the network before the cut; return those for after it."""
     gates = RuntimeGates(
         tuple(gate_site(model, planned.graph.group(name), runs) for name, runs in planned.executed.items())
     )
-    if spread:
-        vary_counts_(gates, planned.kept, spread)
+    for group, by_image in counts.items():
+        gates.of(group).count_of = partial(_of_first_images, by_image)
     attach_gates_(model, gates)
     fit_gates_(model, gates, planned.kept, planned.cuts, planned.calibration)
     if gates.sites and compensation.gated_ is not None:
         compensation.gated_(model, planned)
     detach_gates_(model)
     return cut_gates(gates, planned.kept, planned.cuts)
+
+
+def _of_first_images(counts: Tensor, pooled: Tensor, scores: Tensor) -> Tensor:
+    """Return the counts of as many images as take part in a fit: they are the first ones."""
+    return counts[: len(pooled)].to(pooled.device)
 
 
 def score_units(

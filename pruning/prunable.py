@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TypeAlias
 
@@ -72,10 +71,17 @@ class PrunableNetwork:
         """The scores of every prunable group's units, worked out once for all plans."""
         return score_units(self.model, self.graph, self.calibration, criterion=self.method.criterion)
 
-    def compress(self, plan: PruningPlan, *, spread: float = 0.0) -> Compressed:
-        """Return a compressed copy, with gates fitted to counts of such a spread; see `apply_plan`."""
-        method = replace(self.method, spread=spread)
-        return apply_plan(self.model, self.graph, plan, self.calibration, method=method, scores=self.scores)
+    def compress(self, plan: PruningPlan, *, counts: Mapping[str, Tensor] | None = None) -> Compressed:
+        """Return a compressed copy; see `apply_plan`."""
+        return apply_plan(
+            self.model,
+            self.graph,
+            plan,
+            self.calibration,
+            method=self.method,
+            scores=self.scores,
+            counts=counts,
+        )
 
     @cached_property
     def error_curves(self) -> Curves:

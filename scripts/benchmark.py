@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts import options
-from scripts.benchmarks import data_free, environment, reward, runtime, search, transfer
+from scripts.benchmarks import data_free, environment, per_input, reward, runtime, search, transfer
 from scripts.benchmarks.assets import WEIGHTS
 from scripts.cli import run_verb
 
@@ -39,6 +39,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         runtime.measure,
         runtime.show,
         "latency and accuracy of runtime pruning beside static pruning",
+        resumes=True,
+    ),
+    "per-input": Benchmark(
+        per_input.measure,
+        per_input.show,
+        "static, fixed and per-input ratios at equal multiply-adds, on average",
         resumes=True,
     ),
     "search": Benchmark(
@@ -76,7 +82,7 @@ def build_parser() -> options.Parser:
         type=options.positive,
         default=None,
         metavar="N",
-        help="env: 20, reward: 60 a network; search: 400; transfer: 1000 a policy",
+        help="env: 20, reward: 60 a network; search: 400; transfer: 1000 a policy; per-input: 40000 inputs",
     )
     parser.add_argument(
         "--out",

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from agents.input_learning import InputPolicy, learn_per_input
 from envs import InputPruningVectorEnv, Task
 from pruning.apply import Compressed
+from pruning.cost import plan_widths
 from pruning.data import Images, ImageSplits, joined
 from pruning.evaluation import predictions
 from pruning.finetuning import finetune_
@@ -21,7 +23,7 @@ from pruning.runtime.installing import decide_per_input_
 from pruning.runtime.outcomes import input_outcomes, keep_budget_, ratios_of
 from pruning.runtime.prices import InputPrices
 
-SPREAD = 0.25  # of the counts that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
+SPREAD = 0.25  # of counts among the images that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
 HIDDEN = (32, 32)
 
 
@@ -45,7 +47,8 @@ class LearnedPerInput:
     compressed: Compressed
     plan: PruningPlan  # that it departs from
     policies: list[InputPolicy]  # of the rounds
-    mean_share: float  # of the dense multiply-adds, on the images that the budget was kept on
+    share: float  # of the dense multiply-adds that inputs were to cost on average
+    mean_share: float  # that validation images do
 
 
 class PerInputJob:
@@ -65,12 +68,43 @@ class PerInputJob:
         """Return what the dense network says of images: [N, classes]."""
         return predictions(self.task.model, images.batches())[0]
 
-    def carried_out(self, plan: PruningPlan, *, spread: float = 0.0, tuning: int = 0) -> Compressed:
-        """Return the network, cut and gated by a plan and fine-tuned for some epochs."""
-        found = self.network.compress(plan, spread=spread)
+    def carried_out(
+        self, plan: PruningPlan, *, counts: Mapping[str, Tensor] | None = None, tuning: int = 0
+    ) -> Compressed:
+        """Return the network, cut and gated by a plan and fine-tuned for some epochs; see `apply_plan`."""
+        found = self.network.compress(plan, counts=counts)
         if tuning:
             self.tune_(found, tuning)
         return found
+
+    def varied_counts(self, plan: PruningPlan) -> dict[str, Tensor]:
+        """Return counts that differ among the calibration images, by SPREAD about those of a plan.
+
+        Weights that were fitted to one count serve no other, not even that of all units. An image is given
+        more, or less, by all gates alike.
+        """
+        widths = plan_widths(self.network.graph, plan, round_to=self.network.method.round_to)
+        images = sum(map(len, self.network.calibration.inputs.batches))
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
+        share = 1 + SPREAD * (2 * (order + 0.5) / images - 1)
+        return {
+            group.name: (runs * share + 0.5).floor().clamp(1, kept).long()
+            for group, kept, runs in zip(
+                self.network.graph.prunable, widths.kept.tolist(), widths.executed.tolist(), strict=True
+            )
+            if runs < kept
+        }
+
+    def decided_counts(self, compressed: Compressed) -> dict[str, Tensor]:
+        """Return the counts that a network decides on for the calibration images."""
+        ratios, counts = ratios_of(compressed.model), []
+        device = next(compressed.model.parameters()).device
+        with torch.inference_mode():
+            for batch in self.network.calibration.inputs.batches:
+                compressed.model(batch.to(device))
+                counts.append(torch.stack(ratios.decided, dim=1).cpu())
+        found = torch.cat(counts).clone()
+        return {site.group: found[:, number] for number, site in enumerate(compressed.gates)}
 
     def tune_(self, compressed: Compressed, epochs: int, seed: int = 0) -> None:
         """Have weights and gates follow the dense network, in place; what decides for each input stays."""
@@ -124,11 +158,11 @@ def learn_ratios(
         on_update: called with the record of each update, its `round` among it.
     """
     policies: list[InputPolicy] = []
-    compressed = job.carried_out(plan, spread=SPREAD)
+    compressed = job.carried_out(plan, counts=job.varied_counts(plan))
     for number in range(1, settings.rounds + 1):
         if number > 1 and not settings.tuning:
             plan = mean_plan(job, compressed, plan)
-            compressed = job.carried_out(plan, spread=SPREAD)
+            compressed = job.carried_out(plan, counts=job.varied_counts(plan))
         job.install_(compressed, settings.largest)
         policies.append(
             learn_per_input(
@@ -147,7 +181,7 @@ def learn_ratios(
         if settings.tuning:
             job.tune_(compressed, settings.tuning, settings.seed)
         mean = keep_budget_(compressed.model, job.task.splits.validation, settings.share)
-    return LearnedPerInput(compressed, plan, policies, mean)
+    return LearnedPerInput(compressed, plan, policies, settings.share, mean)
 
 
 def _numbered(

@@ -80,6 +80,8 @@ def train_per_input(out: Path, args: argparse.Namespace, budget: Budget | Budget
     even = evenly_gated(network, share, static_ratio=args.static_ratio, largest=args.max_runtime_ratio)
     job = PerInputJob(task, network)
     fixed = job.carried_out(plan or even)  # refused before a run begins
+    # no more than the fixed ratios use, so that a better row is not a row with a little more to spend
+    share = min(share, network.cost.macs(fixed.widths) / network.cost.macs(network.cost.dense))
     settings = Settings(
         share=share,
         largest=args.max_runtime_ratio,
@@ -154,7 +156,8 @@ def _write(
         "plans": {"fixed": started_from.to_dict(), "per-input": learned.plan.to_dict()},
         "per_input": {
             "budget": args.budget,
-            "kept_to_on_validation": learned.mean_share,
+            "share": learned.share,
+            "share_on_validation": learned.mean_share,
             "macs_quantiles": np.quantile(found.macs, (0, 0.1, 0.5, 0.9, 1)).tolist(),
             "ratios": dict(zip(gates, found.ratios.mean(0).tolist(), strict=True)),
             "spread_of_ratios": dict(zip(gates, found.ratios.std(0).tolist(), strict=True)),
@@ -197,7 +200,7 @@ def _write_inputs(
         "right": (found.logits.argmax(1) == found.labels).cpu().numpy(),
         "ratios": found.ratios,
         "gates": np.array([site.group for site in learned.compressed.gates]),
-        "budget": np.float64(task.budget.shares["macs"]) if isinstance(task.budget, Budget) else np.nan,
+        "budget": np.float64(learned.share),
         "examples": pixels(
             task.splits.test.images[torch.from_numpy(ends.copy()).flatten()], task.network
         ).reshape(*ends.shape, *task.network.input_shape[1:], task.network.input_shape[0]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,24 +40,6 @@ def _places(model: nn.Module, members: Iterable[Member], axis: str) -> Places:
                 units[channel] = unit
         found[member.owner] = tuple(units)
     return found
-
-
-def vary_counts_(gates: RuntimeGates, kept: KeptUnits, spread: float) -> None:
-    """Have gates run more units for some images and fewer for others while they are fitted, in place.
-
-    Weights that were fitted to one count serve no other, not even that of all units. An image is given more,
-    or less, by all gates alike: from 1 - `spread` to 1 + `spread` times what the plan says.
-    """
-    for site in gates.sites:
-        most = len(kept[site.group]) if site.group in kept else site.units
-        gates.of(site.group).count_of = partial(_varied, site.executed, most, spread)
-
-
-def _varied(executed: int, most: int, spread: float, pooled: Tensor, scores: Tensor) -> Tensor:
-    images = len(pooled)
-    order = torch.randperm(images, generator=torch.Generator().manual_seed(0)).to(pooled.device)
-    share = 1 + spread * (2 * (order + 0.5) / images - 1)
-    return (executed * share + 0.5).floor().clamp(1, most).long()
 
 
 @torch.no_grad()

@@ -11,11 +11,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pruning.files import read_json, write_json
 from scripts.options import UsageError
+
+RESAMPLES = 10_000
 
 
 def begun(path: Path | None, *, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -92,3 +96,21 @@ def _start(run: Callable[..., Any]) -> None:
 
 def _call(job: tuple[str, ...]) -> Any:
     return _run(*job)
+
+
+def interval(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a difference of mean accuracies, paired by seed and image.
+
+    Args:
+        one: whether each image was right, [seeds, images].
+        other: likewise, of the same seeds and images.
+    """
+    rng = np.random.default_rng(0)
+    difference = one - other
+    seeds, images = difference.shape
+    means = [
+        difference[rng.integers(seeds, size=seeds)][:, rng.integers(images, size=images)].mean()
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)

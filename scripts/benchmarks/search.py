@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
 
 from agents import ALGORITHMS, BUILTIN, EpisodeResult, choose_on_validation, learn, load_policy
@@ -17,11 +16,10 @@ from agents.search import SEARCHES, search
 from envs import Budget, LayerPruningEnv
 from pruning.evaluation import predictions
 from scripts.benchmarks.assets import comparison_env
-from scripts.benchmarks.results import begun, run_side_by_side
+from scripts.benchmarks.results import begun, interval, run_side_by_side
 from scripts.records import console
 
 MARKS = (100, 200, 400)  # evaluations
-RESAMPLES = 10_000
 DEFAULT = "ppo"  # what `train` uses unless told otherwise
 CONTINUED = "ppo from builtin"  # the same, from the policy that ships with the package
 ALL = ("uniform", "sensitivity", *SEARCHES, "amc", "ddpg", "td3", "sac", DEFAULT, CONTINUED)
@@ -115,24 +113,6 @@ def _answers(env: LayerPruningEnv, method: str, seed: int, episodes: int) -> dic
 
 def _best(results: Sequence[EpisodeResult]) -> EpisodeResult:
     return max(results, key=lambda result: result.total)
-
-
-def interval(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a difference of mean accuracies, paired by seed and image.
-
-    Args:
-        one: whether each image was right, [seeds, images].
-        other: likewise, of the same seeds and images.
-    """
-    rng = np.random.default_rng(0)
-    difference = one - other
-    seeds, images = difference.shape
-    means = [
-        difference[rng.integers(seeds, size=seeds)][:, rng.integers(images, size=images)].mean()
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def show(record: Mapping[str, Any]) -> None:

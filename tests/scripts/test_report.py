@@ -336,6 +336,11 @@ class TestARunThatDecidesForEachInput:
         np.savez(input_folder / "inputs.npz", **{**INPUTS, **none})
         assert "macs is empty" in refused("report", input_folder)
 
+    def test_a_third_row_of_examples_is_refused(self, refused, input_folder):
+        three = {"examples": np.zeros((3, 1, 8, 8, 1), np.uint8), "examples_macs": np.zeros((3, 1))}
+        np.savez(input_folder / "inputs.npz", **{**INPUTS, **three})
+        assert "examples are of shape" in refused("report", input_folder)
+
     @pytest.mark.parametrize("name", INPUTS)
     def test_an_array_that_is_missing_is_named(self, refused, input_folder, name):
         np.savez(input_folder / "inputs.npz", **{key: INPUTS[key] for key in INPUTS if key != name})

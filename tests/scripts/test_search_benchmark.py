@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from scripts.benchmarks import search, transfer
+from scripts.benchmarks import results, search, transfer
 from scripts.benchmarks.results import run_side_by_side
 
 
@@ -57,14 +57,14 @@ def test_a_job_that_fails_is_not_passed_over():
 class TestInterval:
     def test_equal_methods_differ_by_nothing(self):
         right = np.random.default_rng(1).integers(2, size=(5, 500)).astype(float)
-        assert search.interval(right, right) == (0.0, 0.0)
+        assert results.interval(right, right) == (0.0, 0.0)
 
     def test_covers_the_true_difference_about_as_often_as_it_says(self):
         rng, covered = np.random.default_rng(2), 0
         for _ in range(40):
             one = (rng.random((4, 300)) < 0.8).astype(float)
             other = (rng.random((4, 300)) < 0.75).astype(float)
-            low, high = search.interval(one, other)
+            low, high = results.interval(one, other)
             covered += low <= 0.05 <= high
         assert covered >= 34
 
@@ -72,7 +72,7 @@ class TestInterval:
         right = (np.random.default_rng(3).random((5, 500)) < 0.5).astype(float)
         worse = right.copy()
         worse[:, :50] = 0.0  # differs on these images alone
-        low, high = search.interval(right, worse)
+        low, high = results.interval(right, worse)
         assert 0.0 < low < (right - worse).mean() < high < 0.1
 
 

@@ -1,0 +1,152 @@
+"""Is it better to decide for each input? Static, fixed and per-input ratios at equal average cost."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from torch import nn
+
+from envs import ALLOCATIONS, Budget, Limits
+from envs.budget_keeper import BudgetKeeper
+from pruning.apply import Compressed, Method
+from pruning.cost import measure_latency, widths_plan
+from pruning.data import Images, ImageSplits
+from pruning.evaluation import predictions
+from pruning.finetuning import finetune_
+from pruning.measuring import typical_image
+from pruning.plan import LayerDecision, PruningPlan
+from pruning.prunable import PrunableNetwork
+from pruning.runtime.gates import gates_of
+from pruning.runtime.outcomes import input_outcomes, keep_budget_
+from pruning.runtime.per_input import input_ratios
+from pruning.runtime.slicing import deployed
+from scripts.benchmarks.assets import cifar_task
+from scripts.benchmarks.results import begun, interval, run_side_by_side
+from scripts.per_input import PerInputJob, Settings, learn_ratios, mean_plan
+from scripts.records import console
+
+NETWORKS = ("cifar_resnet20", "cifar_resnet56")
+INNER = ("*.conv1",)  # of each block: its inner channels
+RATIO, LARGEST = 0.5, 0.9  # of them skipped, on average and at most
+EPISODES, ROUNDS, SEEDS = 40_000, 2, 3
+EPOCHS = 5  # of distillation on the training images
+KINDS = ("static", "fixed", "fixed, learned", "per-input")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return, by network and seed, what came of each kind of ratios, before and after fine-tuning."""
+    networks = args.networks or NETWORKS
+    record = begun(args.out, fits=lambda found: set(found) <= set(NETWORKS))
+    jobs = [(network, str(seed)) for network in networks for seed in range(SEEDS)]
+    return run_side_by_side(record, jobs, partial(_run, args), args)
+
+
+def _run(args: argparse.Namespace, name: str, seed: str) -> dict[str, Any]:
+    start = time.perf_counter()
+    task = cifar_task(name, args, seed=int(seed))
+    network = PrunableNetwork(
+        task.model,
+        task.calibration,
+        method=Method(compensation="least-squares-progressive"),
+        only=INNER,
+        seed=int(seed),
+    )
+    job, test = PerInputJob(task, network), task.splits.test
+    plan = PruningPlan({group.name: LayerDecision(0.0, RATIO) for group in network.graph.prunable})
+    fixed = job.carried_out(plan)
+    share = network.cost.macs(fixed.widths) / network.cost.macs(network.cost.dense)
+    settings = Settings(share, LARGEST, args.episodes or EPISODES, ROUNDS, 0, int(seed), {})
+    learned = learn_ratios(job, plan, settings)
+    learned_seconds = time.perf_counter() - start
+    keeper = BudgetKeeper(network.cost, Budget({"macs": share}), Limits(static=0.9, runtime=0.0))
+    static = widths_plan(network.graph, ALLOCATIONS["uniform"](network, keeper))
+    small = {
+        "static": job.carried_out(static),
+        "fixed": fixed,
+        "fixed, learned": job.carried_out(mean_plan(job, learned.compressed, learned.plan)),
+        "per-input": learned.compressed,
+    }
+    rows = {kind: _row(network, one, test) for kind, one in small.items()}
+    for kind, one in small.items():
+        _fine_tune_(one.model, job, int(seed))
+        if kind == "per-input":
+            keep_budget_(one.model, task.splits.validation, share)
+        rows[kind]["tuned"] = _row(network, one, test)
+    models = {"dense": task.model, **{kind: one.model for kind, one in small.items()}}
+    fast = {kind: deployed(model, network.graph.input_shape) for kind, model in models.items()}
+    latency = measure_latency(fast, typical_image([learned.compressed.model], test))
+    return {"rows": rows, "latency_ms": latency, "seconds": learned_seconds}
+
+
+def _fine_tune_(model: nn.Module, job: PerInputJob, seed: int) -> None:
+    assert isinstance(job.task.splits, ImageSplits)  # there is data
+    images = job.task.splits.all_but_test()
+    finetune_(model, images, teacher=job.task.model, epochs=EPOCHS, flip=True, shift=4, seed=seed)
+
+
+def _row(network: PrunableNetwork, small: Compressed, test: Images) -> dict[str, Any]:
+    """Return which test images are right, and the multiply-adds they take, as a share of the dense ones."""
+    logits, labels = predictions(small.model, test.batches())
+    right = (logits.argmax(1) == labels).long().tolist()
+    row: dict[str, Any] = {"accuracy": float(np.mean(right)), "right": "".join(map(str, right))}
+    if input_ratios(gates_of(small.model)) is not None:
+        found = input_outcomes(small.model, test)
+        return {**row, "macs": float(found.macs.mean()), "macs_std": float(found.macs.std())}
+    return {**row, "macs": network.cost.macs(small.widths) / network.cost.macs(network.cost.dense)}
+
+
+def show(record: Mapping[str, Any]) -> None:
+    """Print a table per network: accuracies in percent, and how far per-input ratios are ahead, in points."""
+    for name, runs in record.items():
+        title = f"{name}, {len(runs)} seeds, 500 test images; tuned: {EPOCHS} epochs of distillation; ms at batch 1"
+        table = Table(title=title, title_justify="left")
+        for heading in (
+            "ratios",
+            "MACs",
+            "accuracy",
+            "behind by [95 %]",
+            "tuned",
+            "behind by",
+            "ms, batch 1",
+        ):
+            table.add_column(heading, justify="left" if heading == "ratios" else "right")
+        for kind in KINDS:
+            rows = [run["rows"][kind] for run in runs.values()]
+            others = [run["rows"]["per-input"] for run in runs.values()]
+            tuned, others_tuned = [row["tuned"] for row in rows], [row["tuned"] for row in others]
+            table.add_row(
+                kind,
+                f"{100 * np.mean([row['macs'] for row in rows]):.1f} %",
+                _accuracy(rows),
+                _behind(rows, others) if kind != "per-input" else "-",
+                _accuracy(tuned),
+                _behind(tuned, others_tuned) if kind != "per-input" else "-",
+                f"{np.median([run['latency_ms'][kind] for run in runs.values()]):.2f}",
+            )
+        console().print(table)
+        dense = np.median([run["latency_ms"]["dense"] for run in runs.values()])
+        console().print(f"dense: {dense:.2f} ms; learning took {_seconds(runs)} s a seed")
+
+
+def _accuracy(rows: Sequence[Mapping[str, Any]]) -> str:
+    found = [100 * row["accuracy"] for row in rows]
+    return f"{np.mean(found):.1f} ± {np.std(found):.1f}"
+
+
+def _behind(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
+    """Return by how much per-input ratios beat other ones, paired by seed and image."""
+    ours, theirs = (
+        np.array([[float(bit) for bit in row["right"]] for row in some]) for some in (others, rows)
+    )
+    low, high = interval(ours, theirs)
+    return f"{100 * (ours.mean() - theirs.mean()):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _seconds(runs: Mapping[str, Any]) -> str:
+    return f"{np.median([run['seconds'] for run in runs.values()]):.0f}"
