@@ -21,6 +21,7 @@ from agents.algorithms import Algorithm, Rounds, on_policy, with_overrides
 from agents.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from agents.search import require_episodes
 from agents.side_by_side import SideBySide
+from agents.tensorboard import hide_events_from, tensorboard_formats
 
 PER_INPUT = Algorithm("per-input", PPO, on_policy)
 SAVE_EVERY = 20  # updates
@@ -143,6 +144,7 @@ def learn_per_input(
             )
             if save is not None:
                 save(model, history=history, env=envs)
+            model.logger.close()
     return InputPolicy(model, history)
 
 
@@ -193,6 +195,11 @@ class _Watch(BaseCallback):
         self._save = save
         self._on_update = on_update
         self._seen: list[Mapping[str, Any]] = []  # of the inputs since the last update
+
+    def _on_training_start(self) -> None:
+        if self._history.episodes:
+            for log in tensorboard_formats(self.logger):
+                hide_events_from(log.writer, self.num_timesteps + 1)
 
     def _on_rollout_start(self) -> None:
         # Not at a rollout's end, where Stable-Baselines3 has collected it but not learned from it yet.

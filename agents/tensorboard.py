@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
+from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
@@ -85,14 +85,12 @@ class TensorBoardCallback(BaseCallback):
             self.logger.close()
 
     def _on_training_start(self) -> None:
-        formats = [
-            entry for entry in self.logger.output_formats if isinstance(entry, TensorBoardOutputFormat)
-        ]
+        formats = tensorboard_formats(self.logger)
         if not formats:
             return
         self._writer = formats[0].writer
         if self._history.episodes:
-            self._hide_events_from(self._history.steps + 1)
+            hide_events_from(self._writer, self._history.steps + 1)
         hparams = HParam(flatten(self._hyperparameters), {"reward/best": 0.0})
         formats[0].write({"hparams": hparams}, {"hparams": ()})
 
@@ -102,13 +100,6 @@ class TensorBoardCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         if self._history.episodes - self._drawn >= self.OVERVIEW_EVERY:
             self.write_overview()
-
-    def _hide_events_from(self, step: int) -> None:
-        """Have TensorBoard forget what the interrupted run wrote after its last checkpoint."""
-        assert self._writer is not None
-        assert self._writer.file_writer is not None
-        restart = Event(step=step, session_log=SessionLog(status=SessionLog.START))
-        self._writer.file_writer.add_event(restart)
 
     def _scalars(self, result: EpisodeResult) -> dict[str, float]:
         best = self._history.best
@@ -124,6 +115,18 @@ class TensorBoardCallback(BaseCallback):
         for group, decision in result.plan.items():
             scalars |= {f"{name}/{group}": ratio for name, ratio in decision.items()}
         return scalars
+
+
+def tensorboard_formats(logger: Logger) -> list[TensorBoardOutputFormat]:
+    """Return what a logger writes to TensorBoard by: one, or none."""
+    return [entry for entry in logger.output_formats if isinstance(entry, TensorBoardOutputFormat)]
+
+
+def hide_events_from(writer: SummaryWriter, step: int) -> None:
+    """Have TensorBoard forget what the interrupted run wrote after its last checkpoint."""
+    assert writer.file_writer is not None
+    restart = Event(step=step, session_log=SessionLog(status=SessionLog.START))
+    writer.file_writer.add_event(restart)
 
 
 def best_plan_table(history: EpisodeHistory) -> str:

@@ -15,7 +15,7 @@ from pruning.files import read_json, written_whole
 from pruning.plan import PruningPlan
 from scripts import options
 from scripts.cli import run_verb
-from scripts.records import COLUMNS, CONFIG, EPISODES, METRICS
+from scripts.records import COLUMNS, CONFIG, EPISODES, INPUTS, METRICS, UPDATES
 
 PICTURES = {  # title and caption
     "pareto": (
@@ -110,7 +110,7 @@ def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
         raise options.UsageError(
             f"{folder} holds no run ({CONFIG} is missing); name a folder that train wrote"
         )
-    plan, metrics, inputs = folder / "plan.json", folder / METRICS, folder / "inputs.npz"
+    plan, metrics, inputs = folder / "plan.json", folder / METRICS, folder / INPUTS
     record = _read(metrics, lambda path: _checked(read_json(path))) if metrics.exists() else {}
     found = Run(
         config=_read(folder / CONFIG, lambda path: dict(read_json(path))),
@@ -119,7 +119,7 @@ def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
         rows=record.get("rows", {}),
         plans=record.get("plans", {}),
         plan=PruningPlan.load(plan).to_dict() if plan.exists() else None,
-        updates=_read(folder / "updates.jsonl", read_updates),
+        updates=_read(folder / UPDATES, read_updates),
         inputs=_read(inputs, read_inputs) if inputs.exists() else None,
     )
     return found, record

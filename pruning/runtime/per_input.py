@@ -119,10 +119,12 @@ class InputRatios(nn.Module):
 
     def decode(self, number: int, action: Tensor) -> Tensor:
         """Return the units that run at a gate, int64 [batch], for actions [batch]."""
-        action = (action + self.offset).clamp(-1, 1)
+        action = action + self.offset
         planned, units = self.planned[number], self.units[number]
-        ratio = planned + torch.where(action < 0, planned * action, (self.largest - planned) * action)
-        return (units * (1 - ratio) + 0.5).floor().clamp(1, units).long()
+        more = action.clamp(-1, 0).mul_(-planned * units)
+        fewer = action.clamp(0, 1)
+        runs = more.sub_(fewer, alpha=(self.largest - planned) * units).add_((1 - planned) * units + 0.5)
+        return runs.floor_().clamp_(1, units).long()
 
     def observe(self, number: int, pooled: Tensor, scores: Tensor) -> Tensor:
         """Return FEATURES of each image: [batch, features], float32."""
@@ -172,7 +174,7 @@ class InputRatios(nn.Module):
     def _take(self, number: int, counts: Tensor) -> None:
         share = counts / self.units[number]
         self.decided.append(counts)
-        self._spent = self._spent + self.shares[number] * share
+        self._spent = self._spent.add(share, alpha=self.shares[number])
         self._last = 1 - share
 
     def typical_at(self, number: int) -> TypicalInput:
@@ -191,18 +193,20 @@ class TypicalInput(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(inputs))  # of the pooled input
-        self.register_buffer("std", torch.ones(inputs))
+        self.register_buffer("scale", torch.ones(inputs))  # these two standardise a pooled input
+        self.register_buffer("shift", torch.zeros(inputs))
         self.register_buffer("threshold", torch.zeros(()))  # that scores pass as often as the plan has units
-        # mean and standard deviation of each statistic
-        self.register_buffer("statistics", torch.tensor([[0.0, 1.0]] * len(InputSummary._fields)))
         self.register_buffer("difficulty", torch.zeros(inputs))  # of a standardised pooled input
+        # these two standardise the statistics, times CONTRAST
+        self.register_buffer("gain", torch.ones(len(InputSummary._fields)))
+        self.register_buffer("bias", torch.zeros(len(InputSummary._fields)))
 
-    mean: Tensor
-    std: Tensor
+    scale: Tensor
+    shift: Tensor
     threshold: Tensor
-    statistics: Tensor
     difficulty: Tensor
+    gain: Tensor
+    bias: Tensor
 
     @torch.no_grad()
     def fit_(self, pooled: Tensor, scores: Tensor, executed: int, losses: Tensor) -> None:
@@ -214,8 +218,8 @@ class TypicalInput(nn.Module):
             executed: units that run in the plan.
             losses: of the images in the end, [images], larger for harder ones.
         """
-        self.mean.copy_(pooled.mean(0))
-        self.std.copy_(pooled.std(0).clamp_min(1e-6))
+        self.scale.copy_(1 / pooled.std(0).clamp_min(1e-6))
+        self.shift.copy_(-pooled.mean(0) * self.scale)
         falling, passing = scores.flatten().sort(descending=True).values, executed * len(scores)
         # between two scores: on one, rounding would decide whether that image passes
         self.threshold.copy_(falling[passing - 1 : passing + 1].mean())
@@ -223,29 +227,30 @@ class TypicalInput(nn.Module):
         penalty = DIFFICULTY_RIDGE * len(z) * torch.eye(z.size(1), dtype=z.dtype, device=z.device)
         self.difficulty.copy_(torch.linalg.solve(z.T @ z + penalty, z.T @ (losses - losses.mean()).double()))
         found = self._statistics(pooled, scores)
-        self.statistics.copy_(torch.stack([found.mean(0), found.std(0).clamp_min(1e-6)], dim=1))
+        self.gain.copy_(CONTRAST / found.std(0).clamp_min(1e-6))
+        self.bias.copy_(-found.mean(0) * self.gain)
 
     def summary(self, pooled: Tensor, scores: Tensor) -> Tensor:
         """Return the features of InputSummary: [batch, 9]."""
-        mean, std = self.statistics.T
-        return torch.sigmoid(CONTRAST * (self._statistics(pooled, scores) - mean) / std)
+        return torch.addcmul(self.bias, self._statistics(pooled, scores), self.gain).sigmoid_()
 
     def _statistics(self, pooled: Tensor, scores: Tensor) -> Tensor:
         """Return what those features are made of, likewise."""
         z = self._standardised(pooled)
         spread, level = torch.std_mean(scores, dim=1, correction=0)
+        worst, best = torch.aminmax(scores, dim=1)
         found = InputSummary(
-            demand=(scores > self.threshold).to(z.dtype).mean(1),
+            demand=(scores > self.threshold).mean(1, dtype=z.dtype),
             level=level,
             spread=spread,
-            best=scores.amax(1),
-            worst=scores.amin(1),
+            best=best,
+            worst=worst,
             energy=z.mean(1),
             oddity=z.norm(dim=1),
-            active=(z > 0).to(z.dtype).mean(1),
+            active=(z > 0).mean(1, dtype=z.dtype),
             difficulty=z @ self.difficulty,
         )
         return torch.stack(found, dim=1)
 
     def _standardised(self, pooled: Tensor) -> Tensor:
-        return ((pooled - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
+        return torch.addcmul(self.shift, pooled, self.scale).clamp_(-FARTHEST, FARTHEST)

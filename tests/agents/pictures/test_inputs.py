@@ -114,6 +114,7 @@ class TestExamples:
     def test_no_words_overlap(self, count, shape):
         figure = examples_figure(np.zeros((2, count, *shape, 1), np.uint8), np.full((2, count), 0.5))
         assert_whole_and_clear(figure, figure.axes[0].texts)
+        assert figure.get_figwidth() <= 8.0 + 1e-9  # as the other figures are
 
 
 class TestRatios:
