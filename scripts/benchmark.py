@@ -82,7 +82,7 @@ def build_parser() -> options.Parser:
         type=options.positive,
         default=None,
         metavar="N",
-        help="env: 20, reward: 60 a network; search: 400; transfer: 1000 a policy; per-input: 40000 inputs",
+        help="env: 20, reward: 60 a network; search: 400; transfer: 1000 a policy; per-input: 25000 inputs",
     )
     parser.add_argument(
         "--out",

@@ -228,7 +228,7 @@ def add_learning_flags(parser: Parser) -> None:
     parser.add_argument(
         "--per-input",
         action="store_true",
-        help="learn to set runtime ratios for each input; --episodes are then inputs in each round (40000), "
+        help="learn to set runtime ratios for each input; --episodes are then inputs in each round (25000), "
         "--max-runtime-ratio is 0.9 and --compensation least-squares-progressive by default",
     )
     parser.add_argument(
@@ -242,7 +242,7 @@ def add_learning_flags(parser: Parser) -> None:
     )
     parser.add_argument(
         "--tune-epochs",
-        type=int,
+        type=natural,
         default=0,
         metavar="N",
         help="with --per-input: of fine-tuning after each round, by distillation (0)",
@@ -281,6 +281,14 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def natural(text: str) -> int:
+    """Read a whole number of 0 or more, for `type=`."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
     return value
 
 

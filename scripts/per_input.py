@@ -21,6 +21,7 @@ from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
 from pruning.runtime.installing import decide_per_input_
 from pruning.runtime.outcomes import input_outcomes, keep_budget_, ratios_of
+from pruning.runtime.per_input import InputRatios
 from pruning.runtime.prices import InputPrices
 
 SPREAD = 0.25  # of counts among the images that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
@@ -95,17 +96,6 @@ class PerInputJob:
             if runs < kept
         }
 
-    def decided_counts(self, compressed: Compressed) -> dict[str, Tensor]:
-        """Return the counts that a network decides on for the calibration images."""
-        ratios, counts = ratios_of(compressed.model), []
-        device = next(compressed.model.parameters()).device
-        with torch.inference_mode():
-            for batch in self.network.calibration.inputs.batches:
-                compressed.model(batch.to(device))
-                counts.append(torch.stack(ratios.decided, dim=1).cpu())
-        found = torch.cat(counts).clone()
-        return {site.group: found[:, number] for number, site in enumerate(compressed.gates)}
-
     def tune_(self, compressed: Compressed, epochs: int, seed: int = 0) -> None:
         """Have weights and gates follow the dense network, in place; what decides for each input stays."""
         finetune_(compressed.model, self.tuned_on, teacher=self.task.model, epochs=epochs, seed=seed)
@@ -120,6 +110,14 @@ class PerInputJob:
             hidden=HIDDEN,
             largest=largest,
         )
+
+    def least_share(self, compressed: Compressed, largest: float) -> float:
+        """Return the share of the dense multiply-adds that is left if inputs skip all they may."""
+        prices = InputPrices.of(self.network.cost, compressed.widths)
+        ratios = InputRatios(compressed.gates, prices, hidden=HIDDEN, largest=largest)
+        most = torch.ones(1)
+        counts = torch.stack([ratios.decode(number, most) for number in range(len(compressed.gates))], dim=1)
+        return float(prices.macs(counts.numpy())[0] + ratios.macs) / prices.dense
 
     def environment(self, compressed: Compressed, share: float) -> InputPruningVectorEnv:
         """Return the environment in which inputs are decided."""

@@ -1,4 +1,4 @@
-"""`train --per-input`: what it checks, learns, measures and writes."""
+"""`train --per-input`: what it learns, measures and writes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.algorithms import read_overrides
-from envs import ALLOCATIONS, Budget, BudgetRange, Limits, Task, evenly_gated
-from envs.budget_keeper import BudgetKeeper
+from envs import Budget, BudgetRange, Task
 from envs.input_pruning import loss
 from pruning.apply import Compressed
-from pruning.cost import widths_plan
 from pruning.data import Images
 from pruning.evaluation import Evaluation, predictions
 from pruning.export import save_compressed
@@ -31,32 +30,16 @@ from pruning.prunable import PrunableNetwork
 from pruning.runtime.outcomes import InputOutcomes, input_outcomes
 from scripts import options
 from scripts.per_input import LearnedPerInput, PerInputJob, Settings, learn_ratios
+from scripts.per_input_checks import plan_to_depart_from, share_of, static_plan, within_reach
 from scripts.records import INPUTS, METRICS, UPDATES, manifest_of, open_run, run_config, show
 from scripts.report import write_pictures
 
 PER_INPUT_DEFAULTS = {  # of flags, unless told otherwise
-    "episodes": 40_000,
+    "episodes": 25_000,
     "max_runtime_ratio": 0.9,
     "compensation": "least-squares-progressive",
 }
 EXAMPLES = 8  # images shown of the cheapest, and of the dearest
-
-
-def share_of(args: argparse.Namespace, budget: Budget | BudgetRange) -> float:
-    """Return the share of the multiply-adds that --budget leaves.
-
-    Raises:
-        UsageError: it is another budget, or a flag makes no sense beside --per-input.
-    """
-    if not isinstance(budget, Budget) or set(budget.shares) != {"macs"}:
-        raise options.UsageError(
-            "--per-input keeps to multiply-adds on average; give one --budget macs=SHARE"
-        )
-    other = [name for name in ("also", "init_policy", "first_images", "dense_reward") if getattr(args, name)]
-    if other or args.algo != "ppo" or args.n_envs != 1:
-        flag = other[0].replace("_", "-") if other else "algo" if args.algo != "ppo" else "n-envs"
-        raise options.UsageError(f"--per-input learns by PPO on batches of inputs; leave out --{flag}")
-    return budget.shares["macs"]
 
 
 def train_per_input(out: Path, args: argparse.Namespace, budget: Budget | BudgetRange) -> None:
@@ -64,10 +47,10 @@ def train_per_input(out: Path, args: argparse.Namespace, budget: Budget | Budget
 
     Raises:
         UsageError: see `share_of`.
-        PruningError: see `evenly_gated` and `apply_plan`.
+        PruningError: see `plan_to_depart_from`, `apply_plan`, `within_reach` and `static_plan`.
     """
     share = share_of(args, budget)
-    plan = PruningPlan.load(args.plan) if args.plan else None
+    given = PruningPlan.load(args.plan) if args.plan else None
     task = options.task_of(args, Budget({"macs": share}))
     network = PrunableNetwork(
         task.model,
@@ -77,11 +60,12 @@ def train_per_input(out: Path, args: argparse.Namespace, budget: Budget | Budget
         protect=args.protect,
         seed=args.seed,
     )
-    even = evenly_gated(network, share, static_ratio=args.static_ratio, largest=args.max_runtime_ratio)
+    # all that may be refused comes before the run begins
+    plan = plan_to_depart_from(network, args, share, given)
     job = PerInputJob(task, network)
-    fixed = job.carried_out(plan or even)  # refused before a run begins
-    # no more than the fixed ratios use, so that a better row is not a row with a little more to spend
-    share = min(share, network.cost.macs(fixed.widths) / network.cost.macs(network.cost.dense))
+    fixed = job.carried_out(plan)
+    share = within_reach(job, fixed, share, args.max_runtime_ratio)
+    static = static_plan(network, args, share)
     settings = Settings(
         share=share,
         largest=args.max_runtime_ratio,
@@ -91,45 +75,59 @@ def train_per_input(out: Path, args: argparse.Namespace, budget: Budget | Budget
         seed=args.seed,
         hyperparameters=read_overrides(args.hyper),
     )
-    open_run(out, run_config(args), overwrite=args.overwrite)
+    if not args.resume:
+        open_run(out, run_config(args), overwrite=args.overwrite)
     learned = learn_ratios(
         job,
-        plan or even,
+        plan,
         settings,
         out=out,
         resume=args.resume,
         progress=not args.quiet,
-        on_update=_appending(out / UPDATES, anew=not args.resume),
+        on_update=_appending(out / UPDATES),
     )
+    if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
+        open_run(out, run_config(args), overwrite=False)
     epochs = args.rounds * args.tune_epochs
     if epochs:
         job.tune_(fixed, epochs, args.seed)
     rows = {
         "dense": job.carried_out(PruningPlan()),
-        "static": job.carried_out(static_plan(network, args, share), tuning=epochs),
+        "static": job.carried_out(static, tuning=epochs),
         "fixed": fixed,
         "per-input": learned.compressed,
     }
-    _write(out, job, args, rows, learned, plan or even)
+    _write(out, job, args, rows, learned, plan)
 
 
-def static_plan(network: PrunableNetwork, args: argparse.Namespace, share: float) -> PruningPlan:
-    """Return the uniform plan without gates within a budget."""
-    limits = Limits(static=args.max_static_ratio, runtime=0.0)
-    keeper = BudgetKeeper(network.cost, Budget({"macs": share}), limits, round_to=network.method.round_to)
-    return widths_plan(network.graph, ALLOCATIONS["uniform"](network, keeper))
+def _appending(path: Path) -> Callable[[dict[str, float]], None]:
+    """Return what appends the record of an update to a file of them, a line each.
 
-
-def _appending(path: Path, *, anew: bool) -> Callable[[dict[str, float]], None]:
-    """Return what appends a record to a file of them, a line each."""
-    if anew:
-        path.unlink(missing_ok=True)
+    The first one takes the place of those that an interrupted run wrote after its last checkpoint.
+    """
+    begun = False
 
     def append(record: dict[str, float]) -> None:
+        nonlocal begun
+        if not begun and path.exists():
+            _cut(path, before=record)
+        begun = True
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     return append
+
+
+def _cut(path: Path, *, before: Mapping[str, float]) -> None:
+    """Keep the records of earlier updates, in one step; what is no record goes."""
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        with suppress(ValueError, KeyError, TypeError):  # a kill may have cut the last line short
+            record = json.loads(line)
+            if (record["round"], record["episodes"]) < (before["round"], before["episodes"]):
+                kept.append(line)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(b"".join(kept))
 
 
 def _write(
