@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.logger import HParam, Logger
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ from agents.algorithms import Algorithm, Rounds, on_policy, with_overrides
 from agents.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from agents.search import require_episodes
 from agents.side_by_side import SideBySide
-from agents.tensorboard import hide_events_from, tensorboard_formats
+from agents.tensorboard import flatten, hide_events_from, tensorboard_formats
 
 PER_INPUT = Algorithm("per-input", PPO, on_policy)
 SAVE_EVERY = 20  # updates
@@ -128,7 +128,7 @@ def learn_per_input(
         kept = read_checkpoint(checkpoint, run=identity, history=lambda data: InputHistory(data["updates"]))
     model, history = _begin(env, envs, settings, kept, seed, device, tensorboard_log)
     save = partial(save_checkpoint, checkpoint, run=identity) if checkpoint else None
-    watch = _Watch(env, history, settings["price_rate"], save, on_update)
+    watch = _Watch(env, history, {"seed": seed, **settings}, save, on_update)
     with tqdm(
         total=episodes, initial=history.episodes, unit="input", disable=None if progress else True
     ) as bar:
@@ -184,14 +184,14 @@ class _Watch(BaseCallback):
         self,
         env: InputEnvironment,
         history: InputHistory,
-        price_rate: float,
+        settings: Mapping[str, Any],
         save: Callable[..., None] | None,
         on_update: Callable[[dict[str, float]], None] | None,
     ) -> None:
         super().__init__()
         self._env = env
         self._history = history
-        self._price_rate = price_rate
+        self._settings = settings
         self._save = save
         self._on_update = on_update
         self._seen: list[Mapping[str, Any]] = []  # of the inputs since the last update
@@ -200,6 +200,8 @@ class _Watch(BaseCallback):
         if self._history.episodes:
             for log in tensorboard_formats(self.logger):
                 hide_events_from(log.writer, self.num_timesteps + 1)
+        hparams = HParam(flatten(self._settings), {"input/agrees": 0.0, "input/macs": 0.0})
+        self.logger.record("hparams", hparams, exclude=("stdout", "log", "json", "csv"))
 
     def _on_rollout_start(self) -> None:
         # Not at a rollout's end, where Stable-Baselines3 has collected it but not learned from it yet.
@@ -229,7 +231,7 @@ class _Watch(BaseCallback):
         self.bar.set_postfix_str(f"agrees {record['agrees']:.1%}, MACs {record['macs']:.1%}", refresh=False)
         self._seen = []
         self._env.price = max(
-            0.0, self._env.price + self._price_rate * (record["macs"] / self._env.budget - 1)
+            0.0, self._env.price + self._settings["price_rate"] * (record["macs"] / self._env.budget - 1)
         )
         if self._on_update is not None:
             self._on_update(record)

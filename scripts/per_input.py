@@ -166,7 +166,7 @@ def learn_ratios(
             learn_per_input(
                 job.environment(compressed, settings.share),
                 episodes=settings.episodes,
-                seed=settings.seed,
+                seed=settings.seed + number,  # or a round on the same plan would repeat the one before
                 hyperparameters=settings.hyperparameters,
                 tensorboard_log=out / "tensorboard" if out else None,
                 progress=progress,

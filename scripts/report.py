@@ -231,6 +231,9 @@ def _plan(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
             "variance that least squares cannot restore when half the group's units go."
         )
         yield element("p", note, style="quiet")
+    if run.inputs is not None:
+        note = "Inputs depart from these runtime ratios, each in its own way; see the pictures."
+        yield element("p", note, style="quiet")
 
 
 def _evaluations(run: Run) -> Iterator[str]:

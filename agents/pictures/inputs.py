@@ -184,6 +184,7 @@ def learning_figure(updates: Sequence[Mapping[str, float]], *, budget: float | N
     lower.set_ylabel(MACS)
     lower.set_xlabel("inputs seen")
     lower.xaxis.set_major_formatter("{x:,.0f}")
+    lower.set_xlim(left=0)
     return figure
 
 

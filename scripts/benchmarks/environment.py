@@ -13,11 +13,14 @@ from rich.table import Table
 from tqdm import tqdm
 
 from envs import LayerPruningEnv, task_env
+from pruning.plan import LayerDecision, PruningPlan
 from scripts.benchmarks.assets import cifar_task
+from scripts.per_input import PerInputJob
 from scripts.records import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 EPISODES = 20
+BATCHES = 5  # of inputs
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -30,7 +33,33 @@ def _time_network(name: str, args: argparse.Namespace) -> dict[str, float]:
     start = time.perf_counter()
     env = task_env(task)
     setup = time.perf_counter() - start
-    return {"groups": len(env.group_names), "setup_s": setup, **time_episodes(env, args)}
+    return {
+        "groups": len(env.group_names),
+        "setup_s": setup,
+        **time_episodes(env, args),
+        "input_steps_per_s": time_inputs(PerInputJob(task, env.network), args.seed),
+    }
+
+
+def time_inputs(job: PerInputJob, seed: int) -> float:
+    """Return the steps per second of the environment of inputs, each a decision for one of them.
+
+    Gates wherever there can be some, at half of the units; random actions, after a batch that warms up.
+    """
+    even = {
+        group.name: LayerDecision(0.0, 0.0 if group.ungated else 0.5) for group in job.network.graph.prunable
+    }
+    compressed = job.carried_out(PruningPlan(even))
+    job.install_(compressed, largest=0.9)
+    env = job.environment(compressed, share=0.5)
+    rng, gates = np.random.default_rng(seed), len(env.gate_names)
+    env.reset(seed=seed)
+    start = 0.0
+    for step in range((1 + BATCHES) * gates):
+        if step == gates:
+            start = time.perf_counter()
+        env.step(rng.uniform(-1, 1, size=(env.num_envs, 1)).astype(np.float32))
+    return BATCHES * gates * env.num_envs / (time.perf_counter() - start)
 
 
 def time_episodes(env: LayerPruningEnv, args: argparse.Namespace) -> dict[str, float]:
@@ -78,7 +107,16 @@ def _episode(env: LayerPruningEnv, rng: np.random.Generator) -> list[float]:
 def show(record: dict[str, dict[str, Any]]) -> None:
     """Print the rows as a table."""
     table = Table(title="environment, half the MACs, 512 reward images", title_justify="left")
-    for heading in ("network", "groups", "set-up", "a step", "steps/s", "episodes/s", "in evaluation"):
+    for heading in (
+        "network",
+        "groups",
+        "set-up",
+        "a step",
+        "steps/s",
+        "episodes/s",
+        "in evaluation",
+        "inputs: steps/s",
+    ):
         table.add_column(heading, justify="left" if heading == "network" else "right")
     for name, row in record.items():
         table.add_row(
@@ -89,5 +127,6 @@ def show(record: dict[str, dict[str, Any]]) -> None:
             f"{row['steps_per_s']:.0f}",
             f"{row['episodes_per_s']:.2f}",
             f"{row['evaluation_share']:.1%}",
+            f"{row['input_steps_per_s']:.0f}",
         )
     console().print(table)
