@@ -210,11 +210,14 @@ class _Watch(BaseCallback):
             self._save(self.model, history=self._history, env=self.training_env)
 
     def _on_step(self) -> bool:
-        self._seen += [info for info in self.locals["infos"] if info]
+        infos, rewards = self.locals["infos"], self.locals["rewards"]
+        self._seen += [
+            {**info, "reward": reward} for info, reward in zip(infos, rewards, strict=True) if info
+        ]
         return True
 
     def _on_rollout_end(self) -> None:
-        record = {name: float(np.mean([info[name] for info in self._seen])) for name in WATCHED}
+        record = {name: float(np.mean([info[name] for info in self._seen])) for name in (*WATCHED, "reward")}
         ratios: NDArray[np.float64] = np.mean([info["ratios"] for info in self._seen], axis=0)
         spread = float(np.std([info["macs"] for info in self._seen]))
         record |= {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from envs.budget import MEASURES
-from envs.budget_keeper import BudgetKeeper, Ratios
+from envs.budget_keeper import BudgetKeeper, Ratios, rounded_up
 from pruning.cost import Widths, plan_widths
 from pruning.errors import ImpossibleBudgetError, PlanError
 from pruning.plan import LayerDecision, PruningPlan
@@ -56,8 +56,9 @@ def evenly_gated(
 
     if left(largest) > share:
         raise ImpossibleBudgetError(
-            f"macs={share:g} cannot be met by skipping: {left(largest):.4f} is the smallest with runtime "
-            f"ratios of {largest:g} and static ratios of {static_ratio:g}; raise one of them, or the budget"
+            f"macs={share:g} cannot be met by skipping: the smallest is {rounded_up(left(largest))}, with "
+            f"runtime ratios of {largest:g} and static ratios of {static_ratio:g}; raise one of them, or the "
+            "budget"
         )
     low, high = 0.0, largest
     for _ in range(30):

@@ -20,6 +20,7 @@ from pruning.runtime.stepping import GatewiseNetwork
 INPUT_OBSERVATION_VERSION = 1
 BATCH = 256  # images at once where all are looked at
 NUDGE = 0.25
+LEAST = 1e-6  # loss that counts, where the plan loses nothing
 Floats = NDArray[np.float32]
 
 
@@ -95,13 +96,16 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._reference, _ = self._all_at(0.0)
+        self._unit = self._reference.mean().clamp_min(LEAST)  # of rewards
         self._order = np.empty(0, np.int64)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Floats, dict[str, Any]]:
-        """Begin with the next inputs."""
+        """Begin with the next inputs; with a seed, with the first of its order."""
         super().reset(seed=seed)
+        if seed is not None:
+            self._order = np.empty(0, np.int64)
         return self._begin(), {}
 
     def step(
@@ -132,8 +136,9 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         By the losses and costs of all inputs at actions a little below and above the plan.
         """
         (dear, dear_macs), (cheap, cheap_macs) = (self._all_at(action) for action in (-NUDGE, NUDGE))
-        gain = float((cheap.mean() - dear.mean()) / self._reference.mean())
-        return max(0.0, gain / ((dear_macs - cheap_macs) / self.budget))
+        gain = float((cheap.mean() - dear.mean()) / self._unit)
+        saved = (dear_macs - cheap_macs) / self.budget
+        return max(0.0, gain / saved) if saved else 0.0  # gates of very few units round both alike
 
     def _begin(self) -> Floats:
         self._start = {
@@ -164,7 +169,7 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         wanted, reference = self._wanted[self._now], self._reference[self._now]
         lost = loss(logits, wanted)
         macs = self._network.ratios.cost()
-        gain = ((reference - lost) / self._reference.mean()).double().cpu().numpy()
+        gain = ((reference - lost) / self._unit).double().cpu().numpy()
         infos = {
             "macs": macs,
             "loss": lost.cpu().numpy(),

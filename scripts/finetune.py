@@ -18,12 +18,16 @@ from envs import Budget, count_classes, trains_itself
 from pruning.cost import measure_latency
 from pruning.data import Images, ImageSplits, check_labels, joined, load_splits
 from pruning.descent import Epoch, Recipe
-from pruning.evaluation import Evaluation, evaluate
+from pruning.evaluation import Evaluation, evaluate, predictions
 from pruning.export import LoadedNetwork, load_compressed, save_compressed
 from pruning.files import write_json
 from pruning.finetuning import PARTS, finetune_, trained_parameters
 from pruning.graph import find_groups
 from pruning.measuring import typical_image
+from pruning.runtime.gates import gates_of
+from pruning.runtime.installing import see_typical_inputs_
+from pruning.runtime.outcomes import input_outcomes, keep_budget_
+from pruning.runtime.per_input import input_ratios
 from pruning.runtime.slicing import deployed
 from pruning.synthesis import answered
 from scripts import options
@@ -66,11 +70,17 @@ def run(argv: Sequence[str]) -> None:
     check_out(args.out, args)
     material = _material(args, loaded)
     before = copy.deepcopy(loaded.model).to(options.device_of(args))
+    share = _mean_share(before, material.validation)
     if not args.resume:
         open_run(args.out, run_config(args), overwrite=args.overwrite)
     epochs = _finetune(loaded.model.to(options.device_of(args)), material, recipe, args)
     if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
         open_run(args.out, run_config(args), overwrite=False)
+    if share is not None:  # other features, other decisions
+        images = material.validation
+        wanted, _ = predictions(material.dense or before, images.batches())
+        see_typical_inputs_(loaded.model, images.images.to(options.device_of(args)), wanted)
+        keep_budget_(loaded.model, images, share)
     _write(args, loaded, {"before": before, "after": loaded.model}, material, epochs)
 
 
@@ -104,6 +114,7 @@ class _Material:
     """What a network learns from and is judged on."""
 
     images: Images
+    validation: Images  # on which what decides for each input keeps its mean cost
     test: Images
     dense: nn.Module | None  # None where its weights are unknown
 
@@ -114,13 +125,21 @@ def _material(args: argparse.Namespace, loaded: LoadedNetwork) -> _Material:
     if args.learn == LABELS and not known:
         splits = load_splits(args.data, loaded.network, seed=args.seed)
         check_labels(splits, count_classes(loaded.model, loaded.network))
-        return _Material(splits.all_but_test(), splits.test, None)
+        return _Material(splits.all_but_test(), splits.validation, splits.test, None)
     task = options.task_of(args, Budget({"macs": 1.0}))
     if isinstance(task.splits, ImageSplits):
-        return _Material(task.splits.all_but_test(), task.splits.test, task.model)
+        known_images = task.splits.all_but_test()
+        return _Material(known_images, task.splits.validation, task.splits.test, task.model)
     made = answered(task.model, torch.cat(task.calibration.batches))
     made = joined(made, task.splits.reward, task.splits.validation)
-    return _Material(made, task.splits.test, task.model)
+    return _Material(made, task.splits.validation, task.splits.test, task.model)
+
+
+def _mean_share(model: nn.Module, images: Images) -> float | None:
+    """Return what images cost on average, None if the network does not decide for each of them."""
+    if input_ratios(gates_of(model)) is None:
+        return None
+    return float(input_outcomes(model, images).macs.mean())
 
 
 def _finetune(

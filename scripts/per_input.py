@@ -19,9 +19,10 @@ from pruning.evaluation import predictions
 from pruning.finetuning import finetune_
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
-from pruning.runtime.installing import decide_per_input_
+from pruning.runtime.gates import gates_of
+from pruning.runtime.installing import decide_per_input_, see_typical_inputs_
 from pruning.runtime.outcomes import input_outcomes, keep_budget_, ratios_of
-from pruning.runtime.per_input import InputRatios
+from pruning.runtime.per_input import InputRatios, input_ratios
 from pruning.runtime.prices import InputPrices
 
 SPREAD = 0.25  # of counts among the images that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
@@ -99,6 +100,9 @@ class PerInputJob:
     def tune_(self, compressed: Compressed, epochs: int, seed: int = 0) -> None:
         """Have weights and gates follow the dense network, in place; what decides for each input stays."""
         finetune_(compressed.model, self.tuned_on, teacher=self.task.model, epochs=epochs, seed=seed)
+        if input_ratios(gates_of(compressed.model)) is not None:
+            images = self.typical.images.to(next(compressed.model.parameters()).device)
+            see_typical_inputs_(compressed.model, images, self.dense_logits(self.typical))
 
     def install_(self, compressed: Compressed, largest: float) -> None:
         """Have the network decide for each input; at first it decides as its plan says."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from agents.algorithms import read_overrides
 from envs import Budget, BudgetRange, Task
@@ -163,7 +164,9 @@ def _write(
         },
     }
     write_json(out / METRICS, record)
-    write_pictures(out)
+    with SummaryWriter(str(out / "tensorboard" / "pictures")) as writer:
+        for name, picture in write_pictures(out).items():
+            writer.add_image(f"input/{name}", picture, dataformats="HWC")
     title = f"{args.model} at {' '.join(args.budget)} on average, on {options.judged_on(args)}"
     show(record, title, as_json=args.json)
     print(

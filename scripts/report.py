@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agents.episode_log import read_episodes
 from agents.pictures import Run, png, read_inputs, read_updates, reasons, run_pictures, words
 from agents.pictures.page import bullets, element, page, picture, table
@@ -87,15 +90,17 @@ def write_report(folder: Path, out: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_pictures(folder: Path) -> None:
-    """Write the pictures of a run's folder as PNG files into its folder `pictures`.
+def write_pictures(folder: Path) -> Mapping[str, NDArray[np.uint8]]:
+    """Write the pictures of a run's folder as PNG files into its folder `pictures`; return them by name.
 
     Raises:
         UsageError, AgentError, PlanError: as `write_report`.
     """
-    for name, pixels in run_pictures(read_run(folder)[0]).items():
+    pictures = run_pictures(read_run(folder)[0])
+    for name, pixels in pictures.items():
         with written_whole(folder / "pictures" / f"{name}.png") as temporary:
             temporary.write_bytes(png(pixels))
+    return pictures
 
 
 def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:

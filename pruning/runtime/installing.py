@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pruning.modes import evaluating
 from pruning.runtime.gates import gates_of
-from pruning.runtime.per_input import InputRatios
+from pruning.runtime.per_input import InputRatios, input_ratios
 from pruning.runtime.prices import InputPrices
 
 
@@ -38,6 +38,26 @@ def decide_per_input_(
     assert gates is not None
     ratios = InputRatios(gates.sites, prices, hidden=hidden, largest=largest)
     ratios = ratios.to(images.device).eval().requires_grad_(False)
+    ratios.attach_(gates)
+    see_typical_inputs_(model, images, dense_logits)
+    return ratios
+
+
+@torch.no_grad()
+def see_typical_inputs_(model: nn.Module, images: Tensor, dense_logits: Tensor) -> None:
+    """Learn anew what is typical at each gate, as when weights or gates have been trained; in place.
+
+    Args:
+        model: a network that decides for each input; for these images its gates do as the plan says.
+        images: calibration images [N, ...], on its device.
+        dense_logits: what the dense network says of them, [N, classes].
+    """
+    gates = gates_of(model)
+    ratios = input_ratios(gates)
+    assert gates is not None
+    assert ratios is not None
+    for site in gates.sites:
+        gates.of(site.group).count_of = None
     with evaluating(model):
         logits = model(images)
     losses = functional.kl_div(
@@ -51,4 +71,3 @@ def decide_per_input_(
         ratios.typical_at(number).fit_(gate.pooled, gate.scores(gate.pooled), site.executed, hardness)
     gates.forget()
     ratios.attach_(gates)
-    return ratios

@@ -14,7 +14,7 @@ from pruning.modes import evaluating
 from pruning.runtime.gates import gates_of
 from pruning.runtime.per_input import InputRatios, input_ratios
 
-STEPS = 12  # of the search for an offset: to a thousandth of its range
+FINE = 1e-3  # of an action: how near the offset is found
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +55,23 @@ def keep_budget_(model: nn.Module, images: Images, share: float) -> float:
         there is.
     """
     ratios = ratios_of(model)
-    low, high = -2.0, 2.0  # all units run; as many as can be are skipped
-    for _ in range(STEPS):
-        ratios.offset.fill_((low + high) / 2)
+    high = _farthest(ratios)  # as many units as can be are skipped; at the other end all run
+    low = -high
+    while high - low > FINE:
+        middle = (low + high) / 2
+        ratios.offset.fill_(middle)
         found = float(input_outcomes(model, images).macs.mean())
-        low, high = (low, float(ratios.offset)) if found <= share else (float(ratios.offset), high)
+        low, high = (low, middle) if found <= share else (middle, high)
     ratios.offset.fill_(high)
     return float(input_outcomes(model, images).macs.mean())
+
+
+def _farthest(ratios: InputRatios) -> float:
+    """Return an offset that outweighs whatever the policy may say."""
+    last = ratios.policy[-1]
+    assert isinstance(last, nn.Linear)
+    # what it reads lies in [-1, 1]: features, or what a tanh gives
+    return 1 + float(last.weight.abs().sum() + last.bias.abs().sum())
 
 
 def ratios_of(model: nn.Module) -> InputRatios:

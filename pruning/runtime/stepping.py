@@ -49,7 +49,8 @@ class GatewiseNetwork:
         self._lockstep = Lockstep(self._graph, [self._model], images)
         self._nodes = iter(self._lockstep)
         self._number = 0
-        return self._to_next_gate()
+        with evaluating(self._model):
+            return self._to_next_gate()
 
     @torch.no_grad()
     def go_on(self, actions: Tensor) -> Tensor:

@@ -1,13 +1,19 @@
+import re
+
 import numpy as np
 import pytest
 from torch import nn
 
-from envs.allocation import ALLOCATIONS, sensitivity_plan, uniform_plan
+from envs.allocation import ALLOCATIONS, evenly_gated, sensitivity_plan, uniform_plan
 from envs.budget import Budget, Limits
 from envs.budget_keeper import BudgetKeeper
-from pruning.errors import UnknownNameError
+from pruning.apply import Method
+from pruning.calibration import real_images
+from pruning.cost import plan_widths
+from pruning.errors import ImpossibleBudgetError, PlanError, UnknownNameError
+from pruning.prunable import PrunableNetwork
 from tests.envs.conftest import labelled, make_small_env
-from tests.pruning.example_networks import Head, randomised, unit
+from tests.pruning.example_networks import EXAMPLES, Head, randomised, unit
 from tests.pruning.oracles import counted_macs, counted_params
 
 WIDE = (24, 20)  # units of the two groups
@@ -103,3 +109,88 @@ def test_the_sensitivity_plan_spares_the_group_that_matters(monkeypatch):
 def test_an_unknown_allocation_is_refused_with_the_nearest_name(small_env):
     with pytest.raises(UnknownNameError, match=r"no allocation named 'unifrom'\. Did you mean 'uniform'\?"):
         small_env().allocation("unifrom")
+
+
+def prunable_network(name="plain", model=None, **method):
+    model = EXAMPLES[name].model() if model is None else model
+    return PrunableNetwork(model, real_images(model, [EXAMPLES[name].images(8)]), method=Method(**method))
+
+
+def wide_network(**method):
+    return prunable_network(
+        model=nn.Sequential(unit(3, WIDE[0]), unit(WIDE[0], WIDE[1]), Head(WIDE[1])), **method
+    )
+
+
+def wide_gated_macs(kept, executed):
+    """With a gate wherever not all units run."""
+    gates = [inputs * units for inputs, units in ((3, kept[0]), (kept[0], kept[1]))]
+    gated = [runs < units for runs, units in zip(executed, kept, strict=True)]
+    return wide_macs(*executed) + sum(one for one, there in zip(gates, gated, strict=True) if there)
+
+
+def kept_of(units, ratio):
+    return max(1, int(units * (1 - ratio) + 0.5))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.8])
+@pytest.mark.parametrize("static", [0.0, 0.1])
+def test_gates_with_one_ratio_meet_the_budget_and_one_unit_more_would_not(share, static):
+    plan = evenly_gated(wide_network(), share, static_ratio=static, largest=0.9)
+    assert len(set(plan.decisions.values())) == 1
+    (decision,) = set(plan.decisions.values())
+    assert decision.static_ratio == static
+    ratio = decision.runtime_ratio
+    kept = [kept_of(units, static) for units in WIDE]
+
+    def left(ratio):
+        return wide_gated_macs(kept, [kept_of(units, ratio) for units in kept]) / wide_macs(*WIDE)
+
+    assert left(ratio) <= share
+    # ratios at which a group comes to have one unit less
+    steps = [(units - runs + 0.5) / units for units in kept for runs in range(1, units + 1)]
+    last = max(step for step in steps if step <= ratio + 1e-6)
+    assert ratio == pytest.approx(last, abs=1e-6)  # no more than it takes
+    assert left(last - 1e-6) > share
+
+
+def test_only_groups_that_take_a_gate_get_a_runtime_ratio():
+    network = prunable_network("residual")
+    plan = evenly_gated(network, 0.8, static_ratio=0.1, largest=0.9)
+    for group in network.graph.prunable:
+        assert plan[group.name].static_ratio == 0.1
+        assert (plan[group.name].runtime_ratio > 0) == (group.ungated is None)
+
+
+def test_static_ratios_that_do_by_themselves_need_no_gates():
+    network = wide_network()
+    plan = evenly_gated(network, 0.5, static_ratio=0.5, largest=0.9)
+    widths = plan_widths(network.graph, plan)
+    assert widths.executed.tolist() == widths.kept.tolist() == [12, 10]
+
+
+def test_units_are_rounded_as_the_networks_method_says():
+    network = wide_network(round_to=8)
+    plan = evenly_gated(network, 0.45, static_ratio=0.3, largest=0.9)
+    assert plan_widths(network.graph, plan, round_to=8).kept.tolist() == [16, 16]
+    executed = plan_widths(network.graph, plan, round_to=8).executed.tolist()
+    assert wide_gated_macs((16, 16), executed) <= 0.45 * wide_macs(*WIDE)
+    ratio = plan["0.0"].runtime_ratio - 1e-3
+    assert wide_gated_macs((16, 16), [kept_of(16, ratio)] * 2) > 0.45 * wide_macs(*WIDE)
+
+
+def test_a_network_that_takes_no_gate_is_refused_in_one_line():
+    with pytest.raises(PlanError, match=r"no channel group takes a runtime gate: several layers") as caught:
+        evenly_gated(prunable_network("layer-scale"), 0.5, static_ratio=0.0, largest=0.9)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_budget_that_gates_cannot_meet_is_refused_in_one_line_with_what_they_can():
+    network = wide_network()
+    with pytest.raises(ImpossibleBudgetError, match=r"macs=0\.1 cannot be met by skipping") as caught:
+        evenly_gated(network, 0.1, static_ratio=0.0, largest=0.5)
+    assert "\n" not in str(caught.value)
+    smallest = wide_gated_macs(WIDE, [12, 10]) / wide_macs(*WIDE)
+    named = float(re.search(r"0\.\d{4}", str(caught.value))[0])
+    assert smallest <= named < smallest + 1e-4
+    evenly_gated(network, named, static_ratio=0.0, largest=0.5)  # and it can be asked for

@@ -9,6 +9,7 @@ from pruning.compensation import COMPENSATIONS
 from pruning.cost import CostModel
 from pruning.errors import PlanError, UnknownNameError
 from pruning.plan import LayerDecision, PruningPlan
+from pruning.runtime.gates import gates_of
 from pruning.surgery import rebuild_
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import (
@@ -107,6 +108,81 @@ def test_least_squares_beats_dropping_on_the_calibration_images():
             found = apply_plan(model, graph, even_plan(graph, 0.4), calibration, method=method)
             errors[compensation] = (found.model(images) - dense).square().mean()
         assert errors["least-squares"] < 0.7 * errors["none"]
+
+
+def fitted_to(name, images, plan, counts=None):
+    """A network whose gates and weights are fitted to these counts of each image."""
+    model, graph, _ = example(name)
+    calibration = calibrate(graph, real_images(model, [images[:20], images[20:]]))
+    return apply_plan(model, graph, plan, calibration, counts=counts).model
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "concat", "grouped", "padded"])
+@pytest.mark.parametrize("compensation", list(COMPENSATIONS))
+def test_the_plans_own_counts_for_every_image_are_no_counts(name, compensation):
+    model, graph, images = example(name)
+    plan, calibration = even_plan(graph, 0.2, 0.4), calibrate(graph, real_images(model, [images]))
+    method = Method(compensation=compensation)
+    found = apply_plan(model, graph, plan, calibration, method=method)
+    counts = {site.group: torch.full((len(images),), site.executed) for site in found.gates}
+    again = apply_plan(model, graph, plan, calibration, method=method, counts=counts)
+    assert (again.gates, again.widths.kept.tolist()) == (found.gates, found.widths.kept.tolist())
+    expected = found.model.state_dict()
+    assert counts
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in again.model.state_dict().items())
+    assert torch.equal(again.model(images), found.model(images))  # nor do the counts stay in force
+
+
+def output_error(name, model, reader, images, counts):
+    """What a reader's output lacks of the dense network's, when these units run for each image."""
+    outputs = []
+    for group, count in counts.items():
+        gates_of(model).of(group).count_of = lambda pooled, scores, count=count: count
+    for network in (model, example(name)[0]):
+        # registered last, so behind the hook that adds the fills
+        layer = network.get_submodule(reader)
+        handle = layer.register_forward_hook(lambda _, args, output: outputs.append(output))
+        network(images)
+        handle.remove()
+    return float((outputs[0] - outputs[1]).square().mean())
+
+
+@pytest.mark.parametrize(("name", "group", "reader"), [("plain", "0.0", "1.0"), ("residual", "a.0", "b.0")])
+@pytest.mark.parametrize("static", [0.0, 0.2])
+@pytest.mark.parametrize("seed", range(3))
+def test_readers_are_fitted_to_the_counts_of_each_image(name, group, reader, static, seed):
+    images = EXAMPLES[name].images(50)
+    plan = PruningPlan({group: LayerDecision(static, 0.5)})
+    (site,) = gates_of(fitted_to(name, images, plan)).sites
+    generator = torch.Generator().manual_seed(seed)
+    counts = {group: torch.randint(1, site.units + 1, (50,), generator=generator)}
+    errors = [
+        output_error(name, fitted_to(name, images, plan, given), reader, images, counts)
+        for given in (counts, None)
+    ]
+    assert errors[0] < 0.99 * errors[1]
+
+
+def test_counts_belong_to_the_images_in_their_order():
+    images = EXAMPLES["plain"].images(50)
+    images *= torch.arange(1, 51).view(-1, 1, 1, 1) / 25
+    plan = PruningPlan({"0.0": LayerDecision(0.0, 0.5)})
+    counts = {"0.0": 1 + torch.arange(50) // 10}  # the stronger the image, the more
+    others = {"0.0": counts["0.0"].flip(0)}
+    fitted = [fitted_to("plain", images, plan, given) for given in (counts, others)]
+    errors = [output_error("plain", model, "1.0", images, counts) for model in fitted]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_a_group_without_counts_follows_the_plan():
+    images = EXAMPLES["concat"].images(50)
+    plan = even_plan(example("concat")[1], 0.0, 0.4)
+    first, last = (gates_of(fitted_to("concat", images, plan)).sites[at] for at in (0, -1))
+    counts = {last.group: torch.arange(50) % last.units + 1}
+    plain, varied = (fitted_to("concat", images, plan, given) for given in (None, counts))
+    weights = [gates_of(model).of(first.group).bias for model in (plain, varied)]
+    assert torch.equal(*weights)
+    assert not torch.equal(plain(images), varied(images))
 
 
 def test_widths_are_rounded_as_the_method_says():

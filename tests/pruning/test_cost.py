@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.calibration import calibrate, real_images
 from pruning.compensation import COMPENSATIONS, PlannedCut
-from pruning.cost import CostModel, Widths, count_params, measure_latency, plan_widths, widths_plan
+from pruning.cost import Bilinear, CostModel, Widths, count_params, measure_latency, plan_widths, widths_plan
 from pruning.errors import PlanError, UnknownNameError
 from pruning.graph import find_groups
 from pruning.plan import LayerDecision, PruningPlan
@@ -108,6 +108,61 @@ def test_a_plain_network_by_hand():
     assert cost.params(Widths(kept, executed)) == (
         9 * 3 * 4 + 2 * 4 + 9 * 4 * 8 + 2 * 8 + 8 * 5 + 5 + gate + 4 + 4  # a bias and a fill for each unit
     )
+
+
+def test_what_gates_have_a_part_in_by_hand():
+    model, graph, _ = example("plain")
+    fixed, gated = CostModel(graph, model).gated_macs(Widths(np.array([4, 8]), np.array([2, 8])))
+    assert fixed == 8 * 5 + 3 * 4  # the linear layer, and the gate
+    assert [gated(np.array([runs])) for runs in (1, 4)] == [
+        9 * 3 * runs * 36 + 9 * runs * 8 * 9 for runs in (1, 4)
+    ]
+
+
+@pytest.mark.parametrize("name", list(EXAMPLES))
+def test_what_gates_have_a_part_in_and_the_rest_are_everything(name):
+    model, graph, _ = example(name)
+    cost, rng = CostModel(graph, model), np.random.default_rng(4)
+    kept = np.array([int(rng.integers(1, group.units + 1)) for group in graph.prunable])
+    free = np.array([group.ungated is None for group in graph.prunable], dtype=bool)
+    executed = np.where(free, rng.integers(1, kept + 1), kept)
+    widths, gated = Widths(kept, executed), executed < kept
+    fixed, rest = cost.gated_macs(widths)
+    assert fixed + rest(executed[gated]) == pytest.approx(cost.macs(widths))
+    assert ((rest.in1 != 0) | (rest.out1 != 0)).any(axis=1).all()
+    assert cost.gated_macs(Widths(kept, kept))[0] == cost.macs(Widths(kept, kept))
+
+
+class TestBilinear:
+    @pytest.fixture
+    def table(self):
+        """Five rows, three groups, whole numbers."""
+        rng = np.random.default_rng(0)
+        shapes = [(5,), (5,), (5, 3), (5,), (5, 3)]
+        return Bilinear(*(rng.integers(0, 9, shape).astype(float) for shape in shapes))
+
+    def by_hand(self, table, counts, rows=range(5)):
+        total = 0.0
+        for row in rows:
+            ins = table.in0[row] + sum(a * n for a, n in zip(table.in1[row], counts, strict=True))
+            outs = table.out0[row] + sum(a * n for a, n in zip(table.out1[row], counts, strict=True))
+            total += table.coefficient[row] * ins * outs
+        return total
+
+    def test_the_sum_for_each_row_of_counts(self, table):
+        counts = np.array([[1, 2, 3], [0, 0, 0], [7, 1, 4]])
+        assert table.each(counts).tolist() == [self.by_hand(table, row) for row in counts]
+        assert table(counts[2]) == self.by_hand(table, counts[2])
+
+    def test_the_counts_of_some_groups_being_given(self, table):
+        counts = np.array([3, 5, 2])
+        some = table.of_some(np.array([True, False, True]), counts)
+        for first, last in ((3, 2), (1, 1), (0, 9)):
+            assert some(np.array([first, last])) == self.by_hand(table, [first, 5, last])
+
+    def test_some_of_the_rows(self, table):
+        which, counts = np.array([False, True, True, False, True]), np.array([4, 1, 2])
+        assert table.rows(which)(counts) == self.by_hand(table, counts, rows=(1, 2, 4))
 
 
 class TestPlanWidths:

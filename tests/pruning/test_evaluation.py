@@ -7,10 +7,16 @@ import torch
 from safetensors.torch import load, save_file
 from torch import nn
 
+from pruning.cost import CostModel
 from pruning.data import Images
 from pruning.errors import DataError
 from pruning.evaluation import Evaluation, accuracy, divergence, evaluate, predictions, weights_bytes
+from pruning.runtime.prices import InputPrices
+from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example
+from tests.pruning.runtime.test_gates import compressed
+from tests.pruning.runtime.test_outcomes import share_of
+from tests.pruning.runtime.test_per_input import telling_apart
 
 
 def test_to_json_and_back_is_equal():
@@ -72,6 +78,27 @@ def test_an_evaluation_measures_accuracy_parameters_and_bytes():
     labels = model(images).argmax(1)
     sizes = (77, sum(p.numel() for p in model.parameters()), weights_bytes(model))
     assert evaluate(model, Images(images, labels), macs=77) == Evaluation(1.0, *sizes)
+
+
+def test_the_multiply_adds_of_a_network_that_decides_for_each_input_are_measured():
+    images = EXAMPLES["padded"].images(30)
+    dense, graph, _ = example("padded")
+    found, cost = compressed("padded", 0.0, 0.4), CostModel(graph, dense)
+    model = found.model
+    with torch.no_grad():
+        ratios, counts = telling_apart(model, images, prices=InputPrices.of(cost, found.widths))
+        labels = model(images).argmax(1)
+    macs = (share_of(counts, ratios) * cost.macs(cost.dense)).tolist()
+    labels[:3] = (labels[:3] + 1) % 5
+    found = evaluate(model, Images(images, labels), macs=77)
+    assert found.macs == pytest.approx(sum(macs) / len(macs), abs=0.51)
+    assert len(set(macs)) > 1
+    assert found.accuracy == pytest.approx(0.9)
+    assert found.params == sum(p.numel() for p in model.parameters())
+    assert found.bytes == weights_bytes(model)
+    few = evaluate(model, Images(images[:1], labels[:1], labelled=False), macs=77)
+    assert few.macs == round(macs[0])
+    assert (few.accuracy, few.agreement) == (None, 0.0)
 
 
 def test_without_labels_it_is_agreement_with_the_dense_network():

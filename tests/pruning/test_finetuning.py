@@ -9,13 +9,14 @@ from torch import nn
 from pruning.calibration import real_images
 from pruning.data import Images, load_splits
 from pruning.errors import PruningError, UnknownNameError
-from pruning.finetuning import finetune_, softened_divergence
+from pruning.finetuning import finetune_, softened_divergence, trained_parameters
 from pruning.networks import resolve_network
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
-from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
+from pruning.runtime.gates import GateSite, RuntimeGates, as_key, attach_gates_, gates_of
 from pruning.training import train_dense
 from tests.pruning.oracles import assert_untouched, snapshot
+from tests.pruning.runtime.test_per_input import telling_apart
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +166,65 @@ def test_a_gate_of_a_real_network_chooses_otherwise_after_training(compressed, s
     finetune_(model, splits.train, part="gates", epochs=2, learning_rate=0.03)
     share = float((masks() != before).float().mean())
     assert 0.005 < share < 0.5
+
+
+@pytest.fixture
+def deciding(compressed, splits):
+    """(a network that decides for each input, what decides)"""
+    model = compressed(0.2, 0.4)
+    with torch.no_grad():
+        ratios, _ = telling_apart(model, splits.calibration.images)
+        ratios.policy[-1].weight.mul_(0.05)  # a policy that a network can live with
+    return model, ratios
+
+
+def policy_of(ratios):
+    return [f"runtime_gates.per_input.{name}" for name in ratios.state_dict()]
+
+
+@pytest.mark.parametrize("part", ["all", "gates"])
+def test_what_decides_for_each_input_stays_as_it_is(deciding, splits, part):
+    model, ratios = deciding
+    before, takes = snapshot(model), [one.requires_grad for one in model.parameters()]
+    with_gradient = []
+
+    def note(epoch):
+        with_gradient.extend(name for name, one in model.named_parameters() if one.grad is not None)
+
+    finetune_(model, few(splits.train), part=part, epochs=2, on_epoch=note)
+    touched = changed(model, before)
+    assert not touched & set(policy_of(ratios))
+    assert not set(with_gradient) & set(policy_of(ratios))
+    # the gates it decides over do learn, as does what they are in
+    for site in gates_of(model).sites:
+        key = f"runtime_gates.{as_key(site.group)}"
+        assert {f"{key}.weight", f"{key}.bias"} <= touched
+    assert all(name.startswith("runtime_gates.") for name in touched) == (part == "gates")
+    assert [one.requires_grad for one in model.parameters()] == takes
+
+
+def test_all_parameters_but_the_policys_are_trained(deciding):
+    model, ratios = deciding
+    everything = {name: one for name, one in model.named_parameters() if name not in policy_of(ratios)}
+    found = {id(one) for one in trained_parameters(model, "all")}
+    assert found == {id(one) for one in everything.values()}
+    found = {id(one) for one in trained_parameters(model, "gates")}
+    gates = {id(one) for name, one in everything.items() if name.startswith("runtime_gates.")}
+    assert found == gates
+
+
+def test_a_network_comes_closer_to_its_teacher_while_inputs_differ_in_what_runs(deciding, teacher, splits):
+    model, ratios = deciding
+    before = mean_divergence(model, teacher, splits.test)
+    finetune_(model, splits.train, teacher=teacher, epochs=2)
+    assert mean_divergence(model, teacher, splits.test) < 0.8 * before
+    with torch.no_grad():
+        model(splits.test.images)
+    counts = torch.stack(ratios.decided, dim=1)
+    assert len(counts.unique(dim=0)) > 1
+    for number, site in enumerate(gates_of(model).sites):
+        assert torch.equal(gates_of(model).of(site.group).mask.sum(1).long(), counts[:, number])
+    assert changed(copy.deepcopy(model), model.state_dict()) == set()
 
 
 class Watched(nn.Module):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+import agents.input_learning
+import scripts.per_input_run
 from agents import EpisodeLog, EpisodeResult
 from envs.reward import Score
 from envs.scoring import PlanScorer
@@ -28,7 +30,8 @@ class Running:
 
     With `hold`, (author, count), it waits when the author has written so many lines into its
     `episodes.jsonl`. With `slow_after`, every evaluation takes ten minutes once there are so many lines;
-    a file `slow` beside them says that one has begun.
+    a file `slow` beside them says that one has begun. With `hold_update` it waits when it has written so many
+    lines into its `updates.jsonl`; checkpoints come after every second one.
     """
 
     def __init__(
@@ -37,11 +40,12 @@ class Running:
         *argv: object,
         hold: tuple[str, int] | None = None,
         slow_after: int | None = None,
+        hold_update: int | None = None,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self._folder = folder
         self._alive, held = SERVER.Pipe(duplex=False)
-        args = (folder, held, hold, slow_after, [str(part) for part in argv])
+        args = (folder, held, hold, slow_after, hold_update, [str(part) for part in argv])
         self._process = SERVER.Process(target=_run, args=args)
         self._process.start()
         held.close()
@@ -71,7 +75,12 @@ class Running:
 
 
 def _run(
-    folder: Path, held: Connection, hold: tuple[str, int] | None, slow_after: int | None, argv: list[str]
+    folder: Path,
+    held: Connection,
+    hold: tuple[str, int] | None,
+    slow_after: int | None,
+    hold_update: int | None,
+    argv: list[str],
 ) -> None:
     os.setsid()  # as a shell does for each of its jobs
     for stream, name in ((1, "out"), (2, "err")):
@@ -82,6 +91,8 @@ def _run(
         _hold_at(*hold)
     if slow_after:
         _be_slow_after(slow_after, Path(argv[argv.index("--out") + 1]) / "episodes.jsonl")
+    if hold_update:
+        _hold_at_update(hold_update)
     sys.exit(main(argv))
 
 
@@ -96,6 +107,23 @@ def _hold_at(author: str, count: int) -> None:
             time.sleep(600)
 
     EpisodeLog.append = append_and_hold  # type: ignore[method-assign]
+
+
+def _hold_at_update(count: int) -> None:
+    agents.input_learning.SAVE_EVERY = 2
+    appending = scripts.per_input_run._appending
+
+    def appending_and_holding(path: Path) -> Callable[[dict[str, float]], None]:
+        append = appending(path)
+
+        def append_and_hold(record: dict[str, float]) -> None:
+            append(record)
+            if len(path.read_text().splitlines()) == count:
+                time.sleep(600)
+
+        return append_and_hold
+
+    scripts.per_input_run._appending = appending_and_holding
 
 
 def _be_slow_after(count: int, log: Path) -> None:

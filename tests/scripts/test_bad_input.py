@@ -423,3 +423,86 @@ def test_a_wrong_yaml_file(refused, flags, tmp_path, text, expected):
 
 def test_a_yaml_file_that_is_missing(refused, tmp_path):
     assert "cannot read" in refused("train", "--config", tmp_path / "c.yaml")
+
+
+class TestPerInput:
+    @pytest.mark.parametrize(
+        ("argv", "expected"),
+        [
+            (
+                ["--budget", "macs=0.3..0.8"],
+                "--per-input keeps to multiply-adds on average; give one --budget",
+            ),
+            (["--budget", "params=0.5"], "--per-input keeps to multiply-adds on average; give one --budget"),
+            (["--budget", "macs=0.5", "params=0.5"], "--per-input keeps to multiply-adds on average"),
+            (["--also", "cifar_resnet20=x.th"], "learns by PPO on batches of inputs; leave out --also"),
+            (["--algo", "sac"], "learns by PPO on batches of inputs; leave out --algo"),
+            (["--algo", "random"], "learns by PPO on batches of inputs; leave out --algo"),
+            (["--n-envs", "2"], "learns by PPO on batches of inputs; leave out --n-envs"),
+            (["--init-policy", "builtin"], "leave out --init-policy"),
+            (["--first-images", "9"], "leave out --first-images"),
+            (["--dense-reward"], "leave out --dense-reward"),
+            (["--hyper", "tau=0.1"], "per-input has no hyper-parameter 'tau'."),
+            (["--hyper", "price_rat=1"], "no hyper-parameter 'price_rat'. Did you mean 'price_rate'?"),
+            (["--hyper", "price_rate=-1"], "price_rate must be like its default 0.2, got -1"),
+            (["--hyper", "n_epochs=0"], "per-input: n_epochs must be like its default"),
+            (["--rounds", "0"], "argument --rounds: must be 1 or more, got 0"),
+            (["--tune-epochs", "-1"], "argument --tune-epochs: must be 0 or more, got -1"),
+            (["--static-ratio", "1.0"], "static_ratio must lie in [0, 1), got 1.0"),
+            (["--static-ratio", "-0.1"], "static_ratio must lie in [0, 1), got -0.1"),
+            (["--static-ratio", "nan"], "static_ratio must lie in [0, 1), got nan"),
+            (["--max-runtime-ratio", "1"], "the largest ratios must lie in [0, 1), got 0.9 and 1.0"),
+            (["--max-runtime-ratio", "nan"], "the largest ratios must lie in [0, 1), got 0.9 and nan"),
+            (["--static-ratio", "0.5", "--budget", "macs=0.9"], "the plan skips nothing at run time"),
+            (["--only", "stem.*", "--only", "b.*"], "no channel group takes a runtime gate"),
+            (["--plan", "nowhere.json"], "cannot read the plan nowhere.json"),
+        ],
+    )
+    def test_wrong_words(self, refused, flags, argv, expected):
+        assert expected in refused("train", "--per-input", *flags, *argv)
+
+    @pytest.mark.parametrize("flag", ["--plan", "--static-ratio", "--tune-epochs"])
+    def test_its_flags_make_no_sense_without_it(self, refused, flags, flag):
+        assert "go with --per-input" in refused("train", *flags, flag, "0.5" if "ratio" in flag else "1")
+
+    @pytest.mark.parametrize(
+        ("decision", "expected"),
+        [
+            ('"a.0": {"static_ratio": 1.0}', "static_ratio must lie in [0, 1), got 1.0"),
+            ('"b.0": {"static_ratio": 0.5}', "no channel group named 'b.0'"),
+            ('"stem.0": {"runtime_ratio": 0.5}', "'stem.0' takes no runtime gate"),
+            ('"a.0": {"static_ratio": 0.5}', "the plan skips nothing at run time"),
+            ('"a.0": {"runtime_ratio": 0.01}', "the plan skips nothing at run time"),  # of no unit
+            (
+                '"a.0": {"runtime_ratio": 0.96}',
+                "group 'a.0': a runtime_ratio of 0.96 is above the largest, 0.9; raise --max-runtime-ratio",
+            ),
+        ],
+    )
+    def test_a_plan_that_will_not_do(self, refused, flags, tmp_path, decision, expected):
+        plan = tmp_path / "plan.json"
+        plan.write_text(f'{{"version": 1, "decisions": {{{decision}}}}}')
+        assert expected in refused("train", "--per-input", *flags, "--plan", plan)
+
+    def test_ratios_beside_a_plan(self, refused, flags, finished_run):
+        argv = ["--plan", finished_run / "plan.json", "--static-ratio", "0.2"]
+        assert "leave out --static-ratio" in refused("train", "--per-input", *flags, *argv)
+
+    @pytest.mark.parametrize(
+        ("argv", "expected"),
+        [
+            (["--budget", "macs=0.01"], "macs=0.01 cannot be met by skipping: the smallest is 0."),
+            (["--max-runtime-ratio", "0.1"], "with runtime ratios of 0.1 and static ratios of 0; raise one"),
+            (["--max-static-ratio", "0.1"], "the smallest is 0."),  # for the row of static ratios
+        ],
+    )
+    def test_an_impossible_budget(self, refused, flags, argv, expected):
+        assert expected in refused("train", "--per-input", *flags, *argv, code=3)
+
+    def test_a_budget_that_a_plan_cannot_keep(self, refused, flags, tmp_path):
+        plan = tmp_path / "plan.json"
+        plan.write_text('{"version": 1, "decisions": {"c.0": {"runtime_ratio": 0.5}}}')
+        line = refused("train", "--per-input", *flags, "--plan", plan, "--budget", "macs=0.5", code=3)
+        assert (
+            "with runtime ratios of 0.9 at every gate of the plan; raise one of them, or the budget" in line
+        )

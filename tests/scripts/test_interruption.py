@@ -5,15 +5,20 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import agents.input_learning
+import scripts.per_input_run
 import scripts.train
+from envs import InputPruningVectorEnv
 from envs.scoring import PlanScorer
 from scripts.cli import main, run_verb
 from tests.scripts.conftest import start
 from tests.scripts.killing import Running
 
+ROUND = 5  # updates of a run that learns for each input, in each of its two rounds
 EPISODES = 25  # for an agent three updates, a checkpoint after the first two, and the final policy
 LEARNERS = {
     "ppo": ["--algo", "ppo"],
@@ -53,7 +58,8 @@ def plan_of(line):
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """They take a second, are no part of what a run leaves to compare, and have tests of their own."""
-    monkeypatch.setattr(scripts.train, "write_pictures", lambda out: None)
+    for module in (scripts.train, scripts.per_input_run):
+        monkeypatch.setattr(module, "write_pictures", lambda out: {})
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +222,133 @@ def test_a_log_cut_off_in_its_middle_is_refused(secateur, flags, whole, tmp_path
     assert outcome.code == 2
     assert "episodes.jsonl: line 1 is damaged" in outcome.err
     assert len(outcome.err.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def command(material):
+    inputs = 71  # learned from side by side: all training and reward images
+    settings = ["--hyper", "n_epochs=1", "--hyper", f"episodes_per_update={inputs}"]
+    flags = [*material.flags, "--budget", "macs=0.6", *settings, "--episodes", inputs * ROUND]
+    return ["train", "--per-input", *flags]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(command, tmp_path_factory):
+    """The folder of an uninterrupted run that learns for each input."""
+    made = {}
+
+    def run(*more):
+        if more not in made:
+            made[more] = tmp_path_factory.mktemp("whole") / "run"
+            assert main([str(part) for part in [*command, *more, "--out", made[more]]]) == 0
+            assert len(updates(made[more])) == 2 * ROUND
+        return made[more]
+
+    return run
+
+
+class TestPerInput:
+    """Two rounds, with checkpoints after the second and fourth update and at the end of each."""
+
+    @pytest.fixture(autouse=True)
+    def _saved_often(self, monkeypatch):
+        monkeypatch.setattr(agents.input_learning, "SAVE_EVERY", 2)
+
+    @pytest.mark.parametrize(
+        ("count", "number", "more"),
+        [
+            (1, signal.SIGTERM, ()),  # before the first checkpoint
+            (5, signal.SIGKILL, ()),  # the last update of a round
+            (4, signal.SIGINT, ()),
+            (6, signal.SIGKILL, ()),  # before the second round's first checkpoint
+            (9, signal.SIGTERM, ()),
+            (8, signal.SIGKILL, ("--tune-epochs", "1")),
+        ],
+    )
+    def test_an_ended_run_resumes_to_the_very_same_result(
+        self, secateur, command, uninterrupted, tmp_path, count, number, more
+    ):
+        out, whole = tmp_path / "run", uninterrupted(*more)
+        running = Running(tmp_path / "first", *command, *more, "--out", out, hold_update=count)
+        ended = running.when(lambda: len(updates(out)) == count).end(number)
+        said = "" if number == signal.SIGKILL else ONE_LINE
+        assert ended == ({signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number), "", said)
+        assert updates(out) == updates(whole)[:count]
+        time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
+        assert secateur(*command, *more, "--out", out, "--resume").code == 0
+        check_same(out, whole)
+
+    def test_a_run_ended_again_and_again_goes_on_each_time(self, secateur, command, uninterrupted, tmp_path):
+        out = tmp_path / "run"
+        for count in (4, 7, 9):
+            resume = ["--resume"] if count > 4 else []
+            running = Running(tmp_path / str(count), *command, "--out", out, *resume, hold_update=count)
+            running.when(lambda count=count: len(updates(out)) == count).end(signal.SIGKILL)
+        assert secateur(*command, "--out", out, "--resume").code == 0
+        check_same(out, uninterrupted())
+
+    def test_a_run_ended_after_learning_learns_nothing_again(
+        self, secateur, command, uninterrupted, monkeypatch, tmp_path
+    ):
+        def stop(*arguments):
+            raise KeyboardInterrupt
+
+        out = tmp_path / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr(scripts.per_input_run, "_write", stop)
+            assert secateur(*command, "--out", out).code == 130
+        with monkeypatch.context() as patch:
+            patch.setattr(InputPruningVectorEnv, "step", stop)
+            assert secateur(*command, "--out", out, "--resume").code == 0
+        check_same(out, uninterrupted())
+
+    def test_a_line_cut_short_is_written_anew(self, secateur, command, uninterrupted, monkeypatch, tmp_path):
+        out, whole = tmp_path / "run", uninterrupted()
+        running = Running(tmp_path / "first", *command, "--out", out, hold_update=3)
+        running.when(lambda: len(updates(out)) == 3).end(signal.SIGKILL)
+        log = out / "updates.jsonl"
+        log.write_bytes(log.read_bytes()[:-20])
+        assert secateur(*command, "--out", out, "--resume").code == 0
+        assert updates(out) == updates(whole)
+
+    def test_a_cut_off_checkpoint_is_refused_and_the_run_left_as_it_is(
+        self, secateur, command, uninterrupted, monkeypatch, tmp_path
+    ):
+        run = shutil.copytree(uninterrupted(), tmp_path / "run")
+        (model,) = (run / "checkpoint" / "round-1").glob("model-*.zip")
+        model.write_bytes(model.read_bytes()[:5000])
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        monkeypatch.setattr("sys.argv", ["another", "command"])
+        outcome = secateur(*command, "--out", run, "--resume")
+        assert outcome.code == 2
+        assert len(outcome.err.splitlines()) == 1
+        assert str(model) in outcome.err
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+    def test_only_the_same_run_is_resumed(self, command, uninterrupted, refused):
+        for flag, value in (
+            ("--episodes", "9"),
+            ("--rounds", "3"),
+            ("--baselines", "cma-es"),
+            ("--seed", "1"),
+        ):
+            line = refused(*command, flag, value, "--out", uninterrupted(), "--resume")
+            assert f"was begun with another {flag[2:]}; repeat its flags" in line
+
+
+def updates(out):
+    log = out / "updates.jsonl"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def check_same(out, whole):
+    """Compare all that a run which learns for each input writes and that is no clock."""
+    for name in ("plan.json", "metrics.json"):
+        one, other = (json.loads((folder / name).read_text()) for folder in (out, whole))
+        assert without_latency(one) == without_latency(other)
+    assert updates(out) == updates(whole)
+    weights = "compressed/model.safetensors"
+    assert (out / weights).read_bytes() == (whole / weights).read_bytes()
+    with np.load(out / "inputs.npz") as one, np.load(whole / "inputs.npz") as other:
+        assert all((one[name] == other[name]).all() for name in other)
+    assert curves(out) == curves(whole)

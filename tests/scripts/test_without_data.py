@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from envs import tasks
 from pruning.compensation import COMPENSATIONS
 from pruning.synthesis import SYNTHESES, distilled, records
 from tests.scripts.test_main_job import ASSETS, METRICS, ROWS, read, resnet20, without_latency  # noqa: F401
@@ -108,3 +109,33 @@ def test_a_real_resnet20_is_compressed_without_data(secateur, resnet20, monkeypa
         accuracy[compensation] = json.loads(outcome.out)["rows"]["pruned"]["accuracy"]
     assert accuracy["none"] < 0.6
     assert accuracy["least-squares"] > 0.7
+
+
+def test_it_is_learned_what_each_input_takes_without_data(secateur, flags, material, monkeypatch, tmp_path):
+    def refuse(*arguments, **keywords):
+        raise AssertionError("there is no data")
+
+    monkeypatch.setattr(tasks, "load_splits", refuse)
+    quick = ["--episodes", "100", "--rounds", "1", "--budget", "macs=0.6", "--hyper", "n_epochs=1"]
+    outcome = secateur("train", "--per-input", *flags, *quick, "--out", tmp_path / "run", "--json")
+    assert outcome.code == 0, outcome.err
+    rows = json.loads(outcome.out)["rows"]
+    assert list(rows) == ["dense", "static", "fixed", "per-input"]
+    assert all(row["accuracy"] is None and row["agreement"] is not None for row in rows.values())
+    assert rows["dense"]["agreement"] == 1.0
+    assert rows["per-input"]["macs"] == pytest.approx(rows["fixed"]["macs"], rel=0.05)
+
+
+def test_images_to_report_on_take_no_part_in_what_is_learned_for_each_input(
+    secateur, flags, material, tmp_path
+):
+    quick = ["--episodes", "100", "--rounds", "1", "--budget", "macs=0.6", "--hyper", "n_epochs=1"]
+    for name, images in (("with", ["--eval-data", f"npz:{material.data}"]), ("without", [])):
+        outcome = secateur("train", "--per-input", *flags, *quick, *images, "--out", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+    row = read(tmp_path / "with" / "metrics.json")["rows"]["per-input"]
+    assert row["accuracy"] is not None
+    weights = [tmp_path / name / "compressed" / "model.safetensors" for name in ("with", "without")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    again = secateur("evaluate", "--compressed", tmp_path / "with", "--model", material.model, "--json")
+    assert without_latency(json.loads(again.out)) == without_latency(row)
