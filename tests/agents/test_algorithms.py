@@ -6,6 +6,7 @@ import yaml
 
 from agents.algorithms import ALGORITHMS, FOLDER, Rounds, read_overrides, with_overrides
 from agents.errors import HyperparameterError, UnknownAlgorithmError
+from agents.input_learning import PER_INPUT
 from agents.parallel import vectorized
 
 PPO = ALGORITHMS["ppo"]
@@ -109,7 +110,9 @@ class TestDefaults:
                 return all(isinstance(key, str) and plain(value) for key, value in data.items())
             return all(map(plain, data)) if isinstance(data, list) else type(data) in (int, float)
 
-        assert {path.name for path in FOLDER.iterdir()} == {f"{name}.yaml" for name in ALGORITHMS}
+        assert {path.name for path in FOLDER.iterdir()} == {
+            f"{name}.yaml" for name in (*ALGORITHMS, PER_INPUT.name)
+        }
         for path in FOLDER.iterdir():
             # the base loader knows no tags; 1e-3 without a point would be text
             assert plain(yaml.safe_load(path.read_text()))

@@ -353,7 +353,7 @@ def test_a_damaged_compressed_network(refused, material, compressed):
     structure, weights = compressed / "structure.json", compressed / "model.safetensors"
     whole = structure.read_text()
     altered(structure, lambda record: record.update(version=1))
-    assert "is not a compressed network of version 2" in refused(*evaluate)
+    assert "is not a compressed network of version 3" in refused(*evaluate)
     structure.write_text(whole[:-50])
     assert "cannot read" in refused(*evaluate)
     structure.write_text(whole)

@@ -290,11 +290,12 @@ class TestFineTuning:
             load_compressed(folder / "compressed", network=material.model).model.state_dict()
             for folder in (run, tmp_path / "out")
         )
-        policy = {name for name in before if "per_input" in name}
-        assert {name for name in policy if not torch.equal(before[name], after[name])} <= {
-            name for name in policy if name.endswith("offset")
-        }
-        assert any(not torch.equal(before[name], after[name]) for name in before.keys() - policy)
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        policy = {name for name in before if "per_input.policy" in name}
+        assert policy
+        assert not policy & changed
+        assert {name for name in changed if "per_input" not in name}
+        assert {name for name in changed if "per_input.typical" in name}  # seen anew
 
     def test_a_resumed_one_ends_alike(self, secateur, command, monkeypatch, tmp_path):
         assert secateur(*command, "--out", tmp_path / "whole").code == 0
