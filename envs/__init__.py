@@ -1,4 +1,4 @@
-"""Pruning decisions as Gymnasium environments; importing this registers "LayerPruning-v0"."""
+"""Pruning decisions as Gymnasium environments; importing this registers them by name."""
 
 import gymnasium as gym
 
@@ -31,3 +31,4 @@ __all__ = [
 ]
 
 gym.register("LayerPruning-v0", entry_point="envs.tasks:make_env")
+gym.register("InputPruning-v0", vector_entry_point="envs.input_pruning:InputPruningVectorEnv")

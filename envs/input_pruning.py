@@ -54,7 +54,7 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
     (whether the answer is the dense network's), and `ratios`, [batch, gates].
 
     ## Arguments
-    See `__init__`.
+    See `__init__`. By name: `gym.make_vec("InputPruning-v0", num_envs=256, model=..., ...)`.
 
     ## Version history
     v0: first version.
@@ -71,7 +71,7 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         images: Tensor,
         dense_logits: Tensor,
         budget: float,
-        batch_size: int = 256,
+        num_envs: int = 256,
     ) -> None:
         """Prepare the images.
 
@@ -80,14 +80,14 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
             images: [N, ...], on its device, to learn from.
             dense_logits: what the dense network says of them, [N, classes].
             budget: share of the dense network's multiply-adds that inputs may cost on average.
-            batch_size: inputs side by side, at most all there are.
+            num_envs: inputs side by side, at most all there are.
         """
         self._network = GatewiseNetwork(model, tuple(images.shape[1:]))
         self._images = images
         self._wanted = dense_logits.log_softmax(1)
         self.budget = budget
         self.price = 0.0  # of the whole budget, in rewards
-        self.num_envs = min(batch_size, len(images))
+        self.num_envs = min(num_envs, len(images))
         gates = gates_of(model)
         assert gates is not None
         self.gate_names = tuple(site.group for site in gates.sites)

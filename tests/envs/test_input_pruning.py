@@ -1,6 +1,7 @@
 import json
 from functools import cache
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -44,7 +45,7 @@ def dense_logits_of():
 
 def make(model=None, *, dense_logits=None, **settings):
     wanted = dense_logits_of() if dense_logits is None else dense_logits
-    given = {"budget": BUDGET, "batch_size": BATCH, **settings}
+    given = {"budget": BUDGET, "num_envs": BATCH, **settings}
     return InputPruningVectorEnv(model or deciding()[0], images=IMAGES, dense_logits=wanted, **given)
 
 
@@ -112,7 +113,7 @@ def test_the_spaces_are_those_of_a_vector_environment(env):
 
 
 def test_a_batch_as_large_as_there_are_images():
-    assert make(batch_size=256).num_envs == COUNT
+    assert make(num_envs=256).num_envs == COUNT
 
 
 def test_what_a_step_returns(env):
@@ -303,3 +304,18 @@ def test_the_network_stays_as_it_was():
     play(env, random_actions(env))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(model(IMAGES), expected)  # its own policy decides again
+
+
+def test_it_can_be_made_by_name():
+    made = gym.make_vec(
+        "InputPruning-v0",
+        num_envs=BATCH,
+        vectorization_mode="vector_entry_point",
+        model=deciding()[0],
+        images=IMAGES,
+        dense_logits=dense_logits_of(),
+        budget=BUDGET,
+    )
+    observations, _ = made.reset(seed=3)
+    assert observations.shape == (BATCH, len(FEATURES))
+    np.testing.assert_array_equal(observations, make().reset(seed=3)[0])
