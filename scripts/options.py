@@ -237,9 +237,7 @@ def add_learning_flags(parser: Parser) -> None:
     parser.add_argument(
         "--static-ratio", type=float, default=0.0, metavar="R", help="with --per-input: of every group (0)"
     )
-    parser.add_argument(
-        "--rounds", type=positive, default=2, metavar="N", help="with --per-input: of learning (2)"
-    )
+    parser.add_argument("--rounds", type=positive, metavar="N", help="with --per-input: of learning (2)")
     parser.add_argument(
         "--tune-epochs",
         type=natural,

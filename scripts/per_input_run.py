@@ -37,6 +37,7 @@ from scripts.report import write_pictures
 
 PER_INPUT_DEFAULTS = {  # of flags, unless told otherwise
     "episodes": 25_000,
+    "rounds": 2,
     "max_runtime_ratio": 0.9,
     "compensation": "least-squares-progressive",
 }

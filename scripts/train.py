@@ -71,8 +71,8 @@ def run(argv: Sequence[str]) -> None:
     if args.per_input:
         parser.set_defaults(**PER_INPUT_DEFAULTS)
         args = parser.parse(argv)
-    elif args.plan or args.static_ratio or args.tune_epochs:
-        raise options.UsageError("--plan, --static-ratio and --tune-epochs go with --per-input")
+    elif args.plan or args.static_ratio or args.rounds or args.tune_epochs:
+        raise options.UsageError("--plan, --static-ratio, --rounds and --tune-epochs go with --per-input")
     learner = args.algo in ALGORITHMS
     if learner:  # unknown names are refused before the work begins
         with_overrides(PER_INPUT if args.per_input else ALGORITHMS[args.algo], read_overrides(args.hyper))

@@ -461,7 +461,7 @@ class TestPerInput:
     def test_wrong_words(self, refused, flags, argv, expected):
         assert expected in refused("train", "--per-input", *flags, *argv)
 
-    @pytest.mark.parametrize("flag", ["--plan", "--static-ratio", "--tune-epochs"])
+    @pytest.mark.parametrize("flag", ["--plan", "--static-ratio", "--rounds", "--tune-epochs"])
     def test_its_flags_make_no_sense_without_it(self, refused, flags, flag):
         assert "go with --per-input" in refused("train", *flags, flag, "0.5" if "ratio" in flag else "1")
 
