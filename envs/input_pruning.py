@@ -188,4 +188,4 @@ def loss(logits: Tensor, wanted: Tensor) -> Tensor:
         wanted: log-probabilities of the dense network, likewise.
     """
     divergence = nn.functional.kl_div(logits.log_softmax(1), wanted, reduction="none", log_target=True).sum(1)
-    return -torch.expm1(-divergence)  # bounded: one hopeless input must not drown the others
+    return -torch.expm1(-divergence.clamp_min(0))  # bounded: one hopeless input must not drown the others
