@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HParam, Logger
+from stable_baselines3.common.logger import HParam
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ from agents.algorithms import Algorithm, Rounds, on_policy, with_overrides
 from agents.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from agents.search import require_episodes
 from agents.side_by_side import SideBySide
-from agents.tensorboard import flatten, hide_events_from, tensorboard_formats
+from agents.tensorboard import flatten, hide_events_from, log_nowhere_, tensorboard_formats
 
 PER_INPUT = Algorithm("per-input", PPO, on_policy)
 SAVE_EVERY = 20  # updates
@@ -170,8 +170,8 @@ def _begin(
             device=device,
             tensorboard_log=tensorboard_log,
         )
-    if tensorboard_log is None:  # Stable-Baselines3 would make a folder among the temporary files
-        model.set_logger(Logger(folder=None, output_formats=[]))
+    if tensorboard_log is None:
+        log_nowhere_(model)
     return model, kept.history if kept else InputHistory()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
@@ -139,6 +140,14 @@ def best_plan_table(history: EpisodeHistory) -> str:
     ]
     head = f"Episode {history.best_episode}, reward {history.best.total:.4f}"
     return "\n".join([head, "", "| group | static ratio | runtime ratio |", "| --- | --- | --- |", *rows])
+
+
+def log_nowhere_(model: BaseAlgorithm) -> None:
+    """Give a model that has no TensorBoard log a logger that writes nothing, in place.
+
+    Stable-Baselines3's own writes nothing either, but leaves a folder where temporary files go.
+    """
+    model.set_logger(Logger(folder=None, output_formats=[]))
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float | None]:

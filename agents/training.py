@@ -10,7 +10,6 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms import ALGORITHMS, Rounds, with_overrides
@@ -25,7 +24,7 @@ from agents.policies import Policy, fitting_hyperparameters
 from agents.progress import EpisodeBar
 from agents.rollout import EpisodeResult, deterministic, run_episode
 from agents.search import require_episodes
-from agents.tensorboard import TensorBoardCallback
+from agents.tensorboard import TensorBoardCallback, log_nowhere_
 
 
 @dataclass(frozen=True)
@@ -157,8 +156,7 @@ def _begin(
         if initial_policy is not None:
             initial_policy.load_into_(model.policy)
     if tensorboard_log is None:
-        # Stable-Baselines3's own writes nothing either, but leaves a folder where temporary files go
-        model.set_logger(Logger(folder=None, output_formats=[]))
+        log_nowhere_(model)
     history = kept.history if kept else EpisodeHistory(identity["groups"])
     return _Run(identity, envs, rounds, model, history)
 

@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pruning.evaluation import divergences
 from pruning.runtime.gates import gates_of
 from pruning.runtime.per_input import FEATURES
 from pruning.runtime.stepping import GatewiseNetwork
@@ -187,5 +188,5 @@ def loss(logits: Tensor, wanted: Tensor) -> Tensor:
         logits: [batch, classes].
         wanted: log-probabilities of the dense network, likewise.
     """
-    divergence = nn.functional.kl_div(logits.log_softmax(1), wanted, reduction="none", log_target=True).sum(1)
-    return -torch.expm1(-divergence.clamp_min(0))  # bounded: one hopeless input must not drown the others
+    # bounded: one hopeless input must not drown the others
+    return -torch.expm1(-divergences(logits, wanted).clamp_min(0))

@@ -81,6 +81,14 @@ def divergence(logits: Tensor, dense_logits: Tensor) -> float:
     return float(functional.kl_div(compressed, dense, reduction="batchmean", log_target=True))
 
 
+def divergences(logits: Tensor, dense_log_probabilities: Tensor) -> Tensor:
+    """Return KL(dense || compressed) of each image, in nats: [N], from [N, classes] each."""
+    found = functional.kl_div(
+        logits.log_softmax(1), dense_log_probabilities, reduction="none", log_target=True
+    )
+    return found.sum(1)
+
+
 def weights_bytes(model: nn.Module) -> int:
     """Return the size of the network's weights as a safetensors file."""
     return len(save({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}))

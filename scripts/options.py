@@ -16,6 +16,7 @@ from envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, 
 from pruning.apply import Method
 from pruning.compensation import COMPENSATIONS
 from pruning.criteria import CRITERIA
+from pruning.prunable import PrunableNetwork
 from pruning.synthesis import SYNTHESES
 
 
@@ -363,6 +364,18 @@ def method_of(args: argparse.Namespace) -> Method:
     CRITERIA[args.criterion]
     COMPENSATIONS[args.compensation]
     return Method(criterion=args.criterion, compensation=args.compensation, round_to=args.round_to)
+
+
+def network_of(task: Task, args: argparse.Namespace) -> PrunableNetwork:
+    """Return the task's network, traced and calibrated as the flags say."""
+    return PrunableNetwork(
+        task.model,
+        task.calibration,
+        method=method_of(args),
+        only=args.only,
+        protect=args.protect,
+        seed=args.seed,
+    )
 
 
 def env_of(task: Task, args: argparse.Namespace, **settings: Any) -> LayerPruningEnv:

@@ -21,8 +21,8 @@ from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
 from pruning.runtime.gates import gates_of
 from pruning.runtime.installing import decide_per_input_, see_typical_inputs_
-from pruning.runtime.outcomes import input_outcomes, keep_budget_, ratios_of
-from pruning.runtime.per_input import InputRatios, input_ratios
+from pruning.runtime.outcomes import input_outcomes, keep_budget_
+from pruning.runtime.per_input import InputRatios, input_ratios, ratios_of
 from pruning.runtime.prices import InputPrices
 
 SPREAD = 0.25  # of counts among the images that weights are fitted to; on ResNet-20, 0 and 0.75 were worse

@@ -80,8 +80,12 @@ def within_reach(job: PerInputJob, fixed: Compressed, share: float, largest: flo
     return min(share, max(least, cost.macs(fixed.widths) / cost.macs(cost.dense)))
 
 
-def static_plan(network: PrunableNetwork, args: argparse.Namespace, share: float) -> PruningPlan:
-    """Return the uniform plan without gates within a budget."""
-    limits = Limits(static=args.max_static_ratio, runtime=0.0)
+def static_plan(network: PrunableNetwork, share: float, *, largest: float) -> PruningPlan:
+    """Return the uniform plan without gates within a share of the multiply-adds.
+
+    Raises:
+        ImpossibleBudgetError: the largest static ratio is not enough.
+    """
+    limits = Limits(static=largest, runtime=0.0)
     keeper = BudgetKeeper(network.cost, Budget({"macs": share}), limits, round_to=network.method.round_to)
     return widths_plan(network.graph, ALLOCATIONS["uniform"](network, keeper))

@@ -27,7 +27,6 @@ from pruning.files import write_json, written_whole
 from pruning.measuring import measure_side_by_side
 from pruning.networks import NetworkSpec
 from pruning.plan import PruningPlan
-from pruning.prunable import PrunableNetwork
 from pruning.runtime.outcomes import InputOutcomes, input_outcomes
 from scripts import options
 from scripts.per_input import LearnedPerInput, PerInputJob, Settings, learn_ratios
@@ -54,20 +53,13 @@ def train_per_input(out: Path, args: argparse.Namespace, budget: Budget | Budget
     share = share_of(args, budget)
     given = PruningPlan.load(args.plan) if args.plan else None
     task = options.task_of(args, Budget({"macs": share}))
-    network = PrunableNetwork(
-        task.model,
-        task.calibration,
-        method=options.method_of(args),
-        only=args.only,
-        protect=args.protect,
-        seed=args.seed,
-    )
+    network = options.network_of(task, args)
     # all that may be refused comes before the run begins
     plan = plan_to_depart_from(network, args, share, given)
     job = PerInputJob(task, network)
     fixed = job.carried_out(plan)
     share = within_reach(job, fixed, share, args.max_runtime_ratio)
-    static = static_plan(network, args, share)
+    static = static_plan(network, share, largest=args.max_static_ratio)
     settings = Settings(
         share=share,
         largest=args.max_runtime_ratio,

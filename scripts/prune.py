@@ -78,21 +78,10 @@ def run(argv: Sequence[str]) -> None:
         env = options.env_of(task, args)
         network, plan = env.network, _decide(env, policy, args)
     else:
-        network = _network(task, args)
+        network = options.network_of(task, args)
         plan = loaded or _even_plan(network.graph, args.static_ratio or 0.0, args.runtime_ratio or 0.0)
     plan_widths(network.graph, plan)  # a plan that does not fit is refused before the work begins
     _write(network, plan, task, args)
-
-
-def _network(task: Task, args: argparse.Namespace) -> PrunableNetwork:
-    return PrunableNetwork(
-        task.model,
-        task.calibration,
-        method=options.method_of(args),
-        only=args.only,
-        protect=args.protect,
-        seed=args.seed,
-    )
 
 
 def _decide(env: LayerPruningEnv, policy: Path | None, args: argparse.Namespace) -> PruningPlan:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from pruning.evaluation import divergences
 from pruning.modes import evaluating
 from pruning.runtime.gates import gates_of
-from pruning.runtime.per_input import InputRatios, input_ratios
+from pruning.runtime.per_input import InputRatios, ratios_of
 from pruning.runtime.prices import InputPrices
 
 
@@ -52,17 +52,13 @@ def see_typical_inputs_(model: nn.Module, images: Tensor, dense_logits: Tensor) 
         images: calibration images [N, ...], on its device.
         dense_logits: what the dense network says of them, [N, classes].
     """
-    gates = gates_of(model)
-    ratios = input_ratios(gates)
-    assert gates is not None
-    assert ratios is not None
+    gates, ratios = gates_of(model), ratios_of(model)
+    assert gates is not None  # or there were no ratios
     for site in gates.sites:
         gates.of(site.group).count_of = None
     with evaluating(model):
         logits = model(images)
-    losses = functional.kl_div(
-        logits.log_softmax(1), dense_logits.log_softmax(1), reduction="none", log_target=True
-    ).sum(1)
+    losses = divergences(logits, dense_logits.log_softmax(1))
     # of losses that span magnitudes, the order matters
     hardness = losses.clamp_min(0).add(1e-3).log()
     for number, site in enumerate(gates.sites):

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from pruning.data import Images
 from pruning.modes import evaluating
-from pruning.runtime.gates import gates_of
-from pruning.runtime.per_input import InputRatios, input_ratios
+from pruning.runtime.per_input import InputRatios, ratios_of
 
 FINE = 1e-3  # of an action: how near the offset is found
 
@@ -72,10 +71,3 @@ def _farthest(ratios: InputRatios) -> float:
     assert isinstance(last, nn.Linear)
     # what it reads lies in [-1, 1]: features, or what a tanh gives
     return 1 + float(last.weight.abs().sum() + last.bias.abs().sum())
-
-
-def ratios_of(model: nn.Module) -> InputRatios:
-    """Return what decides for each input in a network where something does."""
-    ratios = input_ratios(gates_of(model))
-    assert ratios is not None
-    return ratios

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pruning.runtime.gates import GateSite, RuntimeGates
+from pruning.runtime.gates import GateSite, RuntimeGates, gates_of
 from pruning.runtime.prices import InputPrices
 
 PER_INPUT = "per_input"  # the submodule of a network's gates that decides for each input
@@ -50,6 +50,13 @@ def input_ratios(gates: RuntimeGates | None) -> InputRatios | None:
     """Return what decides for each input how many units of a network's gates run, None if the plan does."""
     found = None if gates is None else gates._modules.get(PER_INPUT)
     return found if isinstance(found, InputRatios) else None
+
+
+def ratios_of(model: nn.Module) -> InputRatios:
+    """Return what decides for each input in a network where something does."""
+    ratios = input_ratios(gates_of(model))
+    assert ratios is not None
+    return ratios
 
 
 class InputRatios(nn.Module):

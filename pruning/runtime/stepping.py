@@ -12,7 +12,7 @@ from pruning.graph import find_groups
 from pruning.lockstep import Lockstep
 from pruning.modes import evaluating
 from pruning.runtime.gates import attach_gates_, detach_gates_, gates_of, pooled_input, with_fills
-from pruning.runtime.per_input import InputRatios, input_ratios
+from pruning.runtime.per_input import ratios_of
 
 
 class GatewiseNetwork:
@@ -29,9 +29,7 @@ class GatewiseNetwork:
     def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
         gates = gates_of(model)
         assert gates is not None
-        ratios = input_ratios(gates)
-        assert ratios is not None
-        self.ratios: InputRatios = ratios
+        self.ratios = ratios_of(model)
         detach_gates_(model)
         self._graph = find_groups(model, input_shape)
         gates.handles.clear()

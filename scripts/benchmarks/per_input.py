@@ -12,10 +12,8 @@ import numpy as np
 from rich.table import Table
 from torch import nn
 
-from envs import ALLOCATIONS, Budget, Limits
-from envs.budget_keeper import BudgetKeeper
 from pruning.apply import Compressed, Method
-from pruning.cost import measure_latency, widths_plan
+from pruning.cost import measure_latency
 from pruning.data import Images, ImageSplits
 from pruning.evaluation import predictions
 from pruning.finetuning import finetune_
@@ -29,11 +27,12 @@ from pruning.runtime.slicing import deployed
 from scripts.benchmarks.assets import cifar_task
 from scripts.benchmarks.results import begun, interval, run_side_by_side
 from scripts.per_input import PerInputJob, Settings, learn_ratios, mean_plan
+from scripts.per_input_checks import static_plan
 from scripts.records import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 INNER = ("*.conv1",)  # of each block: its inner channels
-RATIO, LARGEST = 0.5, 0.9  # of them skipped, on average and at most
+RATIO, LARGEST = 0.5, 0.9  # of them skipped on average; skipped or removed at most
 EPISODES, ROUNDS, SEEDS = 25_000, 2, 3
 EPOCHS = 3  # of distillation on the training images
 KINDS = ("static", "fixed", "fixed, learned", "per-input")
@@ -64,10 +63,8 @@ def _run(args: argparse.Namespace, name: str, seed: str) -> dict[str, Any]:
     settings = Settings(share, LARGEST, args.episodes or EPISODES, ROUNDS, 0, int(seed), {})
     learned = learn_ratios(job, plan, settings)
     learned_seconds = time.perf_counter() - start
-    keeper = BudgetKeeper(network.cost, Budget({"macs": share}), Limits(static=0.9, runtime=0.0))
-    static = widths_plan(network.graph, ALLOCATIONS["uniform"](network, keeper))
     small = {
-        "static": job.carried_out(static),
+        "static": job.carried_out(static_plan(network, share, largest=LARGEST)),
         "fixed": fixed,
         "fixed, learned": job.carried_out(mean_plan(job, learned.compressed, learned.plan)),
         "per-input": learned.compressed,

@@ -5,7 +5,8 @@ import torch
 from pruning.cost import CostModel, Widths
 from pruning.data import Images
 from pruning.plan import kept_units
-from pruning.runtime.outcomes import input_outcomes, keep_budget_, ratios_of
+from pruning.runtime.outcomes import input_outcomes, keep_budget_
+from pruning.runtime.per_input import ratios_of
 from pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
