@@ -36,6 +36,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, which: Tensor) -> Tensor:
+        """Return the images [K, C, H, W] of these numbers, [K]."""
+        return self.images[which]
+
     def batches(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images [B, C, H, W] and labels [B] in order; the last batch may be smaller."""
         yield from zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)

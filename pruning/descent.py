@@ -135,7 +135,7 @@ class Descent:
         device = self._parameters[0].device
         total = 0.0
         for batch in torch.randperm(len(self._images)).tensor_split(self._n_batches):
-            x = _varied(self._images.images[batch], self._recipe).to(device)
+            x = _varied(self._images.take(batch), self._recipe).to(device)
             loss = self._loss_of(x, self._images.labels[batch].to(device))
             self._check("loss", loss, number)
             self._step(loss, number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import importlib.util
 import math
 import sys
@@ -16,6 +15,7 @@ from types import ModuleType
 from torch import nn
 
 from pruning.errors import PruningError, UnknownNameError
+from pruning.extras import imported
 from pruning.registry import Registry, unknown_name
 from pruning.resnets import PaddedShortcut, ProjectedShortcut, ResNet
 
@@ -121,8 +121,11 @@ def resolve_network(
     )
 
 
+_zoo = partial(imported, extra="zoo", purpose="networks by a zoo's name")
+
+
 def _from_torchvision(name: str) -> NetworkSpec:
-    models = _imported("torchvision.models")
+    models = _zoo("torchvision.models")
     known = models.list_models(module=models)  # the classifiers; detectors and the like live in submodules
     if name not in known:
         raise _unknown_in_zoo("torchvision", name, known)
@@ -138,14 +141,14 @@ def _from_torchvision(name: str) -> NetworkSpec:
 
 
 def _from_timm(name: str) -> NetworkSpec:
-    timm = _imported("timm")
+    timm = _zoo("timm")
     if not timm.is_model(name):
         raise _unknown_in_zoo("timm", name, timm.list_models())
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # the part after the dot names no known weights
         raise _unknown_in_zoo("timm", name, timm.list_pretrained(f"{name.partition('.')[0]}.*")) from error
-    data = _imported("timm.data").resolve_data_config(pretrained_cfg=config.to_dict())
+    data = _zoo("timm.data").resolve_data_config(pretrained_cfg=config.to_dict())
     return NetworkSpec(
         name=f"timm/{name}",
         build=partial(timm.create_model, name, pretrained=False),
@@ -156,21 +159,6 @@ def _from_timm(name: str) -> NetworkSpec:
 
 
 _ZOOS: dict[str, Callable[[str], NetworkSpec]] = {"torchvision": _from_torchvision, "timm": _from_timm}
-
-
-def _imported(module: str) -> ModuleType:
-    package = module.partition(".")[0]
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        way_out = 'pip install "secateur[zoo]"'
-        raise PruningError(
-            f"networks from {package} need that package ({_one_line(error)}): {way_out}"
-        ) from error
-    except RuntimeError as error:  # compiled for another torch
-        raise PruningError(
-            f"{package} does not fit the installed torch ({_one_line(error)}): install versions that match"
-        ) from error
 
 
 def _unknown_in_zoo(zoo: str, name: str, known: Sequence[str]) -> UnknownNameError:

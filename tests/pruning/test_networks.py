@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import networks
 from pruning.errors import PruningError, UnknownNameError
 from pruning.networks import NETWORKS, NetworkSpec, resolve_network
 from pruning.resnets import PaddedShortcut
@@ -162,21 +161,6 @@ class TestNetworksFromAFile:
 
     def test_that_do_not_exist_are_refused(self, tmp_path):
         assert "there is no network file" in refusal(f"{tmp_path}/no.py:make", input_size=(1, 4, 4))
-
-
-@pytest.mark.parametrize("zoo", ["torchvision", "timm"])
-def test_a_missing_zoo_names_the_extra_to_install(zoo, monkeypatch):
-    for module in (zoo, f"{zoo}.models"):
-        monkeypatch.setitem(sys.modules, module, None)  # makes the import fail
-    assert 'pip install "secateur[zoo]"' in refusal(f"{zoo}/resnet18")
-
-
-def test_a_zoo_compiled_for_another_torch_says_so(monkeypatch):
-    def fail(module):
-        raise RuntimeError("operator torchvision::nms does not exist")
-
-    monkeypatch.setattr(networks.importlib, "import_module", fail)
-    assert "does not fit the installed torch" in refusal("torchvision/resnet18")
 
 
 class TestFakeTorchvision:

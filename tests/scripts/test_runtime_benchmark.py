@@ -48,7 +48,7 @@ def test_without_the_zoo_the_others_are_measured_all_the_same(monkeypatch, tmp_p
     runtime_latency.measure(given(tmp_path), found, {"latency": found})
     runtime_latency.show(found)
     said = " ".join(capsys.readouterr().out.split())
-    assert "not measured, networks from torchvision need that package" in said
+    assert "not measured, networks by a zoo's name need torchvision" in said
     assert 'pip install "secateur[zoo]"' in said
 
 
