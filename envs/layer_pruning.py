@@ -23,6 +23,7 @@ from envs.yardstick import Shaping, Yardsticks
 from pruning.apply import DEFAULT_METHOD, Method
 from pruning.calibration import CalibrationInputs, real_images
 from pruning.cost import Widths, widths_plan
+from pruning.data import checked
 from pruning.evaluation import accuracy, predictions
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
@@ -120,16 +121,16 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         """
         self.render_mode = render_mode
         if not isinstance(calibration, CalibrationInputs):
-            calibration = real_images(model, (images for images, _ in calibration))
+            calibration = real_images(model, (images for images, _ in checked(calibration, "calibration")))
         self.network = PrunableNetwork(
             model, calibration, method=method, only=only, protect=protect, seed=seed
         )
         self.group_names = tuple(group.name for group in self.network.graph.prunable)
         self._limits = limits
         self._actions: ActionMode = actions
-        reward = list(reward)
+        reward = list(checked(reward, "reward"))
         self._results = EpisodeResults(self.network, reward, goal=goal, first_images=first_images)
-        self._validation_batches = reward if validation is None else list(validation)
+        self._validation_batches = reward if validation is None else list(checked(validation, "validation"))
         self._yardsticks = Yardsticks(self.network, reward)
         self._observer = Observer(self.network)
         self._shaping = Shaping(self.network) if dense_reward else None

@@ -57,6 +57,7 @@ def load_task(
     std: Sequence[float] | None = None,
     device: str = "cpu",
     seed: int = 0,
+    download: bool = False,
     progress: bool = False,
 ) -> Task:
     """Build a task from names.
@@ -74,7 +75,8 @@ def load_task(
         std: likewise.
         device: where the network goes.
         seed: of the splits.
-        progress: show a bar while the embedded default trains.
+        download: fetch images that are missing, of `cifar10` and `cifar100`.
+        progress: show bars while the embedded default trains and while files are read.
 
     Raises:
         PruningError: a name is unknown, a file missing or damaged, or they do not fit together.
@@ -86,7 +88,9 @@ def load_task(
     elif data == "none":
         raise DataError(f"there is no data to calibrate on; choose one of: {', '.join(SYNTHESES)}")
     spec = eval_data if data == "none" else data
-    real = load_splits(spec, network, seed=seed) if spec else None
+    real = None
+    if spec:
+        real = load_splits(spec, network, seed=seed, download=download, progress=progress)
     trained = _trained(network, weights, spec, progress=progress).eval().to(device)
     classes = count_classes(trained, network)
     if real is not None:

@@ -82,4 +82,4 @@ def typical_image(models: Iterable[nn.Module], images: Images) -> Tensor:
             macs = input_outcomes(model, images).macs
             number = int(abs(macs - macs.mean()).argmin())
             break
-    return images.images[number : number + 1].to(device)
+    return images.take(torch.tensor([number])).to(device)

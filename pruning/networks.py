@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from torch import nn
+from PIL.Image import Image
+from torch import Tensor, nn
 
 from pruning.errors import PruningError, UnknownNameError
 from pruning.extras import imported
@@ -31,6 +32,8 @@ class NetworkSpec:
     input_shape: Shape  # channels, height, width
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
+    # from a file's image to a normalised tensor, as the weights were evaluated; None: a generic one will do
+    transform: Callable[[Image], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if len(self.input_shape) != 3 or min(self.input_shape) < 1:
@@ -89,6 +92,8 @@ def resolve_network(
 ) -> NetworkSpec:
     """Return the network that `spec` names; what is given replaces the network's own preprocessing.
 
+    What differs from it replaces its transform of image files, too, by a generic one.
+
     Args:
         spec: a registered name, `torchvision/NAME`, `timm/NAME`, or `file.py:factory`, where `factory` is a
             callable without arguments that returns the module.
@@ -113,12 +118,14 @@ def resolve_network(
         network = NETWORKS[spec]()
     else:
         raise unknown_name("network", spec, [*NETWORKS, *(f"{zoo}/NAME" for zoo in _ZOOS), "file.py:factory"])
-    return replace(
+    wanted = replace(
         network,
         input_shape=input_size or network.input_shape,
         mean=tuple(network.mean if mean is None else mean),
         std=tuple(network.std if std is None else std),
     )
+    own = (network.input_shape, network.mean, network.std)
+    return wanted if (wanted.input_shape, wanted.mean, wanted.std) == own else replace(wanted, transform=None)
 
 
 _zoo = partial(imported, extra="zoo", purpose="networks by a zoo's name")
@@ -137,6 +144,7 @@ def _from_torchvision(name: str) -> NetworkSpec:
         input_shape=(3, side, side),
         mean=tuple(preprocessing.mean),
         std=tuple(preprocessing.std),
+        transform=preprocessing,
     )
 
 
@@ -148,13 +156,15 @@ def _from_timm(name: str) -> NetworkSpec:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # the part after the dot names no known weights
         raise _unknown_in_zoo("timm", name, timm.list_pretrained(f"{name.partition('.')[0]}.*")) from error
-    data = _zoo("timm.data").resolve_data_config(pretrained_cfg=config.to_dict())
+    preprocessing = _zoo("timm.data")
+    data = preprocessing.resolve_data_config(pretrained_cfg=config.to_dict())
     return NetworkSpec(
         name=f"timm/{name}",
         build=partial(timm.create_model, name, pretrained=False),
         input_shape=tuple(data["input_size"]),
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
+        transform=preprocessing.create_transform(**data),
     )
 
 

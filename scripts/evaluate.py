@@ -13,7 +13,7 @@ from torch import nn
 
 from envs import Budget, count_classes
 from pruning.cost import measure_latency
-from pruning.data import Images, check_labels, load_splits
+from pruning.data import Images, check_labels
 from pruning.evaluation import Evaluation, evaluate
 from pruning.export import load_compressed
 from pruning.files import write_json
@@ -62,7 +62,8 @@ def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
 def _compressed(args: argparse.Namespace) -> tuple[Evaluation, int]:
     options.refuse_weights(args)
     loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
-    splits = load_splits(_images_of(args, loaded.manifest.data), loaded.network, seed=args.seed)
+    args.data = _images_of(args, loaded.manifest.data)
+    splits = options.splits_of(args, loaded.network)
     check_labels(splits, count_classes(loaded.model, loaded.network))
     model = loaded.model.to(options.device_of(args))
     evaluation = evaluate(model, splits.test, macs=loaded.manifest.evaluation.macs)
@@ -78,8 +79,8 @@ def _images_of(args: argparse.Namespace, default: str) -> str:
 
 
 def _timed(evaluation: Evaluation, model: nn.Module, images: Images) -> Evaluation:
-    network = deployed(model, images.images.shape[1:])
-    latency = measure_latency({"it": network}, typical_image([model], images))["it"]
+    image = typical_image([model], images)
+    latency = measure_latency({"it": deployed(model, image.shape[1:])}, image)["it"]
     return replace(evaluation, latency_ms=latency)
 
 

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from envs import Budget, count_classes, trains_itself
 from pruning.cost import measure_latency
-from pruning.data import Images, ImageSplits, check_labels, joined, load_splits
+from pruning.data import Images, ImageSplits, absolute, check_labels, joined
 from pruning.descent import Epoch, Recipe
 from pruning.evaluation import Evaluation, evaluate, predictions
 from pruning.export import LoadedNetwork, load_compressed, save_compressed
@@ -123,7 +123,7 @@ def _material(args: argparse.Namespace, loaded: LoadedNetwork) -> _Material:
     """Load or make all images; those to learn from are all but the test images."""
     known = args.weights is not None or trains_itself(loaded.network, args.data)
     if args.learn == LABELS and not known:
-        splits = load_splits(args.data, loaded.network, seed=args.seed)
+        splits = options.splits_of(args, loaded.network)
         check_labels(splits, count_classes(loaded.model, loaded.network))
         return _Material(splits.all_but_test(), splits.validation, splits.test, None)
     task = options.task_of(args, Budget({"macs": 1.0}))
@@ -188,7 +188,7 @@ def _write(
     epochs: tuple[Epoch, ...],
 ) -> None:
     rows = _rows(args, loaded, models, material)
-    manifest = replace(loaded.manifest, data=args.eval_data or args.data, evaluation=rows["after"])
+    manifest = replace(loaded.manifest, data=absolute(args.eval_data or args.data), evaluation=rows["after"])
     save_compressed(args.out / "compressed", loaded, manifest)
     record = {
         "rows": {name: row.to_dict() for name, row in rows.items()},

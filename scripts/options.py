@@ -16,6 +16,8 @@ from envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, 
 from pruning.apply import Method
 from pruning.compensation import COMPENSATIONS
 from pruning.criteria import CRITERIA
+from pruning.data import KINDS, ImageSplits, load_splits
+from pruning.networks import NetworkSpec
 from pruning.prunable import PrunableNetwork
 from pruning.synthesis import SYNTHESES
 
@@ -107,7 +109,10 @@ def add_model_flags(parser: Parser, *, compressed: bool = False) -> None:
         "--data",
         default=data,
         metavar="SPEC",
-        help=f"digits, npz:FILE, or none (default: {data or 'what it was measured on'})",
+        help=f"{', '.join(KINDS)}, or none (default: {data or 'what it was measured on'})",
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="fetch images that --data or --eval-data misses, of CIFAR"
     )
     parser.add_argument("--seed", type=int, default=0, help="of splits, calibration and learning (default 0)")
     parser.add_argument(
@@ -332,8 +337,14 @@ def task_of(
         budget=budget,
         device=device_of(args),
         seed=args.seed,
+        download=args.download,
         progress=not args.quiet,
     )
+
+
+def splits_of(args: argparse.Namespace, network: NetworkSpec) -> ImageSplits:
+    """Return the images that --data names, for a network that is known already."""
+    return load_splits(args.data, network, seed=args.seed, download=args.download, progress=not args.quiet)
 
 
 def refuse_eval_data(args: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from pruning.runtime.prices import InputPrices
 
 SPREAD = 0.25  # of counts among the images that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
 HIDDEN = (32, 32)
+HELD_BYTES = 2**30  # of training images, which were drawn in no order, beside the reward images
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class PerInputJob:
         self.network = network
         splits = task.splits
         if isinstance(splits, ImageSplits):
-            self.learned_on = joined(splits.train, splits.reward)
+            self.learned_on = _learned_on(splits)
             self.typical, self.tuned_on = splits.calibration, splits.all_but_test()
         else:
             self.learned_on = self.typical = self.tuned_on = splits.reward
@@ -132,6 +133,13 @@ class PerInputJob:
             dense_logits=self.dense_logits(self.learned_on),
             budget=share,
         )
+
+
+def _learned_on(splits: ImageSplits) -> Images:
+    """Return the images that a policy is learned on, all of them in memory: as many as HELD_BYTES allow."""
+    reward = Images(splits.reward.images, splits.reward.labels)
+    numbers = torch.arange(min(len(splits.train), HELD_BYTES // reward.images[0].nbytes))
+    return joined(Images(splits.train.take(numbers), splits.train.labels[numbers]), reward)
 
 
 def learn_ratios(

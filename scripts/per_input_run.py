@@ -196,7 +196,7 @@ def _write_inputs(
         "gates": np.array([site.group for site in learned.compressed.gates]),
         "budget": np.float64(learned.share),
         "examples": pixels(
-            task.splits.test.images[torch.from_numpy(ends.copy()).flatten()], task.network
+            task.splits.test.take(torch.from_numpy(ends.copy()).flatten()), task.network
         ).reshape(*ends.shape, *task.network.input_shape[1:], task.network.input_shape[0]),
         "examples_macs": found.macs[ends],
     }

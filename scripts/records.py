@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from envs import Task
+from pruning.data import absolute
 from pruning.evaluation import Evaluation
 from pruning.export import Manifest
 from pruning.files import read_json, write_json
@@ -23,7 +24,15 @@ from scripts.options import UsageError, plain
 
 CONFIG, METRICS, EPISODES = "config.json", "metrics.json", "episodes.jsonl"
 UPDATES, INPUTS = "updates.jsonl", "inputs.npz"  # of a run that learns to decide for each input
-MAY_DIFFER = ("out", "resume", "overwrite", "json", "quiet", "device")  # between a run and its resumption
+MAY_DIFFER = (
+    "out",
+    "resume",
+    "overwrite",
+    "json",
+    "quiet",
+    "device",
+    "download",
+)  # between a run and its resumption
 
 COLUMNS = {
     "accuracy": ("accuracy", lambda value: f"{value:.2%}"),
@@ -110,7 +119,7 @@ def manifest_of(task: Task, args: argparse.Namespace, plan: PruningPlan, evaluat
         input_shape=network.input_shape,
         mean=network.mean,
         std=network.std,
-        data=args.eval_data or args.data,
+        data=absolute(args.eval_data or args.data),
         plan=plan,
         evaluation=evaluation,
     )

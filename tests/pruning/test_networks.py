@@ -204,6 +204,7 @@ class TestFakeTimm:
         timm.create_model = lambda name, pretrained: None if pretrained else nn.Linear(1, 1)
         timm.get_pretrained_cfg = self.config
         data.resolve_data_config = lambda pretrained_cfg: settings
+        data.create_transform = lambda **settings: settings
         monkeypatch.setitem(sys.modules, "timm", timm)
         monkeypatch.setitem(sys.modules, "timm.data", data)
 

@@ -5,17 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
-from pruning.data import Images, ImageSplits, check_labels, joined, load_splits
-from pruning.errors import DataError, UnknownNameError
+from pruning.data import ImageSplits, check_labels, load_splits
+from pruning.errors import DataError
 from pruning.networks import NetworkSpec, resolve_network
 
-DATA = Path(os.environ.get("SECATEUR_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("SECATEUR_DATA", Path(__file__).parents[4] / "shared" / "data"))
 COLOUR = NetworkSpec("colour", nn.Identity, (3, 4, 5), (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
 GREY = NetworkSpec("grey", nn.Identity, (1, 4, 5), (0.0,), (1.0,))
-PARTS = [field.name for field in fields(ImageSplits)]
+PARTS = [field.name for field in fields(ImageSplits) if field.name != "classes"]
 
 
 def arrays(count=60, shape=(4, 5, 3), **replaced):
@@ -51,50 +50,6 @@ def refusal(path, network=COLOUR):
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     return str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load_splits("digits", resolve_network("digits_resnet"))
-
-
-class TestDigits:
-    def test_every_image_is_in_one_split_only(self, splits):
-        network = resolve_network("digits_resnet")
-        found = []
-        for part in PARTS:
-            pixels = getattr(splits, part).images * network.std[0] + network.mean[0]
-            found += [row.round().int().numpy().tobytes() for row in pixels.flatten(1) * 16]
-        wanted = [row.astype(np.int32).tobytes() for row in load_digits().data]
-        assert sorted(found) == sorted(wanted)
-
-    def test_images_keep_their_labels(self, splits):
-        network = resolve_network("digits_resnet")
-        bunch = load_digits()
-        label_of = {
-            row.astype(np.int32).tobytes(): label for row, label in zip(bunch.data, bunch.target, strict=True)
-        }
-        pixels = ((splits.reward.images * network.std[0] + network.mean[0]) * 16).round().int()
-        assert [label_of[row.numpy().tobytes()] for row in pixels.flatten(1)] == splits.reward.labels.tolist()
-
-    def test_sizes_are_the_stated_ones_and_every_class_has_its_share(self, splits):
-        sizes = {part: len(getattr(splits, part)) for part in PARTS}
-        assert sizes == {"train": 645, "calibration": 247, "reward": 249, "validation": 249, "test": 407}
-        for part in PARTS:
-            counts = getattr(splits, part).labels.bincount()
-            assert counts.max() - counts.min() <= 3
-
-    def test_the_split_ignores_the_seed(self, splits):
-        again = load_splits("digits", resolve_network("digits_resnet"), seed=5)
-        assert torch.equal(again.train.images, splits.train.images)
-
-    def test_training_images_are_standardised(self, splits):
-        assert abs(splits.train.images.mean()) < 0.01
-        assert splits.train.images.std() == pytest.approx(1, abs=0.01)
-
-    def test_another_network_size_is_refused_with_both(self):
-        with pytest.raises(DataError, match=r"\[1, 8, 8\], but cifar_resnet20 takes \[3, 32, 32\]"):
-            load_splits("digits", resolve_network("cifar_resnet20"))
 
 
 class TestNpz:
@@ -192,45 +147,3 @@ class TestNpz:
         check_labels(splits, 10)
         assert len(splits.test) == 500
         assert splits.train.images.std() == pytest.approx(1.1, abs=0.2)
-
-
-@pytest.mark.parametrize(
-    ("label", "classes", "right"), [(9, 10, True), (10, 10, False), (-1, 10, False), (1, 1, False)]
-)
-def test_labels_are_checked_against_the_number_of_outputs(label, classes, right):
-    one, checked = (Images(torch.zeros(1, 1, 1, 1), torch.tensor([value])) for value in (0, label))
-    splits = ImageSplits(train=one, calibration=one, reward=checked, validation=one, test=one)
-    if right:
-        check_labels(splits, classes)
-    else:
-        with pytest.raises(DataError, match=rf"\[0, {classes}\).*found {label} among the reward images"):
-            check_labels(splits, classes)
-
-
-def test_batches_keep_the_order_and_lose_nothing():
-    images = Images(torch.arange(5.0).view(5, 1, 1, 1), torch.arange(5))
-    batches = list(images.batches(2))
-    assert [labels.tolist() for _, labels in batches] == [[0, 1], [2, 3], [4]]
-    assert [x.flatten().tolist() for x, _ in batches] == [[0.0, 1.0], [2.0, 3.0], [4.0]]
-    assert len(images) == 5
-
-
-def test_parts_are_joined_in_order_and_one_without_true_labels_leaves_none_true():
-    images, labels = torch.arange(6.0).view(3, 1, 1, 2), torch.tensor([2, 0, 1])
-    first, second = Images(images[:1], labels[:1]), Images(images[1:], labels[1:])
-    whole = joined(first, second)
-    assert torch.equal(whole.images, images)
-    assert torch.equal(whole.labels, labels)
-    assert whole.labelled
-    assert not joined(first, Images(images[1:], labels[1:], labelled=False)).labelled
-
-
-def test_an_unknown_kind_suggests_the_nearest():
-    with pytest.raises(UnknownNameError, match="Did you mean 'digits'"):
-        load_splits("digit", GREY)
-
-
-@pytest.mark.parametrize("spec", ["npz", "npz:", "", "digits:extra"])
-def test_half_a_specification_is_refused(spec):
-    with pytest.raises(UnknownNameError):
-        load_splits(spec, GREY)

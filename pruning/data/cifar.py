@@ -1,0 +1,53 @@
+"""CIFAR-10 and CIFAR-100 in the files that torchvision reads and, if asked to, downloads."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruning.data.images import Images
+from pruning.data.kinds import KINDS, Request
+from pruning.data.pixels import StoredPixels, check_size
+from pruning.data.splits import ImageSplits, draw_splits
+from pruning.errors import DataError
+from pruning.extras import imported
+
+
+def _cifar(name: str, place: Path, request: Request) -> ImageSplits:
+    """Load the images; torchvision checks each file's hash before it is unpickled."""
+    dataset = getattr(imported("torchvision.datasets", extra="zoo", purpose="images of CIFAR"), name)
+    train, test = _opened(dataset, place, download=request.download)
+    pixels, test_pixels = (torch.from_numpy(part.data).permute(0, 3, 1, 2) for part in (train, test))
+    check_size(pixels.shape, request.network, f"{name} in {place}")
+    labels, test_labels = (torch.tensor(part.targets) for part in (train, test))
+    return draw_splits(
+        lambda at: StoredPixels(pixels[at], request.network),
+        labels,
+        Images(StoredPixels(test_pixels, request.network), test_labels),
+        seed=request.seed,
+        place=str(place),
+        classes=len(train.classes),
+    )
+
+
+KINDS.register("cifar10:DIR")(partial(_cifar, "CIFAR10"))
+KINDS.register("cifar100:DIR")(partial(_cifar, "CIFAR100"))
+
+
+def _opened(dataset: Any, place: Path, *, download: bool) -> tuple[Any, Any]:
+    """Return the training and the test images of a data set of torchvision's."""
+    files = place / dataset.base_folder
+    if not download and not files.is_dir():
+        raise DataError(f"there is no folder {files}; name the folder that holds it, or add --download")
+    try:
+        return dataset(place, train=True, download=download), dataset(place, train=False)
+    except Exception as error:  # a connection fails in a dozen ways, and so does a damaged file
+        cause = " ".join(str(error).split())
+        if download:
+            raise DataError(f"{dataset.__name__} cannot be downloaded to {place}: {cause}") from error
+        raise DataError(
+            f"{files} is incomplete or damaged; add --download to fetch it again ({cause})"
+        ) from error

@@ -1,0 +1,78 @@
+"""A folder of images, `train/CLASS/...` and `val/CLASS/...`, as ImageNet's and many others are laid out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pruning.data.files import ImageFiles
+from pruning.data.images import Images
+from pruning.data.kinds import KINDS, Request
+from pruning.data.splits import ImageSplits, draw_splits
+from pruning.errors import DataError
+
+_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
+
+
+@KINDS.register("folder:DIR")
+def folder(place: Path, request: Request) -> ImageSplits:
+    """List the images; classes are numbered in the order of their names. None is read yet."""
+    train, val = place / "train", place / "val"
+    classes = _classes(train)
+    _check_same(classes, _classes(val), train, val)
+    (files, labels), (test_files, test_labels) = (_listed(part, classes, request) for part in (train, val))
+    return draw_splits(
+        files.part,
+        labels,
+        Images(test_files, test_labels),
+        seed=request.seed,
+        place=str(train),
+        classes=len(classes),
+    )
+
+
+def _classes(part: Path) -> list[str]:
+    if not part.is_dir():
+        raise DataError(
+            f"there is no folder {part}; folder:DIR needs DIR/train and DIR/val, in each a folder per class"
+        )
+    classes = sorted(entry.name for entry in os.scandir(part) if entry.is_dir())
+    if not classes:
+        raise DataError(f"{part} holds no folder; it needs one for each class")
+    return classes
+
+
+def _check_same(train_classes: list[str], val_classes: list[str], train: Path, val: Path) -> None:
+    for name in train_classes:
+        if name not in val_classes:
+            raise DataError(f"{val} lacks the class {name!r} of {train}; both need the same folders")
+    for name in val_classes:
+        if name not in train_classes:
+            raise DataError(f"{val} has a class {name!r} that {train} lacks; both need the same folders")
+
+
+def _listed(part: Path, classes: list[str], request: Request) -> tuple[ImageFiles, Tensor]:
+    """Return the images of all classes, and their labels."""
+    names: list[str] = []
+    counts = []
+    for name in classes:
+        found = _files(part, name)
+        if not found:
+            raise DataError(f"{part / name} holds no image ({', '.join(_ENDINGS)}); add some, or remove it")
+        names += found
+        counts.append(len(found))
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
+    return ImageFiles(part, names, request.network, request.progress), labels
+
+
+def _files(part: Path, name: str) -> list[str]:
+    """Return a class's image files relative to `part`, sorted: no file system's order decides a draw."""
+    return sorted(
+        os.path.relpath(os.path.join(root, file), part)
+        for root, _, files in os.walk(part / name, followlinks=True)
+        for file in files
+        if file.lower().endswith(_ENDINGS)
+    )

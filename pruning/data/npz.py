@@ -1,0 +1,84 @@
+"""Images in one file of arrays, as numpy.savez writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pruning.data.images import Images
+from pruning.data.kinds import KINDS, Request
+from pruning.data.pixels import StoredPixels, check_size
+from pruning.data.splits import ImageSplits, draw_splits
+from pruning.errors import DataError
+from pruning.networks import NetworkSpec
+
+_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+@KINDS.register("npz:FILE")
+def npz(place: Path, request: Request) -> ImageSplits:
+    """Load uint8 arrays of images, [N, H, W, C] or [N, H, W], and labels, [N]."""
+    arrays = _read(place)
+    pixels, labels = _checked(arrays, "train", request.network, place)
+    test_pixels, test_labels = _checked(arrays, "test", request.network, place)
+    return draw_splits(
+        lambda at: StoredPixels(pixels[at], request.network),
+        labels,
+        Images(StoredPixels(test_pixels, request.network), test_labels),
+        seed=request.seed,
+        place=str(place),
+    )
+
+
+def _read(path: Path) -> dict[str, NDArray[np.generic]]:
+    if not path.is_file():
+        raise DataError(f"there is no data file {path}")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            held = archive.files
+            arrays = {key: archive[key] for key in _KEYS if key in held}
+    except Exception as error:  # a damaged archive fails in a dozen ways, by where it is damaged
+        raise DataError(
+            f"{path} is truncated, damaged, or no archive of plain arrays; write it with numpy.savez"
+        ) from error
+    missing = [key for key in _KEYS if key not in arrays]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(held) or 'nothing'}")
+    return arrays
+
+
+def _checked(
+    arrays: dict[str, NDArray[np.generic]], part: str, network: NetworkSpec, path: Path
+) -> tuple[Tensor, Tensor]:
+    """Return the pixels of one part, uint8 [N, C, H, W], and its labels, int64 [N]."""
+    pixels = _checked_pixels(arrays[f"{part}_images"], network, f"{path}: {part}_images")
+    labels = _checked_labels(arrays[f"{part}_labels"], f"{path}: {part}_labels")
+    if len(pixels) != len(labels):
+        raise DataError(f"{path}: there are {len(pixels)} {part}_images, but {len(labels)} {part}_labels")
+    return pixels, labels
+
+
+def _checked_pixels(images: NDArray[np.generic], network: NetworkSpec, place: str) -> Tensor:
+    if images.dtype != np.uint8:
+        has_nan = np.issubdtype(images.dtype, np.floating) and np.isnan(images).any()
+        nan = " and holds NaN" if has_nan else ""
+        raise DataError(f"{place} must be uint8 in 0..255, but is {images.dtype}{nan}")
+    if images.ndim not in (3, 4):
+        raise DataError(
+            f"{place} must be [N, H, W, C], or [N, H, W] for one channel; got {list(images.shape)}"
+        )
+    pixels = torch.from_numpy(images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1))
+    check_size(pixels.shape, network, f"{place} {list(images.shape)}")
+    return pixels
+
+
+def _checked_labels(labels: NDArray[np.generic], place: str) -> Tensor:
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise DataError(f"{place} must be whole numbers [N], but is {labels.dtype} {list(labels.shape)}")
+    if len(labels) == 0:
+        raise DataError(f"{place} is empty")
+    return torch.from_numpy(labels.astype(np.int64))
