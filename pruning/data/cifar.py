@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext, redirect_stderr
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from pruning.extras import imported
 def _cifar(name: str, place: Path, request: Request) -> ImageSplits:
     """Load the images; torchvision checks each file's hash before it is unpickled."""
     dataset = getattr(imported("torchvision.datasets", extra="zoo", purpose="images of CIFAR"), name)
-    train, test = _opened(dataset, place, download=request.download)
+    train, test = _opened(dataset, place, request)
     pixels, test_pixels = (torch.from_numpy(part.data).permute(0, 3, 1, 2) for part in (train, test))
     check_size(pixels.shape, request.network, f"{name} in {place}")
     labels, test_labels = (torch.tensor(part.targets) for part in (train, test))
@@ -37,16 +40,21 @@ KINDS.register("cifar10:DIR")(partial(_cifar, "CIFAR10"))
 KINDS.register("cifar100:DIR")(partial(_cifar, "CIFAR100"))
 
 
-def _opened(dataset: Any, place: Path, *, download: bool) -> tuple[Any, Any]:
+def _opened(dataset: Any, place: Path, request: Request) -> tuple[Any, Any]:
     """Return the training and the test images of a data set of torchvision's."""
     files = place / dataset.base_folder
-    if not download and not files.is_dir():
-        raise DataError(f"there is no folder {files}; name the folder that holds it, or add --download")
+    if not request.download and not files.is_dir():
+        raise DataError(
+            f"there is no folder {files}; add --download to fetch it from {dataset.url}, or name its parent"
+        )
     try:
-        return dataset(place, train=True, download=download), dataset(place, train=False)
+        shown = request.progress and sys.stderr.isatty()
+        with nullcontext() if shown else redirect_stderr(StringIO()):  # torchvision always shows a bar
+            train = dataset(place, train=True, download=request.download)
+        return train, dataset(place, train=False)
     except Exception as error:  # a connection fails in a dozen ways, and so does a damaged file
         cause = " ".join(str(error).split())
-        if download:
+        if request.download:
             raise DataError(f"{dataset.__name__} cannot be downloaded to {place}: {cause}") from error
         raise DataError(
             f"{files} is incomplete or damaged; add --download to fetch it again ({cause})"

@@ -31,6 +31,10 @@ def images_of(loader: Iterable[Any]) -> Images:
     batches = list(checked(loader, "the loader"))
     if not batches:
         raise DataError("the loader gives no image; give at least one")
+    sizes = {tuple(images.shape[1:]) for images, _ in batches}
+    if len(sizes) > 1:
+        found = " and ".join(str(list(size)) for size in sorted(sizes))
+        raise DataError(f"the loader's images must be of one size, got {found}; scale or crop them")
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return Images(images, labels.long())
 
