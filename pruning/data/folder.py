@@ -70,9 +70,8 @@ def _listed(part: Path, classes: list[str], request: Request) -> tuple[ImageFile
 
 def _files(part: Path, name: str) -> list[str]:
     """Return a class's image files relative to `part`, sorted: no file system's order decides a draw."""
-    return sorted(
-        os.path.relpath(os.path.join(root, file), part)
-        for root, _, files in os.walk(part / name, followlinks=True)
-        for file in files
-        if file.lower().endswith(_ENDINGS)
-    )
+    found = []
+    for root, _, files in os.walk(part / name, followlinks=True):
+        inside = os.path.relpath(root, part)
+        found += [os.path.join(inside, file) for file in files if file.lower().endswith(_ENDINGS)]
+    return sorted(found)

@@ -227,6 +227,24 @@ class TestFakeTimm:
             resolve_network(f"timm/{name}")
 
 
+IMAGENET = {"input_size": (3, 224, 224), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+class TestTransform:
+    """What image files go through is the weights' own, as long as nothing else is asked for."""
+
+    @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18.a1_in1k"])
+    def test_what_is_already_so_changes_nothing(self, name):
+        assert resolve_network(name).transform is not None
+        assert resolve_network(name, **IMAGENET).transform is not None
+
+    @pytest.mark.parametrize(
+        "other", [{"input_size": (3, 160, 160)}, {"mean": (0.5, 0.5, 0.5)}, {"std": (1.0, 1.0, 1.0)}]
+    )
+    def test_other_preprocessing_leads_to_the_generic_one(self, other):
+        assert resolve_network("torchvision/resnet18", **IMAGENET | other).transform is None
+
+
 def test_a_specification_is_checked_when_it_is_made():
     with pytest.raises(PruningError, match="one number per input channel"):
         NetworkSpec(name="odd", build=nn.Identity, input_shape=(1, 2, 2), mean=(), std=(1.0,))
