@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, one_line
 
 
 def imported(module: str, *, extra: str, purpose: str) -> ModuleType:
@@ -27,14 +27,14 @@ def imported(module: str, *, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise PruningError(
-            f'{purpose} need {package} ({_one_line(error)}): pip install "secateur[{extra}]"'
+            f'{purpose} need {package} ({one_line(error)}): pip install "secateur[{extra}]"'
         ) from error
     except RuntimeError as error:  # compiled for another torch
         missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
         if missing is not None and _declare_operator(missing[1]):
             return imported(module, extra=extra, purpose=purpose)
         raise PruningError(
-            f"{package} does not fit the installed torch ({_one_line(error)}): install versions that match"
+            f"{package} does not fit the installed torch ({one_line(error)}): install versions that match"
         ) from error
 
 
@@ -53,7 +53,3 @@ def _declare_operator(name: str) -> bool:
     library.define(f"{name}(Tensor boxes, Tensor scores, float overlap) -> Tensor")
     _declared[name] = library
     return True
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
