@@ -6,11 +6,13 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pruning.errors import PruningError, one_line
+from pruning.extras import despite_torchvision
 
 
 def named_function(spec: str) -> Callable[..., Any]:
@@ -41,7 +43,7 @@ def _executed(path: Path) -> ModuleType:
     if folder not in sys.path:  # the file may import its neighbours, as when it is run
         sys.path.append(folder)  # last, so that it hides nothing
     try:
-        found.loader.exec_module(module)
+        despite_torchvision(partial(found.loader.exec_module, module))
     except (Exception, SystemExit) as error:
         raise PruningError(f"{path} cannot be executed: {type(error).__name__}: {one_line(error)}") from error
     return module
@@ -51,6 +53,6 @@ def _imported(name: str) -> ModuleType:
     if "" not in sys.path:  # an installed command does not see the working folder, as `python -m` does
         sys.path.append("")
     try:
-        return importlib.import_module(name)
+        return despite_torchvision(partial(importlib.import_module, name))
     except (Exception, SystemExit) as error:
         raise PruningError(f"{name} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
