@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,7 +29,8 @@ def compress(
     model: nn.Module,
     *,
     calibration: Batches,
-    reward: Batches,
+    reward: Batches | None = None,
+    score: Callable[[nn.Module], float] | None = None,
     budget: Mapping[str, float],
     validation: Batches | None = None,
     episodes: int = 200,
@@ -44,6 +45,7 @@ def compress(
         model: a trained network.
         calibration: batches of (images, labels), or a DataLoader of them, for compensation and gates.
         reward: batches that score a plan while learning.
+        score: takes their place: any function of a compressed network, higher being better.
         budget: shares of the dense network that may remain, such as {"macs": 0.5}.
         validation: batches that choose between the learned policy's plan and the best plan seen; the reward
             images where there are none.
@@ -55,6 +57,7 @@ def compress(
 
     Raises:
         AgentError: the algorithm is unknown or `episodes` is not positive.
+        PruningError: see the environment; there must be reward batches or a score function, not both.
 
     Example:
         small = compress(net, calibration=train, reward=held_out, budget={"macs": 0.5}).model
@@ -66,6 +69,7 @@ def compress(
             model=model,
             calibration=calibration,
             reward=reward,
+            score=score,
             validation=validation,
             budget=budget,
             seed=seed,

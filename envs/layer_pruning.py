@@ -16,15 +16,17 @@ from envs.allocation import ALLOCATIONS
 from envs.budget import Budget, BudgetRange, Limits
 from envs.budget_keeper import BudgetKeeper
 from envs.facts import group_facts
+from envs.judges import FunctionJudge, Goal, ImageJudge, first_batches
 from envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
 from envs.results import EpisodeResults
-from envs.reward import Goal
-from envs.yardstick import Shaping, Yardsticks
+from envs.scoring import PlanScorer
+from envs.yardstick import RELIEF_IMAGES, Shaping, Yardsticks
 from pruning.apply import DEFAULT_METHOD, Method
 from pruning.calibration import CalibrationInputs, real_images
 from pruning.cost import Widths, widths_plan
 from pruning.data import checked
-from pruning.evaluation import accuracy, predictions
+from pruning.errors import DataError
+from pruning.evaluation import ScoreFunction, accuracy, predictions, scored
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
 
@@ -52,8 +54,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
 
     ## Rewards
     0 at every step but the last; there, how closely the compressed network follows the dense one on the
-    reward images, in [0, 1], uniform pruning within the same budget at 0.37: see `RewardTerms.total`. With
-    `dense_reward` every step is rewarded; the sum over an episode stays the same.
+    reward images, or by the score function, in [0, 1], uniform pruning within the same budget at 0.37: see
+    `RewardTerms.total`. With `dense_reward` every step is rewarded; the sum over an episode stays the same.
 
     ## Starting state
     No group is decided. Within one budget the environment draws no random numbers: equal actions give equal
@@ -82,7 +84,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         model: nn.Module,
         *,
         calibration: Batches | CalibrationInputs,
-        reward: Batches,
+        reward: Batches | None = None,
+        score: ScoreFunction | None = None,
         budget: Budget | BudgetRange | Mapping[str, float],
         validation: Batches | None = None,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
@@ -103,13 +106,16 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             calibration: batches of (images, labels), or a DataLoader of them, whose labels are not used; or
                 what a synthesis made of the weights alone.
             reward: batches of (images, labels) that score a finished plan.
+            score: takes their place: a function of a compressed network, higher being better; see
+                `FunctionJudge`. It is given a copy, and called again for each distinct plan, once for each
+                group at the beginning, and for validation.
             budget: shares of the dense network that may remain; of a range, each episode draws one.
             validation: batches that choose between finished plans; the reward images where there are none.
             limits: the largest static and runtime ratio of a group.
-            goal: what the reward is made of, see `RewardTerms.total`.
+            goal: what the reward on images is made of, see `ImageJudge`.
             actions: "centred" on the budget, or "raw" as in AMC: the ratio itself, under an upper wall only.
             dense_reward: reward each step by the loss foreseen for its group, see `Shaping`.
-            first_images: score plans on so many first, and only promising ones on all, see `PlanScorer`.
+            first_images: score plans on so many first, and only promising ones on all, see `ImageJudge`.
             method: how plans are carried out.
             only: patterns of layers to admit.
             protect: patterns of layers to freeze.
@@ -117,6 +123,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             render_mode: "ansi" or None.
 
         Raises:
+            DataError: reward images and a score function are given, or neither; see also `FunctionJudge`.
             PruningError: see `PrunableNetwork`, `Budget` and `BudgetKeeper`.
         """
         self.render_mode = render_mode
@@ -128,10 +135,11 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         self.group_names = tuple(group.name for group in self.network.graph.prunable)
         self._limits = limits
         self._actions: ActionMode = actions
-        reward = list(checked(reward, "reward"))
-        self._results = EpisodeResults(self.network, reward, goal=goal, first_images=first_images)
-        self._validation_batches = reward if validation is None else list(checked(validation, "validation"))
-        self._yardsticks = Yardsticks(self.network, reward)
+        self._score = score
+        if score is None:
+            self._judge_by_images(reward, validation, goal, first_images)
+        else:
+            self._judge_by(score, reward, first_images)
         self._observer = Observer(self.network)
         self._shaping = Shaping(self.network) if dense_reward else None
         self.set_budget(budget if isinstance(budget, (Budget, BudgetRange)) else Budget(budget))
@@ -222,8 +230,11 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         return self.network.compress(PruningPlan.from_dict(plan)).model
 
     def validate(self, plan: PlainPlan) -> float:
-        """Return the accuracy of a plan, carried out, on the validation images."""
-        return accuracy(*predictions(self.carry_out(plan), self._validation_batches))
+        """Return the accuracy of a plan, carried out, on the validation images; or its score."""
+        model = self.carry_out(plan)
+        if self._score is not None:
+            return scored(self._score, model)
+        return accuracy(*predictions(model, self._validation_batches))
 
     def facts(self) -> list[dict[str, Any]]:
         """Return what is known of each group before any decision, as plain data; see `group_facts`."""
@@ -238,6 +249,25 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             for name, one in self._plan().decisions.items()
         ]
         return "\n".join([f"{'group':<32} {'static':>7} {'runtime':>8}", *rows])
+
+    def _judge_by_images(
+        self, reward: Batches | None, validation: Batches | None, goal: Goal, first_images: int | None
+    ) -> None:
+        if reward is None:
+            raise DataError("there is nothing to score plans by; give reward images or a score function")
+        model, reward = self.network.model, list(checked(reward, "reward"))
+        judge = ImageJudge(model, reward, goal=goal, first_images=first_images)
+        glance = ImageJudge(model, first_batches(reward, RELIEF_IMAGES)[0], goal="divergence")
+        self._results = EpisodeResults(self.network, PlanScorer(self.network, judge))
+        self._yardsticks = Yardsticks(self.network, PlanScorer(self.network, glance))
+        self._validation_batches = reward if validation is None else list(checked(validation, "validation"))
+
+    def _judge_by(self, score: ScoreFunction, reward: Batches | None, first_images: int | None) -> None:
+        if reward is not None or first_images is not None:
+            raise DataError("a score function takes the place of reward images; leave those out")
+        scorer = PlanScorer(self.network, FunctionJudge(score, self.network.model))
+        self._results = EpisodeResults(self.network, scorer)
+        self._yardsticks = Yardsticks(self.network, scorer)
 
     def _keep_to(self, budget: Budget) -> None:
         """Let episodes keep to one budget, of those to serve."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from envs.reward import LEAST_REFERENCE, Goal, RewardTerms, Score
-from envs.scoring import Batch, PlanScorer
+from envs.reward import LEAST_REFERENCE, RewardTerms, Score
+from envs.scoring import PlanScorer
 from pruning.cost import Widths, plan_widths, widths_plan
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
@@ -18,25 +18,12 @@ class EpisodeResults:
 
     Args:
         network: whose plans.
-        reward: batches of (images, labels) that score them.
-        goal: what the reward is made of, see `RewardTerms.total`.
-        first_images: score plans on so many first, and only promising ones on all, see `PlanScorer`.
-
-    Raises:
-        DataError: see `PlanScorer`.
+        scorer: scores them.
     """
 
-    def __init__(
-        self,
-        network: PrunableNetwork,
-        reward: Iterable[Batch],
-        *,
-        goal: Goal,
-        first_images: int | None = None,
-    ) -> None:
+    def __init__(self, network: PrunableNetwork, scorer: PlanScorer) -> None:
         self._network = network
-        self._goal: Goal = goal
-        self._scorer = PlanScorer(network, reward, goal=goal, first_images=first_images)
+        self._scorer = scorer
         self.forget_least()
 
     def forget_least(self) -> None:
@@ -51,10 +38,10 @@ class EpisodeResults:
             uniform: those of the uniform plan within the same budget.
             fully: on all reward images, however little the plan promises.
         """
-        reference, cost = self._scorer.score(uniform).loss(self._goal), self._network.cost
+        reference, cost = self._scorer.score(uniform).loss, self._network.cost
         # as a share: the loss itself is always larger within a tighter budget
         to_beat = math.inf if fully else self._least_share * max(reference, LEAST_REFERENCE)
-        terms = RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference, self._goal)
+        terms = RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference)
         self._note(terms)
         return {
             "plan": widths_plan(self._network.graph, widths).to_dict(),
@@ -68,7 +55,7 @@ class EpisodeResults:
         """Take an `episode_result` as known, from an earlier run of the same task."""
         score = Score.from_parts(result["reward"])
         self._scorer.remember(self.widths(result["plan"]), score)
-        self._note(RewardTerms(score, result["reward"]["reference"], self._goal))
+        self._note(RewardTerms(score, result["reward"]["reference"]))
 
     def widths(self, plan: Mapping[str, Mapping[str, float]]) -> Widths:
         """Return the unit counts that a plan, plain data, comes to.

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from envs.budget import Budget, BudgetRange
 from envs.layer_pruning import LayerPruningEnv
 from pruning.calibration import CalibrationInputs, real_images
-from pruning.data import ImageSplits, check_labels, load_splits
+from pruning.data import Images, ImageSplits, check_labels, load_splits
 from pruning.errors import DataError, WeightsError
+from pruning.evaluation import ScoreFunction
 from pruning.networks import NetworkSpec, resolve_network
 from pruning.registry import Registry
 from pruning.synthesis import SYNTHESES, SyntheticSplits
@@ -33,6 +34,12 @@ class Task:
     splits: ImageSplits | SyntheticSplits
     calibration: CalibrationInputs
     budget: Budget | BudgetRange
+    score: ScoreFunction | None = None  # takes the place of images wherever plans are judged
+
+    @property
+    def judge(self) -> Images | ScoreFunction:
+        """What results are reported by: test images, or the score function."""
+        return self.splits.test if self.score is None else self.score
 
 
 TASKS: Registry[Callable[[], Task]] = Registry("task")
@@ -51,6 +58,7 @@ def load_task(
     budget: Budget | BudgetRange,
     calibration: str | None = None,
     eval_data: str | None = None,
+    score: ScoreFunction | None = None,
     weights: Path | None = None,
     input_size: tuple[int, int, int] | None = None,
     mean: Sequence[float] | None = None,
@@ -69,6 +77,8 @@ def load_task(
         calibration: `data`, or a name among SYNTHESES, which need the weights alone. By default the images if
             there are any, else `distilled`.
         eval_data: where `data` is `none`, images to report on; they take no part in any decision.
+        score: judges plans in place of images, which then serve calibration alone; the network may return
+            anything.
         weights: a file of trained weights; may be left out for the embedded default, which trains itself.
         input_size: (channels, height, width), where the network's name does not say.
         mean: per channel, of pixels in [0, 1], where the network's name does not say.
@@ -92,9 +102,10 @@ def load_task(
     if spec:
         real = load_splits(spec, network, seed=seed, download=download, progress=progress)
     trained = _trained(network, weights, spec, progress=progress).eval().to(device)
-    classes = count_classes(trained, network)
-    if real is not None:
-        check_labels(real, classes)
+    if score is None:
+        classes = count_classes(trained, network)
+        if real is not None:
+            check_labels(real, classes)
     splits: ImageSplits | SyntheticSplits
     if real is not None and data != "none":
         splits = real
@@ -105,7 +116,7 @@ def load_task(
         if isinstance(splits, ImageSplits) and source == "data"
         else SYNTHESES[source](trained, network.input_shape, seed=seed, progress=progress)
     )
-    return Task(network, trained, splits, inputs, budget)
+    return Task(network, trained, splits, inputs, budget, score)
 
 
 def _trained(network: NetworkSpec, weights: Path | None, images: str | None, *, progress: bool) -> nn.Module:
@@ -146,7 +157,9 @@ def count_classes(model: nn.Module, network: NetworkSpec) -> int:
 
 def task_env(task: Task, **settings: Any) -> LayerPruningEnv:
     """Return a task's environment; `settings` are arguments of LayerPruningEnv, and override the task."""
-    if "reward" not in settings:  # asked for only then: synthetic images are made when they are
+    if task.score is not None:
+        settings.setdefault("score", task.score)
+    elif "reward" not in settings:  # asked for only then: synthetic images are made when they are
         settings["reward"] = list(task.splits.reward.batches())
         settings.setdefault("validation", list(task.splits.validation.batches()))
         settings.setdefault("goal", "divergence" if task.splits.reward.labelled else "accuracy")

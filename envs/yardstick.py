@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from envs.allocation import uniform_plan
 from envs.budget_keeper import BudgetKeeper
 from envs.reward import LEAST_REFERENCE
-from envs.scoring import PlanScorer, first_batches
+from envs.scoring import PlanScorer
 from pruning.cost import Counts, Widths
 from pruning.prunable import CURVE_RATIOS, PrunableNetwork
 
@@ -22,7 +21,7 @@ SCALE = 0.4  # of the dense reward: the slope of exp(-x) where a plan is as good
 
 
 class Yardstick:
-    """The uniform plan within a budget, and how much of its divergence is each group's doing."""
+    """The uniform plan within a budget, and how much of its loss is each group's doing."""
 
     def __init__(self, uniform: Widths, measure: Callable[[Counts], NDArray[np.float64]]) -> None:
         self.uniform = uniform
@@ -30,23 +29,27 @@ class Yardstick:
 
     @cached_property
     def relief(self) -> NDArray[np.float64]:
-        """The share of the divergence, [groups] in [0, 1], that goes if this group alone stays whole.
+        """The share of the loss, [groups] in [0, 1], that goes if this group alone stays whole.
 
-        Worked out when first asked for, at an evaluation of RELIEF_IMAGES for each group.
+        Worked out when first asked for, at an evaluation for each group.
         """
         return self._measure(self.uniform.kept)
 
 
 class Yardsticks:
-    """Measures uniform pruning once for each budget, on the first reward images.
+    """Measures uniform pruning once for each budget.
 
     Each group is relieved from the uniform plan, since sensitivities of single groups of a whole network say
     little: on ResNet-56 those of half of each group add up to a twentieth of what pruning all of them costs.
+
+    Args:
+        network: what is pruned.
+        scorer: of its plans; of images, RELIEF_IMAGES will do.
     """
 
-    def __init__(self, network: PrunableNetwork, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, network: PrunableNetwork, scorer: PlanScorer) -> None:
         self._network = network
-        self._scorer = PlanScorer(network, first_batches(list(batches), RELIEF_IMAGES)[0], goal="divergence")
+        self._scorer = scorer
         self._known: dict[tuple[tuple[str, float], ...], Yardstick] = {}
 
     def within(self, keeper: BudgetKeeper) -> Yardstick:
@@ -58,14 +61,14 @@ class Yardsticks:
 
     def _relief(self, uniform: Counts) -> NDArray[np.float64]:
         whole = self._network.cost.dense.kept
-        loss = self._divergence(uniform)
+        loss = self._loss(uniform)
         if loss < LEAST_REFERENCE:
             return np.zeros(len(uniform))
         spared = np.where(np.eye(len(uniform), dtype=bool), whole, uniform)
-        return np.clip([1.0 - self._divergence(kept) / loss for kept in spared], 0.0, 1.0)
+        return np.clip([1.0 - self._loss(kept) / loss for kept in spared], 0.0, 1.0)
 
-    def _divergence(self, kept: Counts) -> float:
-        return self._scorer.score(Widths(kept, kept)).divergence
+    def _loss(self, kept: Counts) -> float:
+        return self._scorer.score(Widths(kept, kept)).loss
 
 
 class Shaping:

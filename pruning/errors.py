@@ -31,3 +31,8 @@ class BudgetError(PruningError):
 
 class ImpossibleBudgetError(BudgetError):
     """No plan reaches the budget; the message says the smallest that can be reached."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, without its line breaks."""
+    return " ".join(str(error).split())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,13 +15,14 @@ from torch.nn import functional
 
 from pruning.cost import count_params
 from pruning.data import Images
-from pruning.errors import DataError
+from pruning.errors import DataError, one_line
 from pruning.modes import evaluating
 from pruning.runtime.gates import gates_of
 from pruning.runtime.outcomes import input_outcomes
 from pruning.runtime.per_input import input_ratios
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images [batch, ...], labels [batch])
+ScoreFunction = Callable[[nn.Module], float]  # of a network in evaluation mode; higher is better
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,13 @@ class Evaluation:
     bytes: int  # of the weights file
     latency_ms: float | None = None  # median for one image, as deployed; None where it was not measured
     agreement: float | None = None  # without labels: share of images on which the dense network says the same
+    score: float | None = None  # what the user's function says, where that takes the place of images
 
     @property
-    def score(self) -> float:
-        """What plans are compared by: the accuracy or, without labels, the agreement."""
-        found = self.agreement if self.accuracy is None else self.accuracy
-        assert found is not None  # one of them is always measured
-        return found
+    def quality(self) -> float:
+        """What plans are compared by: the score, the accuracy or, without labels, the agreement."""
+        found = [one for one in (self.score, self.accuracy, self.agreement) if one is not None]
+        return found[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON."""
@@ -94,24 +97,44 @@ def weights_bytes(model: nn.Module) -> int:
     return len(save({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}))
 
 
-def evaluate(model: nn.Module, images: Images, *, macs: int) -> Evaluation:
-    """Measure a network on images; latency is measured side by side with others (`measure_latency`).
+@torch.no_grad()
+def scored(function: ScoreFunction, model: nn.Module) -> float:
+    """Return what a user's function says of a network: of a copy, in evaluation mode, without gradients.
+
+    Raises:
+        DataError: it raised an error, or returned no finite number.
+    """
+    try:
+        found = float(function(copy.deepcopy(model).eval()))
+    except Exception as error:  # a stranger's function may raise anything
+        raise DataError(
+            f"the score function failed ({type(error).__name__}: {one_line(error)}); "
+            "it must return a number for a network"
+        ) from error
+    if not math.isfinite(found):
+        raise DataError(f"the score function returned {found}; it must return a finite number")
+    return found
+
+
+def evaluate(model: nn.Module, judge: Images | ScoreFunction, *, macs: int) -> Evaluation:
+    """Measure a network; latency is measured side by side with others (`measure_latency`).
 
     Args:
         model: the network.
-        images: with labels, true ones or the dense network's answers.
+        judge: images with labels, true ones or the dense network's answers; or a score function.
         macs: its multiply-adds, from a CostModel; of one that decides for each input they are measured.
+
+    Raises:
+        DataError: see `predictions` and `scored`.
     """
+    cost = {"macs": macs, "params": count_params(model), "bytes": weights_bytes(model)}
+    if not isinstance(judge, Images):
+        return Evaluation(None, **cost, score=scored(judge, model))
     ratios = input_ratios(gates_of(model))
     if ratios is None:
-        right = accuracy(*predictions(model, images.batches()))
+        right = accuracy(*predictions(model, judge.batches()))
     else:
-        found = input_outcomes(model, images)
-        right, macs = accuracy(found.logits, found.labels), round(found.macs.mean() * ratios.prices.dense)
-    return Evaluation(
-        accuracy=right if images.labelled else None,
-        agreement=None if images.labelled else right,
-        macs=macs,
-        params=count_params(model),
-        bytes=weights_bytes(model),
-    )
+        found = input_outcomes(model, judge)
+        right = accuracy(found.logits, found.labels)
+        cost["macs"] = round(found.macs.mean() * ratios.prices.dense)
+    return Evaluation(right, **cost) if judge.labelled else Evaluation(None, **cost, agreement=right)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, one_line
+
+Loaded = TypeVar("Loaded")
 
 
 def imported(module: str, *, extra: str, purpose: str) -> ModuleType:
@@ -24,36 +29,32 @@ def imported(module: str, *, extra: str, purpose: str) -> ModuleType:
     """
     package = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        return despite_torchvision(partial(importlib.import_module, module))
     except ImportError as error:
         raise PruningError(
-            f'{purpose} need {package} ({_one_line(error)}): pip install "secateur[{extra}]"'
+            f'{purpose} need {package} ({one_line(error)}): pip install "secateur[{extra}]"'
         ) from error
     except RuntimeError as error:  # compiled for another torch
-        missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
-        if missing is not None and _declare_operator(missing[1]):
-            return imported(module, extra=extra, purpose=purpose)
         raise PruningError(
-            f"{package} does not fit the installed torch ({_one_line(error)}): install versions that match"
+            f"{package} does not fit the installed torch ({one_line(error)}): install versions that match"
         ) from error
+
+
+def despite_torchvision(load: Callable[[], Loaded]) -> Loaded:
+    """Return what `load` returns, which may import torchvision where its compiled half does not fit torch.
+
+    As beside a CPU build of torch: its Python half then refuses to load for want of a few operators on
+    detectors' boxes. Classifiers and folders of images need no more than that half, so they are declared.
+    """
+    try:
+        return load()
+    except RuntimeError as error:
+        missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
+        if missing is None or missing[1] in _declared:
+            raise
+        library = _declared[missing[1]] = torch.library.Library("torchvision", "FRAGMENT")
+        library.define(f"{missing[1]}(Tensor boxes, Tensor scores, float overlap) -> Tensor")
+        return despite_torchvision(load)
 
 
 _declared: dict[str, torch.library.Library] = {}  # an operator lives as long as what declared it
-
-
-def _declare_operator(name: str) -> bool:
-    """Declare an operator of torchvision's, for detectors' boxes; return whether that is new.
-
-    Where torchvision's compiled half does not fit torch, as beside a CPU build, its Python half refuses to
-    load for want of such names alone. Classifiers and folders of images need no more than that half.
-    """
-    if name in _declared:
-        return False
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    library.define(f"{name}(Tensor boxes, Tensor scores, float overlap) -> Tensor")
-    _declared[name] = library
-    return True
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

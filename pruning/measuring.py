@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pruning.apply import Compressed
 from pruning.cost import measure_latency
 from pruning.data import Images
-from pruning.evaluation import Evaluation, evaluate
+from pruning.evaluation import Evaluation, ScoreFunction, evaluate
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
 from pruning.runtime.gates import gates_of
@@ -33,21 +33,23 @@ class Rows:
         return {name: len(one.gates) for name, one in self.compressed.items()}
 
 
-def measure_rows(network: PrunableNetwork, plans: Mapping[str, PruningPlan], images: Images) -> Rows:
+def measure_rows(
+    network: PrunableNetwork, plans: Mapping[str, PruningPlan], judge: Images | ScoreFunction
+) -> Rows:
     """Carry plans out on copies of a network and measure them; see `measure_side_by_side`.
 
     Args:
         network: the dense network.
         plans: name -> plan.
-        images: to measure on.
+        judge: images to measure on, or a score function.
     """
     return measure_side_by_side(
-        network, {name: network.compress(plan) for name, plan in plans.items()}, images
+        network, {name: network.compress(plan) for name, plan in plans.items()}, judge
     )
 
 
 def measure_side_by_side(
-    network: PrunableNetwork, compressed: Mapping[str, Compressed], images: Images
+    network: PrunableNetwork, compressed: Mapping[str, Compressed], judge: Images | ScoreFunction
 ) -> Rows:
     """Measure compressed copies of a network, their latencies in turn within one run.
 
@@ -56,17 +58,28 @@ def measure_side_by_side(
     Args:
         network: the dense network.
         compressed: name -> copy.
-        images: to measure on; one of them for latency, see `typical_image`.
+        judge: images to measure on, one of them for latency; or a score function, and noise for latency.
     """
     models = {name: deployed(one.model, network.graph.input_shape) for name, one in compressed.items()}
-    latencies = measure_latency(models, typical_image([one.model for one in compressed.values()], images))
+    image = image_for_latency([one.model for one in compressed.values()], judge, network.graph.input_shape)
+    latencies = measure_latency(models, image)
     evaluations = {
         name: replace(
-            evaluate(one.model, images, macs=network.cost.macs(one.widths)), latency_ms=latencies[name]
+            evaluate(one.model, judge, macs=network.cost.macs(one.widths)), latency_ms=latencies[name]
         )
         for name, one in compressed.items()
     }
     return Rows(compressed, evaluations)
+
+
+def image_for_latency(
+    models: Iterable[nn.Module], judge: Images | ScoreFunction, shape: Sequence[int]
+) -> Tensor:
+    """Return a typical image of those to measure on, or noise of this shape; on the networks' device."""
+    if isinstance(judge, Images):
+        return typical_image(models, judge)
+    noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
+    return noise.to(next(next(iter(models)).parameters()))
 
 
 def typical_image(models: Iterable[nn.Module], images: Images) -> Tensor:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from pruning.errors import PruningError, UnknownNameError
+from pruning.errors import PruningError, UnknownNameError, one_line
 from pruning.extras import imported
 from pruning.registry import Registry, unknown_name
 from pruning.resnets import PaddedShortcut, ProjectedShortcut, ResNet
+from pruning.users_code import named_function
 
 Shape = tuple[int, int, int]
 
@@ -178,54 +175,24 @@ def _unknown_in_zoo(zoo: str, name: str, known: Sequence[str]) -> UnknownNameErr
 
 
 def _from_file(spec: str, input_size: Shape | None) -> NetworkSpec:
-    path, _, name = spec.rpartition(":")
     if input_size is None:
         raise PruningError(
             f"{spec!r}: a network from a file needs its input size: channels, height and width"
         )
-    factory = getattr(_executed(Path(path)), name, None)
-    if not callable(factory):
-        raise PruningError(f"{path} defines no callable {name!r}; write FILE.py:NAME_OF_A_FUNCTION")
     return NetworkSpec(
         name=spec,
-        build=partial(_built, spec, factory),
+        build=partial(_built, spec, named_function(spec)),
         input_shape=input_size,
         mean=(0.0,) * input_size[0],
         std=(1.0,) * input_size[0],
     )
 
 
-def _executed(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise PruningError(f"there is no network file {path}")
-    found = importlib.util.spec_from_file_location(f"secateur_user_{path.stem}", path.resolve())
-    assert found is not None  # the name ends in .py
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # dataclasses and pickle look their module up by name
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:  # the file may import its neighbours, as when it is run
-        sys.path.append(folder)  # last, so that it hides nothing
-    try:
-        found.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise PruningError(
-            f"{path} cannot be executed: {type(error).__name__}: {_one_line(error)}"
-        ) from error
-    return module
-
-
 def _built(spec: str, factory: Callable[[], object]) -> nn.Module:
     try:
         model = factory()
     except Exception as error:
-        raise PruningError(
-            f"{spec}: the factory raised {type(error).__name__}: {_one_line(error)}"
-        ) from error
+        raise PruningError(f"{spec}: the factory raised {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise PruningError(f"{spec}: the factory must return a torch.nn.Module, got {type(model).__name__}")
     return model
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

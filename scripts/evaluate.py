@@ -14,11 +14,12 @@ from torch import nn
 from envs import Budget, count_classes
 from pruning.cost import measure_latency
 from pruning.data import Images, check_labels
-from pruning.evaluation import Evaluation, evaluate
-from pruning.export import load_compressed
+from pruning.evaluation import Evaluation, ScoreFunction, evaluate
+from pruning.export import LoadedNetwork, load_compressed
 from pruning.files import write_json
 from pruning.graph import find_groups
-from pruning.measuring import typical_image
+from pruning.measuring import image_for_latency
+from pruning.networks import NetworkSpec
 from pruning.runtime.slicing import deployed
 from scripts import options
 from scripts.cli import run_verb
@@ -31,6 +32,7 @@ def build_parser() -> options.Parser:
     options.add_network_flags(parser)
     parser.set_defaults(model=None, data=None)
     parser.add_argument("--compressed", type=Path, metavar="DIR", help="a folder that train or prune wrote")
+    options.add_score_flag(parser)
     options.add_output_flags(parser)
     return parser
 
@@ -48,40 +50,52 @@ def run(argv: Sequence[str]) -> None:
         print(json.dumps(evaluation.to_dict()))
     else:
         name = str(args.compressed or args.model)
-        show_rows(f"{name}, test images", {"measured": evaluation.to_dict()}, gated={"measured": gated})
+        show_rows(
+            f"{name}, {options.judged_on(args)}",
+            {"measured": evaluation.to_dict()},
+            gated={"measured": gated},
+        )
 
 
 def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
     args.model, args.data = args.model or "digits_resnet", _images_of(args, "digits")
     task = options.task_of(args, Budget({"macs": 1.0}))
     macs = find_groups(task.model, task.network.input_shape).macs
-    evaluation = evaluate(task.model, task.splits.test, macs=macs)
-    return _timed(evaluation, task.model, task.splits.test), 0
+    return _timed(task.model, task.judge, task.network, macs), 0
 
 
 def _compressed(args: argparse.Namespace) -> tuple[Evaluation, int]:
     options.refuse_weights(args)
     loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
+    judge = options.score_of(args) or _test_images(args, loaded)
+    model = loaded.model.to(options.device_of(args))
+    evaluation = _timed(model, judge, loaded.network, loaded.manifest.evaluation.macs)
+    return evaluation, len(loaded.gates)
+
+
+def _test_images(args: argparse.Namespace, loaded: LoadedNetwork) -> Images:
+    if loaded.manifest.evaluation.score is not None and args.data is None:
+        raise options.UsageError(
+            "this network was judged by a score function; name it with --score, or images with --data"
+        )
     args.data = _images_of(args, loaded.manifest.data)
     splits = options.splits_of(args, loaded.network)
     check_labels(splits, count_classes(loaded.model, loaded.network))
-    model = loaded.model.to(options.device_of(args))
-    evaluation = evaluate(model, splits.test, macs=loaded.manifest.evaluation.macs)
-    return _timed(evaluation, model, splits.test), len(loaded.gates)
+    return splits.test
 
 
 def _images_of(args: argparse.Namespace, default: str) -> str:
     """Return the name of the images to evaluate on."""
     name = args.data or default
-    if name == "none":
+    if name == "none" and not args.score:
         raise options.UsageError("accuracy needs images with labels; name some with --data")
     return name
 
 
-def _timed(evaluation: Evaluation, model: nn.Module, images: Images) -> Evaluation:
-    image = typical_image([model], images)
-    latency = measure_latency({"it": deployed(model, image.shape[1:])}, image)["it"]
-    return replace(evaluation, latency_ms=latency)
+def _timed(model: nn.Module, judge: Images | ScoreFunction, network: NetworkSpec, macs: int) -> Evaluation:
+    image = image_for_latency([model], judge, network.input_shape)
+    latency = measure_latency({"it": deployed(model, network.input_shape)}, image)["it"]
+    return replace(evaluate(model, judge, macs=macs), latency_ms=latency)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def _write(
         "epochs": [asdict(epoch) for epoch in epochs],
     }
     write_json(args.out / METRICS, record)
-    title = f"{args.compressed} learns from {args.learn}, on {options.judged_on(args)}"
+    title = f"{args.compressed} learns from {args.learn}, {options.judged_on(args)}"
     show(record, title, as_json=args.json)
     print(f"written to {args.out}", file=sys.stderr)
 

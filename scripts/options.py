@@ -17,9 +17,11 @@ from pruning.apply import Method
 from pruning.compensation import COMPENSATIONS
 from pruning.criteria import CRITERIA
 from pruning.data import KINDS, ImageSplits, load_splits
+from pruning.evaluation import ScoreFunction
 from pruning.networks import NetworkSpec
 from pruning.prunable import PrunableNetwork
 from pruning.synthesis import SYNTHESES
+from pruning.users_code import named_function
 
 
 class UsageError(Exception):
@@ -133,6 +135,7 @@ def add_pruning_flags(parser: Parser) -> None:
         f"{', '.join(SYNTHESES)} (default: distilled)",
     )
     add_eval_data_flag(parser)
+    add_score_flag(parser)
     parser.add_argument(
         "--max-static-ratio", type=float, default=0.9, metavar="R", help="of any group (default 0.9)"
     )
@@ -167,6 +170,21 @@ def add_eval_data_flag(parser: Parser) -> None:
     parser.add_argument(
         "--eval-data", metavar="SPEC", help="with --data none: images to report on once all is decided"
     )
+
+
+def add_score_flag(parser: Parser) -> None:
+    """Add the flag that names what judges networks in place of images."""
+    parser.add_argument(
+        "--score",
+        metavar="FUNCTION",
+        help="FILE.py:NAME or MODULE:NAME: score(model) -> float, higher is better, in place of accuracy on "
+        "images; --data then serves calibration alone",
+    )
+
+
+def score_of(args: argparse.Namespace) -> ScoreFunction | None:
+    """Return the function that --score names."""
+    return named_function(args.score) if getattr(args, "score", None) else None
 
 
 def add_budget_flag(parser: Parser, *, ranges: bool = False) -> None:
@@ -330,6 +348,7 @@ def task_of(
         data=args.data,
         calibration=getattr(args, "calibration", None),
         eval_data=getattr(args, "eval_data", None),
+        score=score_of(args),
         weights=weights if model else args.weights,
         input_size=tuple(args.input_size) if args.input_size else None,
         mean=args.mean,
@@ -348,16 +367,20 @@ def splits_of(args: argparse.Namespace, network: NetworkSpec) -> ImageSplits:
 
 
 def refuse_eval_data(args: argparse.Namespace) -> None:
-    """Raise UsageError if --eval-data is given beside data that has test images."""
+    """Raise UsageError if --eval-data is given beside what reports already."""
+    if getattr(args, "eval_data", None) is not None and getattr(args, "score", None):
+        raise UsageError("--score takes the place of test images; leave out --eval-data")
     if getattr(args, "eval_data", None) is not None and args.data != "none":
         raise UsageError(f"--eval-data goes with --data none; {args.data} has test images of its own")
 
 
 def judged_on(args: argparse.Namespace) -> str:
-    """Return what images the figures are measured on, for a title."""
+    """Return what the figures are measured on, for a title."""
+    if getattr(args, "score", None):
+        return f"by {args.score}"
     if args.data == "none" and args.eval_data is None:
-        return "synthetic images: agreement with the dense network"
-    return "the test images"
+        return "on synthetic images: agreement with the dense network"
+    return "on the test images"
 
 
 def refuse_weights(args: argparse.Namespace) -> None:

@@ -160,7 +160,7 @@ def _write(
     with SummaryWriter(str(out / "tensorboard" / "pictures")) as writer:
         for name, picture in write_pictures(out).items():
             writer.add_image(f"input/{name}", picture, dataformats="HWC")
-    title = f"{args.model} at {' '.join(args.budget)} on average, on {options.judged_on(args)}"
+    title = f"{args.model} at {' '.join(args.budget)} on average, {options.judged_on(args)}"
     show(record, title, as_json=args.json)
     print(
         f"written to {out}; watch the curves with: tensorboard --logdir {out / 'tensorboard'}",
@@ -171,7 +171,7 @@ def _write(
 def compared(rows: Mapping[str, Evaluation]) -> str:
     """Say in a line how deciding for each input compares with fixed ratios."""
     found, fixed = rows["per-input"], rows["fixed"]
-    points, spent = 100 * (found.score - fixed.score), found.macs / fixed.macs
+    points, spent = 100 * (found.quality - fixed.quality), found.macs / fixed.macs
     return f"per-input against fixed runtime ratios: {points:+.1f} points at {spent:.3f} times the MACs"
 
 

@@ -91,7 +91,7 @@ def train_for_reuse(out: Path, args: argparse.Namespace, budget: Budget | Budget
     }
     write_json(out / METRICS, record)
     write_pictures(out)
-    show(record, f"one policy, {args.episodes} evaluations, on {options.judged_on(args)}", as_json=args.json)
+    show(record, f"one policy, {args.episodes} evaluations, {options.judged_on(args)}", as_json=args.json)
     print(f"written to {out}; apply it with: secateur prune --policy {out / 'policy'} ...", file=sys.stderr)
 
 
@@ -120,7 +120,7 @@ def _rows(name: str, task: Task, env: LayerPruningEnv, learned: LearningResult) 
         plans[f"{label} uniform"] = PruningPlan.from_dict(env.allocation("uniform"))
         decided = run_episode(env, deterministic(learned.model))
         plans[f"{label} learned"] = PruningPlan.from_dict(decided.plan)
-    return dict(measure_rows(env.network, plans, task.splits.test).evaluations)
+    return dict(measure_rows(env.network, plans, task.judge).evaluations)
 
 
 def _shown(budget: Budget | BudgetRange) -> list[Budget]:
@@ -132,9 +132,9 @@ def _verdict(rows: dict[str, Evaluation]) -> str:
     gains = []
     for name, row in rows.items():
         if name.endswith(" learned"):
-            even = rows[name.removesuffix("learned") + "uniform"]
-            gains.append(100 * (row.score - even.score))
-    return f"learned against uniform, in points: {', '.join(f'{gain:+.1f}' for gain in gains)}"
+            gain = row.quality - rows[name.removesuffix("learned") + "uniform"].quality
+            gains.append(f"{100 * gain:+.1f}" if row.score is None else f"{gain:+.4g}")
+    return f"learned against uniform{', in points' if row.score is None else ''}: {', '.join(gains)}"
 
 
 def apply_policy(env: LayerPruningEnv, folder: Path, *, samples: int) -> EpisodeResult:

@@ -98,7 +98,7 @@ def _even_plan(graph: ChannelGraph, static: float, runtime: float) -> PruningPla
 
 
 def _write(network: PrunableNetwork, plan: PruningPlan, task: Task, args: argparse.Namespace) -> None:
-    rows = measure_rows(network, {"dense": PruningPlan(), "pruned": plan}, task.splits.test)
+    rows = measure_rows(network, {"dense": PruningPlan(), "pruned": plan}, task.judge)
     open_run(args.out, options.plain(args), overwrite=args.overwrite)
     plan.save(args.out / "plan.json")
     manifest = manifest_of(task, args, plan, rows.evaluations["pruned"])
@@ -108,7 +108,7 @@ def _write(network: PrunableNetwork, plan: PruningPlan, task: Task, args: argpar
         "gated_groups": rows.gated,
     }
     write_json(args.out / METRICS, record)
-    show(record, f"{args.model}, on {options.judged_on(args)}", as_json=args.json)
+    show(record, f"{args.model}, {options.judged_on(args)}", as_json=args.json)
 
 
 if __name__ == "__main__":

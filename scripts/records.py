@@ -37,6 +37,7 @@ MAY_DIFFER = (
 COLUMNS = {
     "accuracy": ("accuracy", lambda value: f"{value:.2%}"),
     "agreement": ("agreement", lambda value: f"{value:.2%}"),
+    "score": ("score", lambda value: f"{value:.5g}"),
     "macs": ("MACs", lambda value: f"{value / 1e6:.3f} M"),
     "params": ("parameters", lambda value: f"{value:,}"),
     "bytes": ("bytes", lambda value: f"{value:,}"),

@@ -73,6 +73,8 @@ def run(argv: Sequence[str]) -> None:
         args = parser.parse(argv)
     elif args.plan or args.static_ratio or args.rounds or args.tune_epochs:
         raise options.UsageError("--plan, --static-ratio, --rounds and --tune-epochs go with --per-input")
+    if args.score and (args.per_input or args.first_images):
+        raise options.UsageError("--score judges whole networks; leave out --per-input and --first-images")
     learner = args.algo in ALGORITHMS
     if learner:  # unknown names are refused before the work begins
         with_overrides(PER_INPUT if args.per_input else ALGORITHMS[args.algo], read_overrides(args.hyper))
@@ -191,7 +193,7 @@ def _write(
         "dense": PruningPlan(),
         **{name: PruningPlan.from_dict(one.plan) for name, one in chosen.items()},
     }
-    rows = measure_rows(env.network, plans, task.splits.test)
+    rows = measure_rows(env.network, plans, task.judge)
     name = list(chosen)[-1]
     plans[name].save(out / "plan.json")
     save_compressed(
@@ -215,7 +217,7 @@ def _write(
     write_json(out / METRICS, record)
     write_pictures(out)
     title = (
-        f"{args.model} at {' '.join(args.budget)}, {args.episodes} evaluations each, on "
+        f"{args.model} at {' '.join(args.budget)}, {args.episodes} evaluations each, "
         f"{options.judged_on(args)}"
     )
     show(record, title, as_json=args.json)
@@ -228,11 +230,12 @@ def _write(
 def verdict(rows: Mapping[str, Evaluation], name: str) -> str:
     """Say in a line whether the chosen plan beats the uniform one at no more MACs."""
     learned, even = rows[name], rows["uniform"]
-    points = 100 * (learned.score - even.score)
-    if points > 0 and learned.macs <= even.macs:
-        return f"{name} beats uniform by {points:.1f} points at no more MACs"
+    gain = learned.quality - even.quality
+    said = f"{100 * gain:+.1f} points" if learned.score is None else f"{gain:+.4g}"
+    if gain > 0 and learned.macs <= even.macs:
+        return f"{name} beats uniform by {said.removeprefix('+')} at no more MACs"
     spent = learned.macs / even.macs
-    return f"{name} does NOT beat uniform on this seed: {points:+.1f} points at {spent:.3f} times its MACs"
+    return f"{name} does NOT beat uniform on this seed: {said} at {spent:.3f} times its MACs"
 
 
 if __name__ == "__main__":

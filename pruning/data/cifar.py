@@ -15,7 +15,7 @@ from pruning.data.images import Images
 from pruning.data.kinds import KINDS, Request
 from pruning.data.pixels import StoredPixels, check_size
 from pruning.data.splits import ImageSplits, draw_splits
-from pruning.errors import DataError
+from pruning.errors import DataError, one_line
 from pruning.extras import imported
 
 
@@ -53,7 +53,7 @@ def _opened(dataset: Any, place: Path, request: Request) -> tuple[Any, Any]:
             train = dataset(place, train=True, download=request.download)
         return train, dataset(place, train=False)
     except Exception as error:  # a connection fails in a dozen ways, and so does a damaged file
-        cause = " ".join(str(error).split())
+        cause = one_line(error)
         if request.download:
             raise DataError(f"{dataset.__name__} cannot be downloaded to {place}: {cause}") from error
         raise DataError(

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from pruning.data.pixels import normalised
-from pruning.errors import DataError
+from pruning.errors import DataError, one_line
 from pruning.networks import NetworkSpec
 
 _MODES = {1: "L", 3: "RGB"}  # by channels
@@ -34,8 +34,9 @@ def read_image(path: Path, network: NetworkSpec) -> Tensor:
             deep = file.mode.startswith(("I", "F"))
             image = file.convert(mode)
     except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
-        cause = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read as an image ({cause}); repair it or remove it") from error
+        raise DataError(
+            f"{path} cannot be read as an image ({one_line(error)}); repair it or remove it"
+        ) from error
     if deep:
         raise DataError(
             f"{path} has more than 8 bits per channel; convert it, since brighter pixels would be cut"

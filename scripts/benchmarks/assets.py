@@ -7,7 +7,7 @@ from typing import Any
 
 from envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, task_env
 from envs.action import ActionMode
-from envs.scoring import first_batches
+from envs.judges import first_batches
 from pruning.data import Images
 from scripts import options
 

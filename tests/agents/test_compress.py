@@ -50,6 +50,12 @@ def test_the_network_that_comes_out_is_within_the_budget_and_runs(network, image
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+def test_a_score_function_takes_the_place_of_images(network, images):
+    found = small(network, images, reward=None, score=n_parameters)
+    assert found.result.reward["score"] == n_parameters(found.model)
+    assert found.result.accuracy is None
+
+
 def test_the_same_seed_gives_the_same_network(network, images):
     first, second = (small(network, images, seed=3) for _ in range(2))
     assert first.result == second.result

@@ -427,3 +427,32 @@ def test_what_is_known_of_each_group_is_plain_data(small_env):
         [seen.error_25, seen.error_50, seen.error_75], rel=1e-6
     )
     assert math.sqrt(facts[0]["relief"]) == pytest.approx(seen.relief, rel=1e-6)
+
+
+def test_a_score_function_is_what_an_episode_is_rewarded_by(small_env):
+    asked = []
+
+    def score(model):
+        asked.append(model)
+        return float(sum(parameter.detach().abs().sum() for parameter in model.parameters()))
+
+    env = small_env(reward=None, score=score)
+    uniform = env.evaluate(env.allocation("uniform"))
+    assert uniform["reward"]["total"] == pytest.approx(math.exp(-1))
+    whole = score(env.network.model)
+    left = score(env.carry_out(uniform["plan"]))
+    assert uniform["reward"]["score"] == pytest.approx(left)
+    assert uniform["reward"]["loss"] == pytest.approx((whole - left) / whole)
+    assert uniform["accuracy"] is None
+    assert env.validate(uniform["plan"]) == pytest.approx(left)
+    count = len(asked)
+    assert env.evaluate(uniform["plan"]) == uniform
+    assert len(asked) == count  # looked up
+    assert [0 <= fact["relief"] <= 1 for fact in env.facts()]
+    assert len(asked) == count + len(env.group_names)
+
+
+@pytest.mark.parametrize("settings", [{"reward": None}, {"score": lambda model: 1.0}])
+def test_plans_are_scored_by_images_or_by_a_function(small_env, settings):
+    with pytest.raises(DataError, match=r"score function"):
+        small_env(**settings)

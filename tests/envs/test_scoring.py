@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from envs import Budget, BudgetRange
-from envs.scoring import PlanScorer, first_batches
+from envs.judges import ImageJudge
+from envs.scoring import PlanScorer
 from pruning.cost import Widths
 from tests.envs.conftest import labelled, make_small_env
-from tests.pruning.example_networks import EXAMPLES
 
 BUDGETS = {
     "one budget": {"macs": 0.5},
@@ -83,7 +83,8 @@ def test_many_plans_are_only_estimated_and_the_best_is_found_all_the_same(budget
 def test_an_estimate_does_only_for_a_plan_above_the_loss_to_beat():
     env = make_env()
     _, images, labels = labelled("padded", count=160)
-    scorer = PlanScorer(env.network, [(images, labels)], goal="divergence", first_images=FIRST)
+    judge = ImageJudge(env.network.model, [(images, labels)], goal="divergence", first_images=FIRST)
+    scorer = PlanScorer(env.network, judge)
     rng, units = np.random.default_rng(0), env.network.cost.dense.kept
     *others, plan = (Widths(kept, kept) for kept in rng.integers(1, units + 1, (20, len(units))))
     in_full = [scorer.score(other) for other in others]
@@ -155,26 +156,3 @@ def test_an_interrupted_run_decides_on_what_to_score_as_if_it_had_gone_on(stoppe
     for result in results[:stopped]:
         resumed.remember(result)
     assert episodes(resumed, start=stopped) == results[stopped:]
-
-
-@pytest.mark.parametrize(
-    ("first", "begin", "rest"),
-    [
-        (None, [4, 4, 2], []),
-        (1, [1], [3, 4, 2]),
-        (4, [4], [4, 2]),
-        (6, [4, 2], [2, 2]),
-        (10, [4, 4, 2], []),
-        (99, [4, 4, 2], []),
-    ],
-)
-def test_the_first_images_and_the_rest_are_all_images_in_their_order_and_no_copies(first, begin, rest):
-    images, labels = EXAMPLES["plain"].images(10), torch.arange(10)
-    parts = first_batches(list(zip(images.split(4), labels.split(4), strict=True)), first)
-    assert [[len(batch[1]) for batch in part] for part in parts] == [begin, rest]
-    batches = [*parts[0], *parts[1]]
-    assert torch.equal(torch.cat([batch[1] for batch in batches]), labels)
-    assert torch.equal(torch.cat([batch[0] for batch in batches]), images)
-    assert {batch[0].untyped_storage().data_ptr() for batch in batches} == {
-        images.untyped_storage().data_ptr()
-    }

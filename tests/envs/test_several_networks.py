@@ -116,7 +116,7 @@ def test_what_is_remembered_reaches_its_network(make, monkeypatch):
     for result in results:
         other.remember(result)
     assert results == before
-    monkeypatch.setattr("envs.scoring.predictions", None)  # another evaluation would call it
+    monkeypatch.setattr("envs.judges.predictions", None)  # another evaluation would call it
     assert [play(other, wish=0.4, seed=0)[2][-1], play(other, wish=0.4)[2][-1]] == [
         {"group": list(result["plan"])[-1], "episode_result": result} for result in results
     ]

@@ -108,9 +108,16 @@ def test_without_labels_it_is_agreement_with_the_dense_network():
     found = evaluate(model, Images(images, answers, labelled=False), macs=77)
     assert found.accuracy is None
     assert found.agreement == pytest.approx(1 - 1 / len(images))
-    assert found.score == found.agreement
+    assert found.quality == found.agreement
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.7])
 def test_with_labels_plans_are_compared_by_accuracy_and_nothing_else(accuracy):
-    assert Evaluation(accuracy, 1, 1, 1, agreement=0.9).score == accuracy
+    assert Evaluation(accuracy, 1, 1, 1, agreement=0.9).quality == accuracy
+
+
+def test_a_score_function_takes_the_place_of_images():
+    model = EXAMPLES["plain"].model()
+    found = evaluate(model, lambda network: -float(sum(p.numel() for p in network.parameters())), macs=7)
+    assert found.score == found.quality == -found.params
+    assert (found.accuracy, found.agreement, found.macs) == (None, None, 7)

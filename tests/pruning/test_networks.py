@@ -160,7 +160,7 @@ class TestNetworksFromAFile:
         assert words in refusal(f"{path}:make", input_size=(1, 4, 4))
 
     def test_that_do_not_exist_are_refused(self, tmp_path):
-        assert "there is no network file" in refusal(f"{tmp_path}/no.py:make", input_size=(1, 4, 4))
+        assert "there is no file" in refusal(f"{tmp_path}/no.py:make", input_size=(1, 4, 4))
 
 
 class TestFakeTorchvision:

@@ -24,7 +24,7 @@ from tests.pruning.oracles import counted_macs, counted_params
 from tests.scripts.conftest import ROOT, in_own_process
 
 ROWS = ["dense", "uniform", "random", "learned"]
-METRICS = {"accuracy", "agreement", "macs", "params", "bytes", "latency_ms"}
+METRICS = {"accuracy", "score", "agreement", "macs", "params", "bytes", "latency_ms"}
 INSTALLED = Path(sys.executable).with_name("secateur")
 ASSETS = Path(os.environ.get("SECATEUR_DATA", ROOT.parent / "shared" / "data"))
 

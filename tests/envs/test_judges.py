@@ -1,0 +1,113 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from envs.judges import FunctionJudge, ImageJudge, first_batches
+from pruning.errors import DataError
+from tests.pruning.example_networks import EXAMPLES
+
+
+class Saying(nn.Module):
+    """Says the same of every image as it is told."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, images):
+        return self.logits[images.flatten().long()]
+
+
+IMAGES = torch.arange(2).float()
+EVEN, SURE = [0.0, 0.0], [math.log(3.0), 0.0]  # softmax: (1/2, 1/2) and (3/4, 1/4)
+
+
+def image_judge(goal="divergence"):
+    return ImageJudge(Saying([SURE, SURE]), [(IMAGES, torch.tensor([1, 0]))], goal=goal)
+
+
+@pytest.mark.parametrize("goal", ["divergence", "accuracy"])
+def test_accuracy_and_divergence_by_hand(goal):
+    score = image_judge(goal)(Saying([EVEN, SURE]), to_beat=math.inf, known=[])
+    one_image = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # KL(dense || compressed)
+    assert score.accuracy == 0.5  # the first is a tie, which goes to class 0
+    assert score.divergence == pytest.approx(one_image / 2, rel=1e-6)
+    assert score.loss == (score.divergence if goal == "divergence" else 0.5)
+    assert not score.estimated
+
+
+def test_the_dense_network_does_not_diverge_from_itself():
+    assert image_judge()(Saying([SURE, SURE]), to_beat=math.inf, known=[]).loss == 0.0
+
+
+def first_weight(model):
+    return float(next(model.parameters()).flatten()[0])
+
+
+def linear(weight):
+    layer = nn.Linear(1, 1)
+    nn.init.constant_(layer.weight, weight)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("dense", "small", "loss"),
+    [(0.5, 0.4, 0.2), (-2.0, -3.0, 0.5), (0.5, 0.6, 0.0), (0.0, -0.25, 0.25)],
+)
+def test_a_functions_loss_is_what_is_missing_of_the_dense_networks_score(dense, small, loss):
+    score = FunctionJudge(first_weight, linear(dense))(linear(small), to_beat=0.0, known=[])
+    assert score.loss == pytest.approx(loss, rel=1e-5)
+    assert score.score == pytest.approx(small)
+    assert not score.estimated
+
+
+def test_a_function_may_change_what_it_is_given():
+    def spoil(model):
+        assert not model.training
+        nn.init.zeros_(model.weight)
+        return 1.0
+
+    dense = linear(0.5)
+    FunctionJudge(spoil, dense)
+    assert dense.weight.item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda model: math.nan, "returned nan"),
+        (lambda model: -math.inf, "returned -inf"),
+        (lambda model: None, "TypeError"),
+        (lambda model: {}["mAP\n50"], "KeyError: 'mAP"),
+    ],
+)
+def test_a_function_that_gives_no_number_is_refused_in_one_line(function, words):
+    with pytest.raises(DataError) as caught:
+        FunctionJudge(function, linear(0.5))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "begin", "rest"),
+    [
+        (None, [4, 4, 2], []),
+        (1, [1], [3, 4, 2]),
+        (4, [4], [4, 2]),
+        (6, [4, 2], [2, 2]),
+        (10, [4, 4, 2], []),
+        (99, [4, 4, 2], []),
+    ],
+)
+def test_the_first_images_and_the_rest_are_all_images_in_their_order_and_no_copies(first, begin, rest):
+    images, labels = EXAMPLES["plain"].images(10), torch.arange(10)
+    parts = first_batches(list(zip(images.split(4), labels.split(4), strict=True)), first)
+    assert [[len(batch[1]) for batch in part] for part in parts] == [begin, rest]
+    batches = [*parts[0], *parts[1]]
+    assert torch.equal(torch.cat([batch[1] for batch in batches]), labels)
+    assert torch.equal(torch.cat([batch[0] for batch in batches]), images)
+    assert {batch[0].untyped_storage().data_ptr() for batch in batches} == {
+        images.untyped_storage().data_ptr()
+    }
