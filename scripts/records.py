@@ -23,7 +23,15 @@ from scripts.options import UsageError, plain
 
 CONFIG, METRICS, EPISODES = "config.json", "metrics.json", "episodes.jsonl"
 UPDATES, INPUTS = "updates.jsonl", "inputs.npz"  # of a run that learns to decide for each input
-MAY_DIFFER = ("out", "resume", "overwrite", "json", "quiet", "device")  # between a run and its resumption
+MAY_DIFFER = (
+    "out",
+    "resume",
+    "overwrite",
+    "json",
+    "quiet",
+    "device",
+    "cluster",
+)  # between a run and its resumption
 
 COLUMNS = {
     "accuracy": ("accuracy", lambda value: f"{value:.2%}"),
