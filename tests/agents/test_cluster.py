@@ -33,9 +33,10 @@ class Uncounted:
 
 
 class Mortal(ToyPruning):
-    """Kills its process at some of the calls of `reset` and `step`, but not before it is in a cluster.
+    """Kills its process at some of the calls of `reset` and `step`, but not where it was made.
 
-    `deaths` is a folder with a file for each time it is to die: `CALL-ANYTHING`. The file goes first.
+    `deaths` is a folder with a file for each time, `NUMBER-CALL`. They count in their order, in whichever
+    process comes to the call first, and each is removed first.
     """
 
     def __init__(self, deaths):
@@ -61,12 +62,13 @@ class Mortal(ToyPruning):
         if os.getpid() == self.home:
             return
         self.calls += 1
-        for sign in self.deaths.glob(f"{self.calls}-*"):
-            try:
-                sign.unlink()
-            except FileNotFoundError:  # the other process was faster
-                continue
-            os.kill(os.getpid(), signal.SIGKILL)
+        for sign in sorted(self.deaths.iterdir())[:1]:
+            if sign.name.endswith(f"-{self.calls}"):
+                try:
+                    sign.unlink()
+                except FileNotFoundError:  # the other process was faster
+                    continue
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Raising(Mortal):
@@ -85,27 +87,15 @@ def _cluster():
 
 @pytest.fixture
 def mortal(tmp_path):
-    """Make an environment that is to die at these calls, in whichever process comes there first."""
+    """Make an environment that is to die at these calls, one after the other."""
 
     def make(*calls, kind=Mortal):
         (tmp_path / "deaths").mkdir(exist_ok=True)
         for number, call in enumerate(calls):
-            (tmp_path / "deaths" / f"{call}-{number}").touch()
+            (tmp_path / "deaths" / f"{number}-{call}").touch()
         return kind(tmp_path / "deaths")
 
     return make
-
-
-@pytest.fixture
-def side_by_side(mortal):
-    """Two environments as forks and two in the cluster, with the same seed."""
-    forks = vectorized(mortal(), n_envs=2)
-    hosted = vectorized(mortal(), n_envs=2, cluster="auto")
-    for envs in (forks, hosted):
-        envs.seed(3)
-    yield forks, hosted
-    forks.close()
-    hosted.close()
 
 
 def without_clock(infos):
@@ -114,72 +104,57 @@ def without_clock(infos):
     return infos
 
 
-def test_they_are_to_a_learner_what_forks_are(side_by_side):
-    forks, hosted = side_by_side
-    np.testing.assert_array_equal(hosted.reset(), forks.reset())
-    assert hosted.reset_infos == forks.reset_infos
-    rng = np.random.default_rng(0)
-    for _ in range(2 * GROUPS + 2):
-        actions = rng.uniform(-1, 1, (2, 2)).astype(np.float32)
-        ours, theirs = hosted.step(actions), forks.step(actions)
-        for one, other in zip(ours[:3], theirs[:3], strict=True):
-            np.testing.assert_array_equal(one, other)
-            assert one.shape == other.shape
-        assert repr(without_clock(ours[3])) == repr(without_clock(list(theirs[3])))  # holds arrays
-    for envs in (forks, hosted):
-        envs.set_attr("colour", "red", indices=1)
-        assert envs.get_attr("colour", indices=[1]) == ["red"]
-        assert envs.has_attr("networks")
-        assert not envs.has_attr("colour")  # not all have it
-        assert envs.env_method("threads") == [1, 1]
-        assert envs.env_is_wrapped(Monitor) == [True, True]
-        assert envs.env_is_wrapped(VecNormalize, indices=0) == [False]
-        assert len({os.getpid(), *envs.env_method("pid")}) == 3
-    assert hosted.env_method("episode_start") == forks.env_method("episode_start")
-    with pytest.raises(AttributeError, match="nothing"):
-        hosted.get_attr("nothing")
-
-
-def test_an_attribute_that_was_set_outlives_the_process(mortal, caplog):
-    envs = vectorized(mortal(GROUPS + 4), n_envs=2, cluster="auto")  # in the second episode
+def test_they_are_to_a_learner_what_forks_are_even_if_one_dies(mortal, caplog):
+    forks = vectorized(mortal(), n_envs=2)
+    hosted = vectorized(mortal(1), n_envs=2, cluster="auto")  # at its first reset, with a seed
     try:
-        envs.set_attr("colour", "red")
-        envs.seed(0)
-        envs.reset()
-        before = envs.env_method("pid")
-        for _ in range(GROUPS + 3):
-            envs.step(np.zeros((2, 2), np.float32))
-        assert sum(one == other for one, other in zip(before, envs.env_method("pid"), strict=True)) == 1
-        assert envs.get_attr("colour") == ["red", "red"]
+        for envs in (forks, hosted):
+            envs.set_attr("colour", "red", indices=1)
+            envs.set_attr("weight", 7)
+            envs.seed(3)
+        np.testing.assert_array_equal(hosted.reset(), forks.reset())
+        assert hosted.reset_infos == forks.reset_infos
+        rng = np.random.default_rng(0)
+        for _ in range(2 * GROUPS + 2):
+            actions = rng.uniform(-1, 1, (2, 2)).astype(np.float32)
+            ours, theirs = hosted.step(actions), forks.step(actions)
+            for one, other in zip(ours[:3], theirs[:3], strict=True):
+                np.testing.assert_array_equal(one, other)
+                assert one.shape == other.shape
+            assert repr(without_clock(ours[3])) == repr(without_clock(list(theirs[3])))  # holds arrays
+        for envs in (forks, hosted):
+            assert envs.get_attr("weight") == [7, 7]
+            assert envs.get_attr("colour", indices=[1]) == ["red"]
+            assert envs.has_attr("networks")
+            assert not envs.has_attr("colour")  # not all have it
+            assert envs.env_method("threads") == [1, 1]
+            assert envs.env_is_wrapped(Monitor) == [True, True]
+            assert envs.env_is_wrapped(VecNormalize, indices=0) == [False]
+            assert len({os.getpid(), *envs.env_method("pid")}) == 3
+        assert hosted.env_method("episode_start") == forks.env_method("episode_start")
+        with pytest.raises(AttributeError, match="nothing"):
+            hosted.get_attr("nothing")
     finally:
-        envs.close()
-    assert [record.getMessage()[:26] for record in caplog.records] == ["the process of environment"]
+        forks.close()
+        hosted.close()
+    assert [record.getMessage()[-14:] for record in caplog.records] == ["it is replaced"]
 
 
 def test_a_run_whose_processes_are_killed_ends_as_one_undisturbed(mortal, caplog):
     expected = quick(mortal(), n_envs=2, episodes=23)
-    # the first reset; within an episode; its evaluation; the reset after it; the same place again
-    calls = [1, GROUPS + 5, 2 * GROUPS + 2, 2 * GROUPS + 3, GROUPS * 6, GROUPS * 6]
-    env = mortal(*calls)
+    env = mortal(GROUPS + 5, 4 * (GROUPS + 1))  # in the middle of an episode, and in an evaluation
     assert_same(quick(env, n_envs=2, episodes=23, cluster="auto"), expected)
     assert list(env.deaths.iterdir()) == []
-    assert len(caplog.records) == len(calls)
-    assert all("it is replaced" in record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == 2
 
 
-def test_a_call_that_kills_every_process_ends_the_run_which_can_be_resumed(mortal, tmp_path):
-    run = {"n_envs": 2, "episodes": 40, "cluster": "auto", "checkpoint": tmp_path / "kept"}
-    expected = quick(mortal(), n_envs=2, episodes=40)
-    # a process that takes over counts from the start of its episode; each of the two may die thrice
-    after = 19 * (GROUPS + 1)
-    env = mortal(*[after] * 2, *[after % (GROUPS + 1) + 3] * 6)
-    with pytest.raises(
-        AgentError, match=r"environment \d died 3 times at the same step \(.+go on with --res"
-    ):
-        quick(env, **run)
-    for sign in env.deaths.iterdir():
-        sign.unlink()
-    assert_same(quick(mortal(), **run, resume=True), expected)
+def test_a_step_that_kills_every_process_ends_the_run_which_can_be_resumed(mortal, tmp_path):
+    run = {"episodes": 30, "checkpoint": tmp_path / "kept"}
+    # what takes over counts from the start of the episode
+    env = mortal(19 * (GROUPS + 1), GROUPS + 1, GROUPS + 1)
+    with pytest.raises(AgentError, match=r"environment 0 died 3 times at the same step \(.+go on with --res"):
+        quick(env, **run, cluster="auto")
+    assert_same(quick(mortal(), **run, resume=True), quick(mortal(), episodes=30))
 
 
 def test_what_an_environment_raises_is_the_users_and_not_tried_again(mortal):
@@ -190,11 +165,10 @@ def test_what_an_environment_raises_is_the_users_and_not_tried_again(mortal):
 
 
 def test_an_interruption_leaves_a_run_to_resume_and_the_cluster_to_others(mortal, tmp_path):
-    run = {"n_envs": 2, "episodes": 40, "cluster": "auto", "checkpoint": tmp_path / "kept"}
+    run = {"episodes": 30, "checkpoint": tmp_path / "kept"}
     with pytest.raises(KeyboardInterrupt):
-        quick(mortal(), **run, on_episode=Interrupt(21))
-    forks = run | {"cluster": None}
-    assert_same(quick(mortal(), **forks, resume=True), quick(mortal(), n_envs=2, episodes=40))
+        quick(mortal(), **run, cluster="auto", on_episode=Interrupt(21))
+    assert_same(quick(mortal(), **run, resume=True), quick(mortal(), episodes=30))
 
 
 def test_what_it_knows_of_plans_goes_along(mortal):
