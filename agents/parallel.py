@@ -92,31 +92,38 @@ def follow_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def vectorized(env: GymEnv, *, n_envs: int = 1) -> VecEnv:
+def vectorized(env: GymEnv, *, n_envs: int = 1, cluster: str | None = None) -> VecEnv:
     """Return `n_envs` environments that step in lockstep, each in a process of its own with one thread.
 
     The processes are forks: network, images and what is known of plans are shared, not copied. So each
     network's first episode is begun here before: what that finds out, they would each find out again. One
-    environment stays in this process.
+    environment stays in this process, unless there is a cluster.
 
     Args:
         env: all are like it.
         n_envs: how many.
+        cluster: address of the Ray cluster whose processes are used, see `agents.cluster.connected`; None
+            for forks.
 
     Raises:
-        AgentError: fewer than one, or several where CUDA is in use, which does not survive a fork.
+        AgentError: fewer than one, or several where CUDA is in use, which does not survive a fork; or see
+            `agents.cluster.ClusterWorkers`.
     """
     if n_envs < 1:
         raise AgentError(f"the number of environments must be 1 or more, got {n_envs}")
-    if n_envs == 1:
+    if n_envs == 1 and cluster is None:
         return DummyVecEnv([lambda: Monitor(RestartableEpisodes(env))])
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized() and cluster is None:
         raise AgentError(
             "several environments need processes, which cannot share a GPU that is in use; "
-            "leave out --n-envs, or use --device cpu"
+            "leave out --n-envs, or use --device cpu, or --cluster"
         )
     for _ in range(episodic_environment(env).networks):
         env.reset()
+    if cluster is not None:
+        from agents.cluster import ClusterWorkers  # late: it builds on this module
+
+        return ClusterWorkers(env, n_envs=n_envs, address=cluster)
 
     def start() -> GymEnv:
         follow_parent()

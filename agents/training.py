@@ -57,6 +57,7 @@ def learn(
     hyperparameters: Mapping[str, Any] | None = None,
     initial_policy: Policy | None = None,
     n_envs: int = 1,
+    cluster: str | None = None,
     device: str = "cpu",
     tensorboard_log: Path | None = None,
     progress: bool = False,
@@ -76,6 +77,7 @@ def learn(
         hyperparameters: that differ from the algorithm's own, see `with_overrides`.
         initial_policy: a policy to go on from, instead of from uniform pruning.
         n_envs: processes that run episodes side by side, see `vectorized`; results depend on it.
+        cluster: address of the Ray cluster whose processes are used, None for this machine's own.
         device: where the policy network lives; it is small, so a CPU serves best.
         tensorboard_log: the folder that gets the run's folder, or None.
         progress: show a bar on standard error.
@@ -117,7 +119,7 @@ def learn(
         )
     if log is not None:
         log.take_up(environment, algorithm, kept.history.episodes if kept else 0)
-    envs = vectorized(env, n_envs=n_envs)
+    envs = vectorized(env, n_envs=n_envs, cluster=cluster)
     try:
         rounds = Rounds(len(environment.group_names), environment.networks, n_envs)
         run = _begin(identity, envs, rounds, kept, initial_policy, device, tensorboard_log)

@@ -271,6 +271,14 @@ def add_learning_flags(parser: Parser) -> None:
     )
     parser.add_argument("--n-envs", type=positive, default=1, metavar="K", help="processes that evaluate (1)")
     parser.add_argument(
+        "--cluster",
+        nargs="?",
+        const="auto",
+        metavar="HOST:PORT",
+        help="evaluate in --n-envs processes of a Ray cluster: the one at this address; without an address "
+        "the one this machine is part of, else one of this machine alone (local: that in any case)",
+    )
+    parser.add_argument(
         "--first-images",
         type=positive,
         metavar="N",

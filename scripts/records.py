@@ -32,6 +32,7 @@ MAY_DIFFER = (
     "quiet",
     "device",
     "download",
+    "cluster",
 )  # between a run and its resumption
 
 COLUMNS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from agents import (
     save_policy,
 )
 from agents.algorithms import read_overrides, with_overrides
+from agents.cluster import connected
 from agents.input_learning import PER_INPUT
 from agents.interface import GymEnv
 from agents.parallel import vectorized
@@ -71,6 +73,10 @@ def run(argv: Sequence[str]) -> None:
     if args.per_input:
         parser.set_defaults(**PER_INPUT_DEFAULTS)
         args = parser.parse(argv)
+        if args.cluster:
+            raise options.UsageError(
+                "--per-input learns from many inputs in one process; leave out --cluster"
+            )
     elif args.plan or args.static_ratio or args.rounds or args.tune_epochs:
         raise options.UsageError("--plan, --static-ratio, --rounds and --tune-epochs go with --per-input")
     if args.score and (args.per_input or args.first_images):
@@ -89,10 +95,17 @@ def run(argv: Sequence[str]) -> None:
     if args.init_policy:
         check_source(policy_folder(args.init_policy), out)
     torch.manual_seed(args.seed)
+    with ExitStack() as stack:
+        if args.cluster:  # before the work begins, and once for agent and baselines
+            stack.enter_context(connected(args.cluster, n_envs=args.n_envs))
+        _train(out, args, budget)
+
+
+def _train(out: Path, args: argparse.Namespace, budget: Budget | BudgetRange) -> None:
     if args.per_input:
         train_per_input(out, args, budget)
     elif args.also or isinstance(budget, BudgetRange):
-        if not learner:
+        if args.algo not in ALGORITHMS:
             raise options.UsageError(f"{args.algo} searches for one plan; give one network and one budget")
         train_for_reuse(out, args, budget, _learn)
     else:
@@ -147,6 +160,7 @@ def _learn(
         hyperparameters=read_overrides(args.hyper),
         initial_policy=initial_policy(env, args),
         n_envs=args.n_envs,
+        cluster=args.cluster,
         tensorboard_log=out / "tensorboard",
         progress=not args.quiet,
         log=log,
@@ -166,7 +180,7 @@ def _baseline(env: LayerPruningEnv, name: str, args: argparse.Namespace, log: Ep
 
 def _search(env: LayerPruningEnv, name: str, args: argparse.Namespace, log: EpisodeLog) -> Any:
     log.take_up(env, name, 0)
-    envs = vectorized(env, n_envs=args.n_envs)
+    envs = vectorized(env, n_envs=args.n_envs, cluster=args.cluster)
     try:
         return search(
             envs,

@@ -50,6 +50,12 @@ class Running:
         self._process.start()
         held.close()
 
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def when(self, reached: Callable[[], bool]) -> Running:
         """Wait until something has come about, with the command still running."""
         deadline = time.monotonic() + 300  # on a busy machine
@@ -61,10 +67,8 @@ class Running:
 
     def end(self, with_signal: int | None = None, *, group: bool = False) -> tuple[int, str, str]:
         """Send the signal, to the whole process group if asked, and return exit code, stdout and stderr."""
-        pid = self._process.pid
-        assert pid is not None
         if with_signal is not None:
-            (os.killpg if group else os.kill)(pid, with_signal)
+            (os.killpg if group else os.kill)(self.pid, with_signal)
         self._process.join(300)
         assert self._process.exitcode is not None, "it hangs"
         return self._process.exitcode, *((self._folder / name).read_text() for name in ("out", "err"))
