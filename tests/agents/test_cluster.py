@@ -104,9 +104,10 @@ def without_clock(infos):
     return infos
 
 
-def test_they_are_to_a_learner_what_forks_are_even_if_one_dies(mortal, caplog):
+def test_they_are_to_a_learner_what_forks_are_even_if_they_die(mortal, caplog):
     forks = vectorized(mortal(), n_envs=2)
-    hosted = vectorized(mortal(1), n_envs=2, cluster="auto")  # at its first reset, with a seed
+    # at its first reset, with a seed, and after an episode whose result is known
+    hosted = vectorized(mortal(1, GROUPS + 5), n_envs=2, cluster="auto")
     try:
         for envs in (forks, hosted):
             envs.set_attr("colour", "red", indices=1)
@@ -134,10 +135,11 @@ def test_they_are_to_a_learner_what_forks_are_even_if_one_dies(mortal, caplog):
         assert hosted.env_method("episode_start") == forks.env_method("episode_start")
         with pytest.raises(AttributeError, match="nothing"):
             hosted.get_attr("nothing")
+        assert hosted.get_attr("known") == forks.get_attr("known")
     finally:
         forks.close()
         hosted.close()
-    assert [record.getMessage()[-14:] for record in caplog.records] == ["it is replaced"]
+    assert [record.getMessage()[-14:] for record in caplog.records] == ["it is replaced"] * 2
 
 
 def test_a_run_whose_processes_are_killed_ends_as_one_undisturbed(mortal, caplog):
