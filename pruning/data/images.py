@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 
+BATCH_SIZE = 256
+BATCH_BYTES = 2**25  # of the images alone: what a network makes of them takes tens of times as much
+
+
 class ImageSource(Protocol):
     """Normalised images that are read, or made, when they are asked for."""
 
@@ -42,9 +46,15 @@ class Images:
         """Return the images [K, C, H, W] of these numbers, [K]."""
         return self._content[which]
 
-    def batches(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images [B, C, H, W] and labels [B] in order; the last batch may be smaller."""
+    def batches(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images [B, C, H, W] and labels [B] in order; the last batch may be smaller.
+
+        Args:
+            batch_size: the most images in a batch; BATCH_SIZE, or as many as BATCH_BYTES allow, by default.
+        """
         content = self._content
+        if batch_size is None:
+            batch_size = min(BATCH_SIZE, 1 + BATCH_BYTES // content[torch.tensor([0])].nbytes)
         parts = content.split(batch_size) if isinstance(content, Tensor) else content.batches(batch_size)
         yield from zip(parts, self.labels.split(batch_size), strict=True)
 
@@ -58,7 +68,7 @@ class Images:
         """Return all images; filled in batch by batch, since two copies might not fit."""
         found = torch.empty(0)
         start = 0
-        for batch in source.batches(256):
+        for batch in source.batches(BATCH_SIZE):
             if start == 0:
                 found = batch.new_empty((len(self), *batch.shape[1:]))
             found[start : start + len(batch)] = batch

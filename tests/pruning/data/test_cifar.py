@@ -98,15 +98,19 @@ def test_a_missing_folder_says_how_to_get_it(files, tmp_path):
 
 
 @pytest.mark.parametrize("list_name", ["train_list", "test_list"])
-def test_a_damaged_file_is_noticed_before_it_is_unpickled(files, tmp_path, list_name, monkeypatch):
+def test_a_damaged_file_is_neither_unpickled_nor_fetched_again_unasked(
+    files, tmp_path, list_name, monkeypatch
+):
     kind, dataset, _ = files
     path = tmp_path / dataset.base_folder / getattr(dataset, list_name)[-1][0]
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    opened, load = [], pickle.load
+    fetched, opened, load = [], [], pickle.load
+    monkeypatch.setattr(dataset, "download", lambda self: fetched.append(self.url))
     monkeypatch.setattr(pickle, "load", lambda file, **how: opened.append(file.name) or load(file, **how))
     with pytest.raises(DataError, match=f"{dataset.base_folder} is incomplete or damaged; add --download"):
         load_splits(f"{kind}:{tmp_path}", NETWORK)
     assert path.name not in map(os.path.basename, opened)
+    assert not fetched
 
 
 @pytest.fixture

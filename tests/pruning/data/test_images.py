@@ -42,6 +42,14 @@ def test_batches_keep_the_order_and_lose_nothing():
     assert len(images) == 5
 
 
+@pytest.mark.parametrize(("side", "most"), [(8, 256), (96, 256), (224, 56), (6000, 1)])
+def test_batches_are_small_where_images_are_large(side, most):
+    pixels = torch.zeros(1, 3, 1, 1).expand(300, 3, side, side)  # takes no memory
+    for source in (pixels, Watched(pixels)):
+        _, labels = next(Images(source, torch.zeros(300)).batches())
+        assert len(labels) == most
+
+
 def test_what_is_read_is_what_would_be_in_memory():
     source, images = watched(0, 7)
     assert source.given == 0  # nothing before it is asked for
