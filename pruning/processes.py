@@ -71,18 +71,19 @@ def launched(device: str) -> Iterator[Processes]:
     """Join the processes that a launcher started for the block; without a launcher there is this one alone.
 
     Args:
-        device: `cpu`, or `cuda`, which then stands for a GPU of this process's own.
+        device: `cpu`; or `cuda` or `auto`, for a GPU of this process's own.
 
     Raises:
         PruningError: `accelerate` is missing, or the device is one particular GPU for several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # launchers say so
         yield ALONE
         return
     if ":" in device:
         raise PruningError(f"several processes cannot share {device}; name cuda, and each takes its own")
     accelerate = imported("accelerate", extra="distributed", purpose="several processes")
-    accelerator = accelerate.Accelerator(cpu=device == "cpu")
+    # without cpu=True it would not join the others where there is no GPU
+    accelerator = accelerate.Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
     try:
         yield _Launched(accelerator)
     finally:
