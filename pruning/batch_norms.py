@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pruning.data import Images
-from pruning.errors import PruningError
+from pruning.errors import DataError, PruningError
 from pruning.lockstep import BATCH_NORMS
 from pruning.modes import evaluating
 from pruning.processes import ALONE, Processes
@@ -55,8 +55,11 @@ def reestimate_(model: nn.Module, images: Images, processes: Processes = ALONE) 
         processes: that hold this network; each runs its share of the batches.
 
     Raises:
+        DataError: there is no image.
         PruningError: what a BatchNorm reads is not finite.
     """
+    if not len(images):
+        raise DataError("there is no image to estimate statistics from; give at least one")
     device = next(model.parameters()).device
     numbers = torch.arange(len(images)).tensor_split(-(-len(images) // BATCH_SIZE))
     with evaluating(model), _observing(model) as moments:

@@ -69,12 +69,13 @@ class Descent:
         optimizer_of: parameters, a learning rate and a weight decay.
         schedule_of: of the learning rate, by steps.
         max_norm: longer gradients are cut to this length.
-        precision: of forward passes.
+        precision: of forward passes, one of PRECISIONS.
         processes: that train the network together; each step is that of one process alone, to rounding.
         seed: of the order and the variation.
 
     Raises:
         DataError: there is no image.
+        UnknownNameError: there is no such precision.
         PruningError: there are fewer images in a batch than processes.
     """
 
@@ -88,7 +89,7 @@ class Descent:
         optimizer_of: OptimizerOf = nesterov,
         schedule_of: ScheduleOf = CosineAnnealingLR,
         max_norm: float = math.inf,
-        precision: torch.dtype = torch.float32,
+        precision: str = "float32",
         processes: Processes = ALONE,
         seed: int = 0,
     ) -> None:

@@ -19,7 +19,6 @@ from pruning.errors import PruningError
 from pruning.evaluation import accuracy, predictions
 from pruning.modes import evaluating, taking_gradients
 from pruning.optimization import OPTIMIZERS, warmed_up
-from pruning.precision import resolve_precision
 from pruning.processes import ALONE, Processes
 from pruning.registry import unknown_name
 from pruning.runtime.gates import gates_of
@@ -66,8 +65,7 @@ def finetune_(
             logits, and labels play no part; without it the cross entropy.
         validation: images held out, to see after each epoch how many of them come out right.
         part: `all` parameters, or only those of the runtime `gates`.
-        epochs: passes over the images, those before an interruption included; 0 where the BatchNorms'
-            statistics are to be reestimated and no more.
+        epochs: passes over the images, those before an interruption included.
         optimizer: one of OPTIMIZERS.
         learning_rate: the highest; the optimiser's own unless given.
         schedule: one of SCHEDULES, after a short warm-up.
@@ -95,11 +93,7 @@ def finetune_(
     kind = OPTIMIZERS[optimizer]
     rate = kind.learning_rate if learning_rate is None else learning_rate
     parameters = trained_parameters(model, part)
-    dtype = resolve_precision(precision, parameters[0].device)
     check_statistics(model, batch_norms)
-    if epochs == 0 and batch_norms == REESTIMATED:
-        reestimate_(model.eval(), images, processes)
-        return ()
     recipe = Recipe(epochs, rate, batch_size, weight_decay, shift, flip)
     descent = Descent(
         parameters,
@@ -109,12 +103,12 @@ def finetune_(
         optimizer_of=kind.build,
         schedule_of=warmed_up(schedule),
         max_norm=MAX_NORM,
-        precision=dtype,
+        precision=precision,
         processes=processes,
         seed=seed,
     )
     run = {"part": part, "distillation": teacher is not None, "images": len(images), "seed": seed}
-    run |= {"optimizer": optimizer, "schedule": schedule, "precision": str(dtype), "batch_norms": batch_norms}
+    run |= {"optimizer": optimizer, "schedule": schedule, "precision": precision, "batch_norms": batch_norms}
     run |= {**asdict(recipe), "initial weights": fingerprint(model)}
     kept = read_checkpoint(checkpoint, run) if checkpoint is not None and resume else None
     if batch_norms == REESTIMATED and not kept:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pruning.batch_norms import KEPT, REESTIMATED, STATISTICS, check_statistics
+from pruning.batch_norms import KEPT, REESTIMATED, STATISTICS, check_statistics, reestimate_
 from pruning.cost import measure_latency
 from pruning.data import Images
 from pruning.descent import Epoch, Recipe
@@ -170,6 +170,9 @@ def _mean_share(model: nn.Module, images: Images) -> float | None:
 def _finetune(
     model: nn.Module, material: Material, args: argparse.Namespace, processes: Processes
 ) -> tuple[Epoch, ...]:
+    if not args.epochs:  # which `_check` lets through for this alone
+        reestimate_(model, material.images, processes)
+        return ()
     with closing(Curves(args.out / "tensorboard")) as curves:
         return finetune_(
             model,

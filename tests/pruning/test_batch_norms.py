@@ -7,7 +7,7 @@ from torch import nn
 from pruning import batch_norms
 from pruning.batch_norms import check_statistics, reestimate_
 from pruning.data import Images
-from pruning.errors import PruningError, UnknownNameError
+from pruning.errors import DataError, PruningError, UnknownNameError
 from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
 from tests.pruning.oracles import snapshot
 
@@ -123,6 +123,8 @@ def test_what_is_not_finite_is_refused():
     images.images[3, 1, 0, 0] = float("nan")
     with pytest.raises(PruningError, match="what a BatchNorm reads is NaN or infinite"):
         reestimate_(chain(), images)
+    with pytest.raises(DataError, match="there is no image to estimate statistics from"):
+        reestimate_(chain(), images_of(0))
 
 
 def test_a_network_without_statistics_to_change_is_refused():

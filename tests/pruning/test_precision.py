@@ -44,17 +44,17 @@ def descend(precision, *, factor=1.0, epochs=1):
     return seen, list(descent.epochs()), layer, start
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
 def test_forward_passes_take_the_type_and_weights_stay_float32(precision):
     seen, _, layer, start = descend(precision, factor=0.5)
-    assert seen == [precision]
+    assert seen == [getattr(torch, precision)]
     assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
     torch.testing.assert_close(layer.weight.detach(), start - 0.1 * 1.9 / 2)  # Nesterov's first step
 
 
 def test_a_gradient_too_large_for_float16_as_it_is_scaled_lowers_the_scale_and_the_rate_waits():
     # the first scale, 65,536, is just beyond float16, the next within
-    _, epochs, layer, start = descend(torch.float16, epochs=3)
+    _, epochs, layer, start = descend("float16", epochs=3)
     assert [epoch.learning_rate for epoch in epochs][:2] == [0.1, 0.1]
     assert epochs[2].learning_rate < 0.1
     assert torch.isfinite(layer.weight).all()
@@ -69,7 +69,7 @@ def test_a_gradient_that_stays_infinite_ends_the_descent():
         images,
         Recipe(40, 0.1, 8),
         lambda batch, labels: weight.sqrt().sum(),
-        precision=torch.float16,
+        precision="float16",
     )
     with pytest.raises(PruningError, match=r"in epoch 1\d: the norm of its gradient is inf"):
         list(descent.epochs())

@@ -97,6 +97,28 @@ def test_a_step_together_is_the_step_of_one_alone(count):
         assert torch.equal(model.unused.weight, NET.unused.weight)  # not even decayed
 
 
+def drawn(number, epochs, done=0):
+    """What a network in one of two processes draws itself, in each step of two an epoch."""
+    weight, seen = nn.Parameter(torch.zeros(1, dtype=torch.float64)), []
+
+    def loss_of(batch, labels):
+        seen.append(torch.rand(1).item())
+        return (weight * batch).mean()
+
+    one = Together(number, {}, threading.Barrier(2))
+    one.total = lambda tensor: tensor
+    descent = Descent([weight], some_images(), Recipe(epochs, 0.1, 12), loss_of, processes=one, seed=3)
+    with seeded(3):
+        list(descent.epochs(done=done))
+    return seen
+
+
+def test_no_two_processes_drop_out_alike_and_a_resumed_one_does_as_before():
+    first, second = drawn(0, 3), drawn(1, 3)
+    assert len({*first, *second}) == 12
+    assert drawn(1, 3, done=2) == second[4:]
+
+
 def test_gradients_add_up_where_some_process_has_one():
     def work(processes):
         first, second, third = (nn.Parameter(torch.zeros(2)) for _ in range(3))

@@ -19,17 +19,10 @@ def launch(*argv):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = [
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
+        *("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", port),
+        *("--mixed_precision", "no", "--dynamo_backend", "no"),  # else it says that it takes these
     ]
-    # what the command `accelerate launch` runs
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", *settings, "--main_process_port", port]
+    launcher = ["-m", "accelerate.commands.launch", *settings]  # what `accelerate launch` runs
     return in_own_process(*launcher, "--module", "scripts.finetune", *argv)
 
 
