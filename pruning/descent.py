@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from tqdm import tqdm
 
 from pruning.data import Images
 from pruning.errors import DataError, PruningError
+from pruning.optimization import OptimizerOf, nesterov
+from pruning.precision import Precision
+from pruning.processes import ALONE, Processes, add_up_gradients_, share_of
+from pruning.variation import Variation
 
 LossOf = Callable[[Tensor, Tensor], Tensor]  # (images [batch, C, H, W], labels [batch]) -> mean loss
 ScheduleOf = Callable[[torch.optim.Optimizer, int], LRScheduler]  # of an optimiser and all its steps
@@ -49,21 +52,31 @@ class Epoch:
     number: int  # the first is 1
     loss: float  # mean over the images, each as its batch came up
     learning_rate: float  # of the first step
+    accuracy: float | None = None  # on images held out, at its end; None without any
 
 
 class Descent:
-    """SGD with Nesterov momentum, one epoch after the other; draws from torch's global generators.
+    """Follow the gradient over images, one epoch after the other.
+
+    Order and variation of the images come from a generator of its own; what the network draws itself
+    (dropout) comes from torch's global ones.
 
     Args:
         parameters: to be trained; they decide the device.
         images: seen once an epoch, in a new order each time.
         recipe: how long, how fast, and how images are varied.
         loss_of: runs the network on a batch.
+        optimizer_of: parameters, a learning rate and a weight decay.
         schedule_of: of the learning rate, by steps.
         max_norm: longer gradients are cut to this length.
+        precision: of forward passes, one of PRECISIONS.
+        processes: that train the network together; each step is that of one process alone, to rounding.
+        seed: of the order and the variation.
 
     Raises:
         DataError: there is no image.
+        UnknownNameError: there is no such precision.
+        PruningError: there are fewer images in a batch than processes.
     """
 
     def __init__(
@@ -73,8 +86,12 @@ class Descent:
         recipe: Recipe,
         loss_of: LossOf,
         *,
+        optimizer_of: OptimizerOf = nesterov,
         schedule_of: ScheduleOf = CosineAnnealingLR,
         max_norm: float = math.inf,
+        precision: str = "float32",
+        processes: Processes = ALONE,
+        seed: int = 0,
     ) -> None:
         if not len(images):
             raise DataError("there is no image to train on; give at least one")
@@ -83,14 +100,17 @@ class Descent:
         self._recipe = recipe
         self._loss_of = loss_of
         self._max_norm = max_norm
+        self._precision = Precision(precision, parameters[0].device)
+        self._processes = processes
+        self._seed = seed
+        self._draws = torch.Generator().manual_seed(seed)
         self._n_batches = -(-len(images) // recipe.batch_size)
-        self._optimizer = torch.optim.SGD(
-            parameters,
-            lr=recipe.learning_rate,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=recipe.weight_decay,
-        )
+        smallest = len(images) // self._n_batches
+        if smallest < processes.count:
+            raise PruningError(
+                f"{processes.count} processes cannot share {smallest} images; make batches larger"
+            )
+        self._optimizer = optimizer_of(parameters, recipe.learning_rate, recipe.weight_decay)
         self._schedule = schedule_of(self._optimizer, recipe.epochs * self._n_batches)
 
     def epochs(self, *, done: int = 0, progress: bool = False) -> Iterator[Epoch]:
@@ -118,6 +138,8 @@ class Descent:
         return {
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
+            "scaler": self._precision.scaler.state_dict(),
+            "draws": self._draws.get_state(),
             "random": [torch.get_rng_state(), *cuda],
         }
 
@@ -125,30 +147,54 @@ class Descent:
         """Go on from what `state_dict` returned."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
+        self._precision.scaler.load_state_dict(state["scaler"])
+        self._draws.set_state(state["draws"])
         cpu, *cuda = state["random"]
         torch.set_rng_state(cpu)
         if cuda and torch.cuda.is_available():
             torch.cuda.set_rng_state(cuda[0])
 
     def _epoch(self, number: int) -> Epoch:
+        if self._processes.number:  # so that no two processes drop out alike, resumed or not
+            torch.manual_seed(self._seed + 1_000_003 * self._processes.number + number)
         rate = float(self._schedule.get_last_lr()[0])
-        device = self._parameters[0].device
         total = 0.0
-        for batch in torch.randperm(len(self._images)).tensor_split(self._n_batches):
-            x = _varied(self._images.take(batch), self._recipe).to(device)
-            loss = self._loss_of(x, self._images.labels[batch].to(device))
-            self._check("loss", loss, number)
-            self._step(loss, number)
-            total += loss.item() * len(batch)
+        for batch in torch.randperm(len(self._images), generator=self._draws).tensor_split(self._n_batches):
+            total += self._step(batch, number) * len(batch)
         return Epoch(number, total / len(self._images), rate)
 
-    def _step(self, loss: Tensor, epoch: int) -> None:
+    def _step(self, batch: Tensor, epoch: int) -> float:
+        """Take a step on the images of these numbers, [batch]; return their mean loss."""
+        loss = self._share_of_loss(batch)
+        mean = self._processes.total(loss.detach())
+        self._check("loss", mean, epoch)
+        scaler = self._precision.scaler
         self._optimizer.zero_grad()
-        loss.backward()
+        scaler.scale(loss).backward()
+        add_up_gradients_(self._processes, self._parameters)
+        scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
-        self._check("norm of its gradient", norm, epoch)
-        self._optimizer.step()
-        self._schedule.step()
+        overflown = self._precision.may_overflow and not torch.isfinite(norm)
+        if not overflown:
+            self._check("norm of its gradient", norm, epoch)
+        scaler.step(self._optimizer)  # none if the gradient is not finite
+        scaler.update()
+        if not overflown:
+            self._schedule.step()
+        return mean.item()
+
+    def _share_of_loss(self, batch: Tensor) -> Tensor:
+        """Return what this process's images contribute to the mean loss of a batch."""
+        device = self._parameters[0].device
+        variation = Variation.draw(
+            len(batch), shift=self._recipe.shift, flip=self._recipe.flip, generator=self._draws
+        )
+        share = share_of(self._processes, len(batch))
+        mine = batch[share]
+        x = variation.of(self._images.take(mine), share).to(device)
+        with self._precision.cast():
+            loss = self._loss_of(x, self._images.labels[mine].to(device))
+        return loss * (len(mine) / len(batch))
 
     def _check(self, what: str, value: Tensor, epoch: int) -> None:
         if not torch.isfinite(value):
@@ -165,20 +211,3 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
-
-
-def _varied(images: Tensor, recipe: Recipe) -> Tensor:
-    shifted = _shifted(images, recipe.shift)
-    if not recipe.flip:
-        return shifted
-    mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
-    return torch.where(mirrored, shifted.flip(-1), shifted)
-
-
-def _shifted(images: Tensor, shift: int) -> Tensor:
-    if shift == 0:
-        return images
-    height, width = images.shape[-2:]
-    top, left = torch.randint(2 * shift + 1, (2,)).tolist()
-    padded = functional.pad(images, (shift,) * 4, mode="replicate")
-    return padded[..., top : top + height, left : left + width]

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR
 
+from pruning.batch_norms import KEPT, REESTIMATED, TRAINED, batch_norms_of, check_statistics, reestimate_
+from pruning.checkpoints import fingerprint, read_checkpoint, restore_, write_checkpoint
 from pruning.data import Images
 from pruning.descent import Descent, Epoch, LossOf, Recipe, seeded
 from pruning.errors import PruningError
-from pruning.files import written_whole
-from pruning.lockstep import BATCH_NORMS
+from pruning.evaluation import accuracy, predictions
 from pruning.modes import evaluating, taking_gradients
+from pruning.optimization import OPTIMIZERS, warmed_up
+from pruning.processes import ALONE, Processes
 from pruning.registry import unknown_name
 from pruning.runtime.gates import gates_of
 from pruning.runtime.per_input import input_ratios
@@ -29,9 +27,6 @@ from pruning.runtime.per_input import input_ratios
 PARTS = ("all", "gates")
 TEMPERATURE = 2.0  # that softens the logits of both networks in distillation
 MAX_NORM = 5.0  # of the gradient; a network just cut may start with a steep one
-WARM_UP_SHARE = 0.1  # of all steps
-
-Checkpoint = Mapping[str, Any]
 
 
 @torch.enable_grad()  # whatever the caller is doing
@@ -40,14 +35,20 @@ def finetune_(
     images: Images,
     *,
     teacher: nn.Module | None = None,
+    validation: Images | None = None,
     part: str = "all",
     epochs: int,
-    learning_rate: float = 3e-3,
+    optimizer: str = "sgd",
+    learning_rate: float | None = None,
+    schedule: str = "cosine",
     batch_size: int = 64,
     weight_decay: float = 5e-4,
+    precision: str = "auto",
+    batch_norms: str = KEPT,
     shift: int = 0,
     flip: bool = False,
     seed: int = 0,
+    processes: Processes = ALONE,
     checkpoint: Path | None = None,
     resume: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -55,50 +56,71 @@ def finetune_(
 ) -> tuple[Epoch, ...]:
     """Train a compressed network in place; return its epochs, those before an interruption included.
 
-    SGD with Nesterov momentum, cosine schedule after a short warm-up. BatchNorms keep their statistics. The
-    network is in evaluation mode afterwards; torch's global generators stay as they were.
+    The network is in evaluation mode afterwards; torch's global generators stay as they were.
 
     Args:
         model: the compressed network; after an error, other than of a wrong argument, of no more use.
         images: seen once an epoch, in a new order each time.
         teacher: the dense network, on the same device. With it the loss is the divergence of the softened
             logits, and labels play no part; without it the cross entropy.
+        validation: images held out, to see after each epoch how many of them come out right.
         part: `all` parameters, or only those of the runtime `gates`.
         epochs: passes over the images, those before an interruption included.
-        learning_rate: the highest.
-        batch_size: the most images in a step; batches differ by at most one image.
+        optimizer: one of OPTIMIZERS.
+        learning_rate: the highest; the optimiser's own unless given.
+        schedule: one of SCHEDULES, after a short warm-up.
+        batch_size: the most images in a step, of all processes; batches differ by at most one image.
         weight_decay: on all parameters that are trained.
+        precision: one of PRECISIONS, of forward passes; losses and statistics are float32 in any case.
+        batch_norms: their statistics are `kept`; or `reestimated` on the images at first, then kept; or
+            `trained`: they follow the batches, of which a process sees its share.
         shift: each batch is moved by up to so many pixels either way.
         flip: each image is mirrored half of the time.
         seed: of the order, the variation of images, and whatever the network draws (dropout).
-        checkpoint: the file that keeps the run after each epoch, or None.
+        processes: that train the network together; the first writes checkpoints, calls and shows the bar.
+        checkpoint: the file that keeps the run after each epoch, or None; all processes must see it.
         resume: go on from `checkpoint` if a run was kept there, else begin; the weights come out as if there
             had been no interruption.
         on_epoch: called after each epoch, when its checkpoint is written; what it raises ends the run.
         progress: show a bar on stderr if that is a terminal.
 
     Raises:
-        UnknownNameError: there is no such part.
+        UnknownNameError: there is no such part, optimiser, schedule, precision or way with BatchNorms.
         DataError: there is no image.
-        PruningError: a number makes no sense, the network has no gates, the teacher has other classes, the
-            checkpoint is damaged or of another run, or the loss became NaN or infinite.
+        PruningError: a number makes no sense, the network has no gates or no BatchNorm, the teacher has other
+            classes, the checkpoint is damaged or of another run, or the loss became NaN or infinite.
     """
-    recipe = Recipe(epochs, learning_rate, batch_size, weight_decay, shift, flip)
+    kind = OPTIMIZERS[optimizer]
+    rate = kind.learning_rate if learning_rate is None else learning_rate
     parameters = trained_parameters(model, part)
+    check_statistics(model, batch_norms)
+    recipe = Recipe(epochs, rate, batch_size, weight_decay, shift, flip)
     descent = Descent(
-        parameters, images, recipe, _loss(model, teacher), schedule_of=_warmed_up_cosine, max_norm=MAX_NORM
+        parameters,
+        images,
+        recipe,
+        _loss(model, teacher),
+        optimizer_of=kind.build,
+        schedule_of=warmed_up(schedule),
+        max_norm=MAX_NORM,
+        precision=precision,
+        processes=processes,
+        seed=seed,
     )
     run = {"part": part, "distillation": teacher is not None, "images": len(images), "seed": seed}
-    run |= {**asdict(recipe), "initial weights": _fingerprint(model)}
-    kept = _read(checkpoint, run) if checkpoint is not None and resume else None
-    with seeded(seed), _learning(model, parameters), evaluating(*([teacher] if teacher else [])):
-        history = _restore(kept, model, descent) if kept else []
-        for epoch in descent.epochs(done=len(history), progress=progress):
-            history.append(epoch)
-            if checkpoint is not None:
-                _write(checkpoint, run, model, descent, history)
-            if on_epoch is not None:
-                on_epoch(epoch)
+    run |= {"optimizer": optimizer, "schedule": schedule, "precision": precision, "batch_norms": batch_norms}
+    run |= {**asdict(recipe), "initial weights": fingerprint(model)}
+    kept = read_checkpoint(checkpoint, run) if checkpoint is not None and resume else None
+    if batch_norms == REESTIMATED and not kept:
+        reestimate_(model, images, processes)
+    with seeded(seed), _learning(model, parameters, batch_norms), evaluating(*([teacher] if teacher else [])):
+        history = restore_(kept, model, descent) if kept else []
+        for epoch in descent.epochs(done=len(history), progress=progress and not processes.number):
+            history.append(epoch if validation is None else _validated(epoch, model, validation))
+            if checkpoint is not None and not processes.number:
+                write_checkpoint(checkpoint, run, model, descent, history)
+            if on_epoch is not None and not processes.number:
+                on_epoch(history[-1])
     return tuple(history)
 
 
@@ -137,34 +159,26 @@ def softened_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 def _loss(model: nn.Module, teacher: nn.Module | None) -> LossOf:
     if teacher is None:
-        return lambda images, labels: functional.cross_entropy(model(images), labels)
+        return lambda images, labels: functional.cross_entropy(model(images).float(), labels)
 
     def follow(images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             wanted = teacher(images)
-        return softened_divergence(model(images), wanted)
+        return softened_divergence(model(images).float(), wanted.float())
 
     return follow
 
 
-def _warmed_up_cosine(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-    """Rise linearly to the optimiser's rate, then fall to 0 along half a cosine."""
-    warm = max(1, round(WARM_UP_SHARE * steps))
-
-    def share(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    return LambdaLR(optimizer, share)
+def _validated(epoch: Epoch, model: nn.Module, images: Images) -> Epoch:
+    return replace(epoch, accuracy=accuracy(*predictions(model, images.batches())))
 
 
 @contextmanager
-def _learning(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Train all modules but BatchNorms, and have these parameters alone take gradients, for the block."""
+def _learning(model: nn.Module, parameters: Sequence[nn.Parameter], batch_norms: str) -> Iterator[None]:
+    """Train modules, BatchNorms if asked, and have these parameters alone take gradients, for the block."""
     model.train()
-    for module in model.modules():
-        if isinstance(module, BATCH_NORMS):
+    if batch_norms != TRAINED:
+        for module in batch_norms_of(model):
             module.eval()
     try:
         with taking_gradients(model, parameters):
@@ -174,46 +188,3 @@ def _learning(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[
         gates = gates_of(model)
         if gates is not None:
             gates.forget()
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """Return a hash of the weights: a checkpoint of another network, cut otherwise, must not be loaded."""
-    state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
-    return hashlib.sha256(save(state)).hexdigest()
-
-
-def _write(
-    path: Path, run: Mapping[str, Any], model: nn.Module, descent: Descent, history: list[Epoch]
-) -> None:
-    state = {
-        "run": run,
-        "model": model.state_dict(),
-        "descent": descent.state_dict(),
-        "history": [asdict(epoch) for epoch in history],
-    }
-    with written_whole(path) as temporary:
-        torch.save(state, temporary)
-
-
-def _read(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
-    """Return the checkpoint in a file, None if there is none; refuse that of another run."""
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["run"]
-        changed = [name for name in run if saved[name] != run[name]]
-    except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
-        raise PruningError(f"{path} is truncated, damaged, or no checkpoint; start afresh") from error
-    if changed:
-        raise PruningError(
-            f"{path} was made with other {' and '.join(changed)}; repeat them, or start afresh"
-        )
-    return state
-
-
-def _restore(kept: Checkpoint, model: nn.Module, descent: Descent) -> list[Epoch]:
-    """Set network, optimiser, schedule and random state back; return the epochs that are over."""
-    model.load_state_dict(kept["model"])
-    descent.load_state_dict(kept["descent"])
-    return [Epoch(**epoch) for epoch in kept["history"]]

@@ -67,7 +67,7 @@ def train_dense(
         return functional.cross_entropy(model(batch), labels, label_smoothing=0.1)
 
     recipe = Recipe(epochs, learning_rate, batch_size, weight_decay, shift)
-    descent = Descent(list(model.parameters()), images, recipe, loss_of)
+    descent = Descent(list(model.parameters()), images, recipe, loss_of, seed=seed)
     with seeded(seed):
         deque(descent.epochs(progress=progress), maxlen=0)
     return model.eval()

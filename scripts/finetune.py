@@ -7,16 +7,15 @@ import copy
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
-from envs import Budget, count_classes, trains_itself
+from pruning.batch_norms import KEPT, REESTIMATED, STATISTICS, check_statistics, reestimate_
 from pruning.cost import measure_latency
-from pruning.data import Images, ImageSplits, absolute, check_labels, joined
+from pruning.data import Images, absolute
 from pruning.descent import Epoch, Recipe
 from pruning.evaluation import Evaluation, evaluate, predictions
 from pruning.export import LoadedNetwork, load_compressed, save_compressed
@@ -24,17 +23,19 @@ from pruning.files import write_json
 from pruning.finetuning import PARTS, finetune_, trained_parameters
 from pruning.graph import find_groups
 from pruning.measuring import typical_image
+from pruning.optimization import OPTIMIZERS, SCHEDULES
+from pruning.precision import PRECISIONS
+from pruning.processes import Processes, launched
 from pruning.runtime.gates import gates_of
 from pruning.runtime.installing import see_typical_inputs_
 from pruning.runtime.outcomes import input_outcomes, keep_budget_
 from pruning.runtime.per_input import input_ratios
 from pruning.runtime.slicing import deployed
-from pruning.synthesis import answered
 from scripts import options
 from scripts.cli import run_verb
+from scripts.curves import Curves
+from scripts.learning_material import DISTILLATION, LABELS, Material, material_of
 from scripts.records import METRICS, check_out, compressed_folder, open_run, run_config, show
-
-LABELS, DISTILLATION = "labels", "distillation"
 
 
 def build_parser() -> options.Parser:
@@ -50,38 +51,88 @@ def build_parser() -> options.Parser:
         default=LABELS,
         help="from labels (default), or from the dense network, whose --weights are needed",
     )
-    parser.add_argument("--epochs", type=int, default=5, metavar="N", help="passes over the images (5)")
-    parser.add_argument("--lr", type=float, default=3e-3, metavar="R", help="highest learning rate (0.003)")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images in a step (64)")
-    parser.add_argument("--shift", type=int, default=0, metavar="N", help="move images by up to N pixels (0)")
-    parser.add_argument("--flip", action="store_true", help="mirror half of the images")
+    parser.add_argument(
+        "--validate",
+        action="store_true",
+        help="leave the validation images out, and show the accuracy on them after each epoch",
+    )
+    _add_descent_flags(parser)
     options.add_output_flags(parser, resume=True)
     return parser
 
 
+def _add_descent_flags(parser: options.Parser) -> None:
+    parser.add_argument("--epochs", type=int, default=5, metavar="N", help="passes over the images (5)")
+    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="sgd", help="default sgd")
+    rates = ", ".join(f"{OPTIMIZERS[name].learning_rate:g} for {name}" for name in OPTIMIZERS)
+    parser.add_argument("--lr", type=float, metavar="R", help=f"highest learning rate ({rates})")
+    parser.add_argument(
+        "--schedule", choices=list(SCHEDULES), default="cosine", help="of the rate, after a warm-up (cosine)"
+    )
+    parser.add_argument(
+        "--weight-decay", type=float, default=5e-4, metavar="R", help="of all that is trained (0.0005)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="images in a step, of all processes (64)"
+    )
+    parser.add_argument(
+        "--batch-norms",
+        choices=STATISTICS,
+        default=KEPT,
+        help="their statistics are kept (default), reestimated on the images at first (with --epochs 0 no "
+        "more than that), or trained: follow the batches",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the arithmetic; auto (default): bfloat16 on a GPU that has it, else float32",
+    )
+    parser.add_argument("--shift", type=int, default=0, metavar="N", help="move images by up to N pixels (0)")
+    parser.add_argument("--flip", action="store_true", help="mirror half of the images")
+
+
 def run(argv: Sequence[str]) -> None:
-    """Carry the verb out."""
+    """Carry the verb out, alone or as one of several processes that a launcher started."""
     args = build_parser().parse(argv)
-    recipe = Recipe(args.epochs, args.lr, args.batch_size, shift=args.shift, flip=args.flip)
+    if args.lr is None:
+        args.lr = OPTIMIZERS[args.optimizer].learning_rate
+    with launched(args.device) as processes:
+        _run(args, processes)
+
+
+def _run(args: argparse.Namespace, processes: Processes) -> None:
     source = _source(args)
     loaded = load_compressed(source, network=args.model)
-    trained_parameters(loaded.model, args.part)  # refused before the work begins
+    _check(args, loaded.model)
     _complete(args, loaded)
     check_out(args.out, args)
-    material = _material(args, loaded)
+    material = material_of(args, loaded)
     before = copy.deepcopy(loaded.model).to(options.device_of(args))
     share = _mean_share(before, material.validation)
-    if not args.resume:
+    processes.wait()  # until all have seen what the folder held
+    if not args.resume and not processes.number:
         open_run(args.out, run_config(args), overwrite=args.overwrite)
-    epochs = _finetune(loaded.model.to(options.device_of(args)), material, recipe, args)
+    epochs = _finetune(loaded.model.to(options.device_of(args)), material, args, processes)
+    if processes.number:
+        return
     if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
         open_run(args.out, run_config(args), overwrite=False)
     if share is not None:  # other features, other decisions
         images = material.validation
         wanted, _ = predictions(material.dense or before, images.batches())
-        see_typical_inputs_(loaded.model, images.images.to(options.device_of(args)), wanted)
+        typical = images.take(torch.arange(len(images))).to(options.device_of(args))
+        see_typical_inputs_(loaded.model, typical, wanted)
         keep_budget_(loaded.model, images, share)
     _write(args, loaded, {"before": before, "after": loaded.model}, material, epochs)
+
+
+def _check(args: argparse.Namespace, model: nn.Module) -> None:
+    """Refuse, before the work begins, what fine-tuning would refuse."""
+    trained_parameters(model, args.part)
+    check_statistics(model, args.batch_norms)
+    if args.epochs or args.batch_norms != REESTIMATED:
+        Recipe(args.epochs, args.lr, args.batch_size, args.weight_decay, args.shift, args.flip)
 
 
 def _source(args: argparse.Namespace) -> Path:
@@ -109,32 +160,6 @@ def _complete(args: argparse.Namespace, loaded: LoadedNetwork) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Material:
-    """What a network learns from and is judged on."""
-
-    images: Images
-    validation: Images  # on which what decides for each input keeps its mean cost
-    test: Images
-    dense: nn.Module | None  # None where its weights are unknown
-
-
-def _material(args: argparse.Namespace, loaded: LoadedNetwork) -> _Material:
-    """Load or make all images; those to learn from are all but the test images."""
-    known = args.weights is not None or trains_itself(loaded.network, args.data)
-    if args.learn == LABELS and not known:
-        splits = options.splits_of(args, loaded.network)
-        check_labels(splits, count_classes(loaded.model, loaded.network))
-        return _Material(splits.all_but_test(), splits.validation, splits.test, None)
-    task = options.task_of(args, Budget({"macs": 1.0}))
-    if isinstance(task.splits, ImageSplits):
-        known_images = task.splits.all_but_test()
-        return _Material(known_images, task.splits.validation, task.splits.test, task.model)
-    made = answered(task.model, torch.cat(task.calibration.batches))
-    made = joined(made, task.splits.reward, task.splits.validation)
-    return _Material(made, task.splits.validation, task.splits.test, task.model)
-
-
 def _mean_share(model: nn.Module, images: Images) -> float | None:
     """Return what images cost on average, None if the network does not decide for each of them."""
     if input_ratios(gates_of(model)) is None:
@@ -143,16 +168,30 @@ def _mean_share(model: nn.Module, images: Images) -> float | None:
 
 
 def _finetune(
-    model: nn.Module, material: _Material, recipe: Recipe, args: argparse.Namespace
+    model: nn.Module, material: Material, args: argparse.Namespace, processes: Processes
 ) -> tuple[Epoch, ...]:
-    with closing(_Curves(args.out / "tensorboard")) as curves:
+    if not args.epochs:  # which `_check` lets through for this alone
+        reestimate_(model, material.images, processes)
+        return ()
+    with closing(Curves(args.out / "tensorboard")) as curves:
         return finetune_(
             model,
             material.images,
             teacher=material.dense if args.learn == DISTILLATION else None,
+            validation=material.validation if args.validate else None,
             part=args.part,
-            **asdict(recipe),
+            epochs=args.epochs,
+            optimizer=args.optimizer,
+            learning_rate=args.lr,
+            schedule=args.schedule,
+            batch_size=args.batch_size,
+            weight_decay=args.weight_decay,
+            precision=args.precision,
+            batch_norms=args.batch_norms,
+            shift=args.shift,
+            flip=args.flip,
             seed=args.seed,
+            processes=processes,
             checkpoint=args.out / "checkpoint" / "state.pt",
             resume=args.resume,
             on_epoch=curves.write,
@@ -160,31 +199,11 @@ def _finetune(
         )
 
 
-class _Curves:
-    """Loss and learning rate in TensorBoard; nothing is written before there is something to see."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: SummaryWriter | None = None
-
-    def write(self, epoch: Epoch) -> None:
-        """Add an epoch."""
-        self._writer = self._writer or SummaryWriter(str(self._folder))
-        self._writer.add_scalar("finetune/loss", epoch.loss, epoch.number)
-        self._writer.add_scalar("finetune/learning_rate", epoch.learning_rate, epoch.number)
-        self._writer.flush()  # an epoch can take minutes; whoever watches wants to see it now
-
-    def close(self) -> None:
-        """Close the log."""
-        if self._writer is not None:
-            self._writer.close()
-
-
 def _write(
     args: argparse.Namespace,
     loaded: LoadedNetwork,
     models: dict[str, nn.Module],
-    material: _Material,
+    material: Material,
     epochs: tuple[Epoch, ...],
 ) -> None:
     rows = _rows(args, loaded, models, material)
@@ -202,7 +221,7 @@ def _write(
 
 
 def _rows(
-    args: argparse.Namespace, loaded: LoadedNetwork, models: dict[str, nn.Module], material: _Material
+    args: argparse.Namespace, loaded: LoadedNetwork, models: dict[str, nn.Module], material: Material
 ) -> dict[str, Evaluation]:
     """Measure all networks; their latencies, as they are deployed, in turn within one run."""
     shape = loaded.network.input_shape

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pruning.batch_norms import reestimate_
 from pruning.calibration import real_images
 from pruning.data import Images, load_splits
 from pruning.errors import PruningError, UnknownNameError
@@ -127,6 +128,51 @@ def test_training_all_changes_all_but_the_statistics(compressed, splits):
     assert changed(model, before) == set(before) - statistics
 
 
+def test_statistics_follow_the_batches_where_they_are_trained(compressed, splits):
+    model = compressed(0.3)
+    before = snapshot(model)
+    finetune_(model, few(splits.train), epochs=1, batch_norms="trained")
+    statistics = {name for name, _ in model.named_buffers()}
+    assert changed(model, before) == set(before)
+    assert any(name.endswith("running_var") for name in statistics)
+
+
+def test_statistics_are_reestimated_before_the_first_step_and_then_kept(compressed, splits):
+    model, expected = compressed(0.3, 0.5), compressed(0.3, 0.5)
+    images, state = few(splits.train), []
+    reestimate_(expected, images)
+    finetune_(
+        model, images, epochs=2, batch_norms="reestimated", on_epoch=lambda _: state.append(snapshot(model))
+    )
+    for name, tensor in expected.named_buffers():
+        assert torch.equal(state[0][name], tensor)
+        assert torch.equal(state[1][name], tensor)
+
+
+def test_images_held_out_are_looked_at_after_each_epoch(compressed, splits):
+    model, seen = compressed(0.7), []
+    epochs = finetune_(
+        model,
+        few(splits.train),
+        validation=splits.validation,
+        epochs=2,
+        on_epoch=lambda epoch: seen.append((epoch, right(copy.deepcopy(model).eval(), splits.validation))),
+    )
+    assert [epoch.accuracy for epoch in epochs] == pytest.approx([accuracy for _, accuracy in seen])
+    unseen = compressed(0.7)
+    assert [epoch.accuracy for epoch in finetune_(unseen, few(splits.train), epochs=2)] == [None, None]
+    assert changed(unseen, model.state_dict()) == set()
+
+
+@pytest.mark.parametrize("how", [{"optimizer": "adamw"}, {"precision": "bfloat16"}])
+def test_it_comes_closer_to_its_teacher_in_other_ways_too(compressed, teacher, splits, how):
+    model = compressed(0.3, 0.4)
+    before = mean_divergence(model, teacher, splits.test)
+    finetune_(model, splits.train, teacher=teacher, epochs=3, **how)
+    assert mean_divergence(model, teacher, splits.test) < 0.7 * before
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32, torch.int64}
+
+
 def gated_by_hand():
     """Two units, one per class, of which the gate runs the first whatever the image."""
     writer, reader = (nn.Conv2d(2, 2, 1, bias=False) for _ in range(2))
@@ -213,10 +259,13 @@ def test_all_parameters_but_the_policys_are_trained(deciding):
     assert found == gates
 
 
-def test_a_network_comes_closer_to_its_teacher_while_inputs_differ_in_what_runs(deciding, teacher, splits):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_comes_closer_to_its_teacher_while_inputs_differ_in_what_runs(
+    deciding, teacher, splits, precision
+):
     model, ratios = deciding
     before = mean_divergence(model, teacher, splits.test)
-    finetune_(model, splits.train, teacher=teacher, epochs=2)
+    finetune_(model, splits.train, teacher=teacher, epochs=2, precision=precision)
     assert mean_divergence(model, teacher, splits.test) < 0.8 * before
     with torch.no_grad():
         model(splits.test.images)
@@ -301,14 +350,24 @@ def interrupt_after(number):
 VARIED = {"epochs": 4, "shift": 1, "flip": True, "batch_size": 16, "seed": 3}
 
 
-@pytest.mark.parametrize("kept", [1, 3, 4])
-def test_an_interrupted_run_ends_with_the_very_same_weights(tmp_path, splits, kept):
+@pytest.mark.parametrize(
+    ("kept", "how"),
+    [
+        (1, {}),
+        (3, {}),
+        (4, {}),
+        (2, {"optimizer": "adamw", "schedule": "linear", "batch_norms": "trained"}),
+        (2, {"precision": "float16", "batch_norms": "reestimated"}),
+    ],
+)
+def test_an_interrupted_run_ends_with_the_very_same_weights(tmp_path, splits, kept, how):
     whole, before, after = watched(), watched(), watched()
-    expected = finetune_(whole, splits.train, **VARIED)
+    given = {**VARIED, **how, "validation": few(splits.test)}
+    expected = finetune_(whole, splits.train, **given)
     file, seen = tmp_path / "state.pt", []
     with pytest.raises(Interrupted):
-        finetune_(before, splits.train, **VARIED, checkpoint=file, on_epoch=interrupt_after(kept))
-    found = finetune_(after, splits.train, **VARIED, checkpoint=file, resume=True, on_epoch=seen.append)
+        finetune_(before, splits.train, **given, checkpoint=file, on_epoch=interrupt_after(kept))
+    found = finetune_(after, splits.train, **given, checkpoint=file, resume=True, on_epoch=seen.append)
     assert changed(after, whole.state_dict()) == set()
     assert found == expected
     assert tuple(seen) == expected[kept:]
@@ -358,7 +417,15 @@ class TestACheckpointThatDoesNotFit:
 
     @pytest.mark.parametrize(
         ("settings", "named"),
-        [({"epochs": 2}, "epochs"), ({"seed": 1}, "seed"), ({"learning_rate": 1.0}, "learning_rate")],
+        [
+            ({"epochs": 2}, "epochs"),
+            ({"seed": 1}, "seed"),
+            ({"learning_rate": 1.0}, "learning_rate"),
+            ({"optimizer": "adamw", "learning_rate": 3e-3}, "optimizer"),
+            ({"schedule": "linear"}, "schedule"),
+            ({"precision": "bfloat16"}, "precision"),
+            ({"batch_norms": "trained"}, "batch_norms"),
+        ],
     )
     def test_of_other_settings(self, file, splits, settings, named):
         assert f"was made with other {named}; repeat them" in self.refusal(file, splits, **settings)
@@ -397,6 +464,11 @@ def test_wrong_arguments(splits):
         finetune_(model, images, part="gates", epochs=1)
     with pytest.raises(PruningError, match="epochs must be 1 or more, got 0"):
         finetune_(model, images, epochs=0)
+    for name in ("optimizer", "schedule", "precision"):
+        with pytest.raises(UnknownNameError, match=f"no {name} named 'best'"):
+            finetune_(model, images, epochs=1, **{name: "best"})
+    with pytest.raises(PruningError, match="learning_rate must be above 0 and finite, got 0"):
+        finetune_(model, images, epochs=1, learning_rate=0)
     with pytest.raises(PruningError, match=r"the teacher returned logits \[64, 3\], the network \[64, 10\]"):
         finetune_(model, few(splits.train, 64), teacher=other, epochs=1)
     assert_untouched(model, before)

@@ -6,7 +6,9 @@ import signal
 import time
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -97,6 +99,37 @@ def test_the_curves_hold_each_epoch(secateur, flags, tmp_path):
         assert [one.value for one in found] == pytest.approx([epoch[tag] for epoch in epochs])
 
 
+def test_validation_images_are_left_out_and_looked_at_where_asked(
+    secateur, material, flags, learned, tmp_path
+):
+    assert secateur("finetune", *flags, "--validate").code == 0
+    (asked,) = learned
+    network = scripts.finetune.load_compressed(flags[1] / "compressed", network=material.model).network
+    splits = load_splits(f"npz:{material.data}", network)
+    assert torch.equal(asked["validation"].images, splits.validation.images)
+    found = {image.numpy().tobytes() for image in asked["images"].images}
+    held_out = {image.numpy().tobytes() for part in (splits.test, splits.validation) for image in part.images}
+    assert found.isdisjoint(held_out)
+    assert len(found) == len(material.arrays()["train_labels"]) - len(splits.validation)
+    epochs = read(tmp_path / "out" / "metrics.json")["epochs"]
+    (file,) = (tmp_path / "out" / "tensorboard").iterdir()
+    curve = EventAccumulator(str(file)).Reload().Scalars("finetune/accuracy")
+    assert [one.value for one in curve] == pytest.approx([epoch["accuracy"] for epoch in epochs])
+    assert 0 < epochs[-1]["accuracy"] <= 1
+
+
+def test_statistics_alone_can_be_reestimated(secateur, pruned, flags, tmp_path):
+    given = ["--epochs", "0", "--batch-norms", "reestimated", "--json"]
+    outcome = secateur("finetune", *flags, *given)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["epochs"] == []
+    one, other = (
+        load_file(run / "compressed" / "model.safetensors") for run in (pruned / "gated", tmp_path / "out")
+    )
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    assert {name.rpartition(".")[2] for name in changed} == {"running_mean", "running_var"}
+
+
 def test_latency_is_that_of_the_networks_as_they_are_deployed(secateur, material, flags, monkeypatch):
     timed = {}
     monkeypatch.setattr(
@@ -145,10 +178,14 @@ def test_all_images_but_the_test_images_are_learned_from(secateur, material, fla
 
 def test_flags_say_how_it_is_learned(secateur, material, flags, learned, tmp_path):
     how = {"lr": 0.01, "batch-size": 32, "shift": 1, "seed": 4, "part": "gates", "learn": "distillation"}
+    how |= {"optimizer": "adamw", "schedule": "linear", "weight-decay": 0.1, "precision": "bfloat16"}
+    how |= {"batch-norms": "trained"}
     given = [part for name, value in how.items() for part in (f"--{name}", value)]
     assert secateur("finetune", *flags, *given, "--flip", "--weights", material.weights).code == 0
     (asked,) = learned
     expected = {"epochs": 3, "learning_rate": 0.01, "batch_size": 32, "shift": 1, "seed": 4, "flip": True}
+    expected |= {"optimizer": "adamw", "schedule": "linear", "weight_decay": 0.1, "precision": "bfloat16"}
+    expected |= {"batch_norms": "trained"}
     assert {name: asked[name] for name in expected} == expected
     assert asked["part"] == "gates"
     assert asked["teacher"] is not None
@@ -248,6 +285,11 @@ class TestBadInput:
             (["--part", "gate"], "invalid choice: 'gate'"),
             (["--learn", "label"], "invalid choice: 'label'"),
             (["--epochs", "0"], "epochs must be 1 or more, got 0"),
+            (["--optimizer", "adam"], "invalid choice: 'adam'"),
+            (["--schedule", "step"], "invalid choice: 'step'"),
+            (["--precision", "half"], "invalid choice: 'half'"),
+            (["--batch-norms", "frozen"], "invalid choice: 'frozen'"),
+            (["--weight-decay", "-1"], "weight_decay must be 0 or more, got -1.0"),
             (["--batch-size", "0"], "batch_size must be 1 or more, got 0"),
             (["--shift", "-1"], "shift must be 0 or more, got -1"),
             (["--lr", "0"], "learning_rate must be above 0 and finite, got 0.0"),

@@ -304,7 +304,7 @@ class TestFineTuning:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(scripts.finetune._Curves, "write", stop)
+            patch.setattr(scripts.finetune.Curves, "write", stop)
             assert secateur(*command).code == 130
         assert secateur(*command, "--resume").code == 0
         for name in ("metrics.json", "compressed/model.safetensors"):

@@ -1,0 +1,36 @@
+"""Images moved and mirrored at random while a network is trained on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How a batch is varied; drawn for all of it, whichever process then varies which of its images."""
+
+    shift: int  # width of the border put around each image
+    top: int  # of the part that is left
+    left: int
+    mirrored: Tensor | None  # [batch, 1, 1, 1], bool
+
+    @classmethod
+    def draw(cls, count: int, *, shift: int, flip: bool, generator: torch.Generator) -> Variation:
+        """Return one for `count` images: all moved by up to `shift` pixels alike, half of them mirrored."""
+        top, left = torch.randint(2 * shift + 1, (2,), generator=generator).tolist() if shift else (0, 0)
+        mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5 if flip else None
+        return cls(shift, top, left, mirrored)
+
+    def of(self, images: Tensor, share: slice) -> Tensor:
+        """Return images [K, C, H, W], the `share` of the batch, varied."""
+        if self.shift:
+            height, width = images.shape[-2:]
+            padded = functional.pad(images, (self.shift,) * 4, mode="replicate")
+            images = padded[..., self.top : self.top + height, self.left : self.left + width]
+        if self.mirrored is None:
+            return images
+        return torch.where(self.mirrored[share], images.flip(-1), images)
