@@ -104,7 +104,7 @@ class Bilinear:
         return Bilinear(*(part[which] for part in parts))
 
 
-class _Axes:
+class Axes:
     """How many positions of each axis a unit of each group holds, and how many always stay."""
 
     def __init__(self, graph: ChannelGraph) -> None:
@@ -157,7 +157,7 @@ class CostModel:
 
     def __init__(self, graph: ChannelGraph, model: nn.Module, *, shifts_bias: bool = False) -> None:
         self.groups = graph.prunable
-        axes = _Axes(graph)
+        axes = Axes(graph)
         self._macs = _bilinear(_mac_rows(graph, axes), len(self.groups))
         parameter_rows, byte_rows = _tensor_rows(graph, model, axes)
         self._params = _bilinear(parameter_rows, len(self.groups))
@@ -234,7 +234,7 @@ class CostModel:
         return round(total)
 
 
-def _mac_rows(graph: ChannelGraph, axes: _Axes) -> list[Row]:
+def _mac_rows(graph: ChannelGraph, axes: Axes) -> list[Row]:
     rows = []
     for layer in graph.layers.values():
         ins = axes.one() if layer.depthwise else axes.of(layer.name, "in", layer.cin)
@@ -245,7 +245,7 @@ def _mac_rows(graph: ChannelGraph, axes: _Axes) -> list[Row]:
     return rows
 
 
-def _tensor_rows(graph: ChannelGraph, model: nn.Module, axes: _Axes) -> tuple[list[Row], list[Row]]:
+def _tensor_rows(graph: ChannelGraph, model: nn.Module, axes: Axes) -> tuple[list[Row], list[Row]]:
     parameters = dict(model.named_parameters())
     params: list[Row] = []
     sizes: list[Row] = []
@@ -258,9 +258,7 @@ def _tensor_rows(graph: ChannelGraph, model: nn.Module, axes: _Axes) -> tuple[li
     return params, sizes
 
 
-def _tensor_row(
-    graph: ChannelGraph, model: nn.Module, axes: _Axes, name: str, bare: Mapping[str, int]
-) -> Row:
+def _tensor_row(graph: ChannelGraph, model: nn.Module, axes: Axes, name: str, bare: Mapping[str, int]) -> Row:
     tensor = bare_tensor(model, name)
     owner, _, attribute = name.rpartition(".")
     if name in bare:
@@ -276,14 +274,14 @@ def _tensor_row(
     return float(tensor.numel()), axes.one(), axes.one()
 
 
-def _gate_rows(graph: ChannelGraph, axes: _Axes) -> list[Row]:
+def _gate_rows(graph: ChannelGraph, axes: Axes) -> list[Row]:
     """One row for each prunable group: the inputs of its writer, which its gate would read."""
     writers = [graph.layers[group.layers[0]] for group in graph.prunable]
     return [(1.0, axes.of(layer.name, "in", layer.cin), axes.one()) for layer in writers]
 
 
 def _new_biases(
-    graph: ChannelGraph, model: nn.Module, axes: _Axes
+    graph: ChannelGraph, model: nn.Module, axes: Axes
 ) -> list[tuple[NDArray[np.bool_], tuple[float, NDArray[np.float64]]]]:
     found = []
     for layer in graph.layers.values():
@@ -323,11 +321,16 @@ def time_in_turn(
         rounds: how often each is timed, for at least 0.05 s each.
     """
     times: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        for _ in range(rounds):
-            for name, model in models.items():
-                timer = benchmark.Timer(
-                    "model(x)", globals={"model": model, "x": image}, num_threads=torch.get_num_threads()
-                )
-                times[name].append(1e3 * timer.blocked_autorange(min_run_time=0.05).median)
+    for _ in range(rounds):
+        for name, model in models.items():
+            times[name].append(time_once(model, image, seconds=0.05))
     return {name: sorted(found) for name, found in times.items()}
+
+
+@torch.inference_mode()
+def time_once(model: nn.Module, image: Tensor, *, seconds: float) -> float:
+    """Return the milliseconds of a network for one image, the median of runs for at least so many seconds."""
+    timer = benchmark.Timer(
+        "model(x)", globals={"model": model, "x": image}, num_threads=torch.get_num_threads()
+    )
+    return 1e3 * timer.blocked_autorange(min_run_time=seconds).median
