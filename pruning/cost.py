@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import benchmark
 
-from pruning.errors import PlanError
+from pruning.errors import BudgetError, PlanError
 from pruning.graph import ChannelGraph, ChannelGroup, LayerShape, Member
 from pruning.plan import LayerDecision, PruningPlan, kept_units
 from pruning.registry import unknown_name
@@ -157,6 +158,7 @@ class CostModel:
 
     def __init__(self, graph: ChannelGraph, model: nn.Module, *, shifts_bias: bool = False) -> None:
         self.groups = graph.prunable
+        self.latency_of: Callable[[Counts], int] | None = None  # nanoseconds, once there is a table
         axes = Axes(graph)
         self._macs = _bilinear(_mac_rows(graph, axes), len(self.groups))
         parameter_rows, byte_rows = _tensor_rows(graph, model, axes)
@@ -197,6 +199,18 @@ class CostModel:
     def bytes(self, widths: Widths) -> int:
         """Bytes of the tensors in the weights file (parameters and buffers), without its header."""
         return round(self._bytes(widths.kept)) + 4 * self._added_params(widths)
+
+    def latency(self, widths: Widths) -> int:
+        """Nanoseconds for one image by this device's table, gates aside: it knows none.
+
+        Raises:
+            BudgetError: there is no table.
+        """
+        if self.latency_of is None:
+            raise BudgetError(
+                "latency has no price before `PrunableNetwork.price_latency_` has found its table"
+            )
+        return self.latency_of(widths.kept)
 
     def vanishing_shares(self, price: Callable[[CostModel, Widths], int]) -> NDArray[np.float64]:
         """Return, for each group, the share of a dense price saved if it vanished: [groups].
@@ -330,7 +344,8 @@ def time_in_turn(
 @torch.inference_mode()
 def time_once(model: nn.Module, image: Tensor, *, seconds: float) -> float:
     """Return the milliseconds of a network for one image, the median of runs for at least so many seconds."""
-    timer = benchmark.Timer(
-        "model(x)", globals={"model": model, "x": image}, num_threads=torch.get_num_threads()
-    )
+    threads = torch.get_num_threads()
+    # one thread's own clock stands still while other processes have the processor
+    clock = {"timer": time.thread_time} if threads == 1 and image.device.type == "cpu" else {}
+    timer = benchmark.Timer("model(x)", globals={"model": model, "x": image}, num_threads=threads, **clock)
     return 1e3 * timer.blocked_autorange(min_run_time=seconds).median

@@ -23,7 +23,7 @@ from pruning.plan import kept_units
 from pruning.surgery import cut
 
 PLANS = 17  # cut and measured whole: every other one is fitted to, the rest tell the error
-WHOLE_ROUNDS = 15
+WHOLE_ROUNDS = 7
 LARGEST = 0.9  # static ratio of a random plan
 SPREAD = 0.3  # of a plan's ratios, to both sides
 

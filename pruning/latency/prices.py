@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.cost import Axes, Counts
+from pruning.errors import BudgetError
 from pruning.graph import ChannelGraph
 from pruning.latency.records import LatencyTable, LayerTimes
 
@@ -108,10 +109,16 @@ class LatencyPrices:
     Args:
         graph: of the network, patterns applied.
         table: of the same network.
+
+    Raises:
+        BudgetError: the table is of another network.
     """
 
     def __init__(self, graph: ChannelGraph, table: LatencyTable) -> None:
-        self.table = table
+        timed = {name: (one.inputs[-1], one.outputs[-1]) for one in table.layers for name in one.layers}
+        if timed != {name: (layer.cin, layer.cout) for name, layer in graph.layers.items()}:
+            raise BudgetError("the latency table is of another network; measure that of this one")
+        self._whole = table.whole
         self._sums = LayerSums(graph, table.layers)
 
     def __call__(self, counts: Counts) -> int:
@@ -121,4 +128,4 @@ class LatencyPrices:
             counts: units of each prunable group, [groups].
         """
         layers = self._sums.nanoseconds(counts) / NANOSECONDS
-        return math.floor(NANOSECONDS * self.table.whole(layers, self._sums.values(counts)))
+        return math.floor(NANOSECONDS * self._whole(layers, self._sums.values(counts)))
