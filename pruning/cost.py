@@ -345,7 +345,12 @@ def time_in_turn(
 def time_once(model: nn.Module, image: Tensor, *, seconds: float) -> float:
     """Return the milliseconds of a network for one image, the median of runs for at least so many seconds."""
     threads = torch.get_num_threads()
-    # one thread's own clock stands still while other processes have the processor
-    clock = {"timer": time.thread_time} if threads == 1 and image.device.type == "cpu" else {}
-    timer = benchmark.Timer("model(x)", globals={"model": model, "x": image}, num_threads=threads, **clock)
+    alone = threads == 1 and image.device.type == "cpu"
+    timer = benchmark.Timer(
+        "model(x)",
+        globals={"model": model, "x": image},
+        num_threads=threads,
+        # one thread's own clock stands still while other processes have the processor
+        timer=time.thread_time if alone else benchmark.timer,
+    )
     return 1e3 * timer.blocked_autorange(min_run_time=seconds).median

@@ -131,7 +131,7 @@ def foretold_and_measured(
     if measured > limit * (1 + table.worst_error):
         logger.warning(
             "latency: %.1f %% of the dense network's was measured where %.1f %% may remain, which is further "
-            "off than the table's worst error (%.1f %%); on a quiet machine, try secateur latency --remeasure",
+            "off than the table's worst error (%.1f %%); try secateur latency --remeasure on a quiet machine",
             *(100 * value for value in (measured, limit, table.worst_error)),
         )
     entry = {"budget": limit, "foretold": share, "measured": measured, "worst_error": table.worst_error}
