@@ -44,7 +44,7 @@ def latency_table(
     grids = _grids(model, graph)
     key = table_key(model, graph, grids)
     path = table_path(key)
-    if not remeasure and (known := _read(path, key)) is not None:
+    if not remeasure and (known := _read(path)) is not None:
         return known
     table = measure_table(model, graph, grids, key, time_of=time_of, progress=progress)
     try:
@@ -57,7 +57,7 @@ def latency_table(
 def cached_table(model: nn.Module, graph: ChannelGraph) -> LatencyTable | None:
     """Return the latency table of a network on its device if it was measured before; see `latency_table`."""
     key = table_key(model, graph, _grids(model, graph))
-    return _read(table_path(key), key)
+    return _read(table_path(key))
 
 
 def _grids(model: nn.Module, graph: ChannelGraph) -> list[LayerGrid]:
@@ -101,12 +101,11 @@ def table_path(key: dict[str, Any]) -> Path:
     return cache_folder() / f"latency-{digest}.json"
 
 
-def _read(path: Path, key: dict[str, Any]) -> LatencyTable | None:
+def _read(path: Path) -> LatencyTable | None:
     if not path.exists():
         return None
     try:
-        table = LatencyTable.from_dict(read_json(path))
+        return LatencyTable.from_dict(read_json(path))
     except (OSError, KeyError, TypeError, ValueError) as error:
         logger.warning("the latency table %s is unusable and left aside: %s", path, error)
         return None
-    return table if table.key == key else None
