@@ -15,12 +15,18 @@ from pruning.errors import BudgetError
 MEASURES: Mapping[str, Callable[[CostModel, Widths], int]] = {
     "macs": CostModel.macs,
     "params": CostModel.params,
+    "latency": CostModel.latency,
 }
+
+
+def priced(cost: CostModel) -> dict[str, Callable[[CostModel, Widths], int]]:
+    """Return the measures that have a price: latency does once there is a table."""
+    return {name: price for name, price in MEASURES.items() if name != "latency" or cost.latency_of}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Shares of the whole dense network that may remain, by measure ("macs", "params")."""
+    """Shares of the whole dense network that may remain, by measure ("macs", "params", "latency")."""
 
     shares: Mapping[str, float]
 
@@ -80,6 +86,12 @@ class BudgetRange:
     def draw(self, rng: np.random.Generator) -> Budget:
         """Return one of the budgets, each as likely as any other."""
         return self.at(int(rng.integers(self.GRID)) / (self.GRID - 1))
+
+
+def leading_measure(budget: Budget | BudgetRange) -> str:
+    """Return the measure by which an agent sees what groups cost: latency where the budget names it."""
+    shares = budget.shares if isinstance(budget, Budget) else budget.tightest.shares
+    return "latency" if "latency" in shares else "macs"
 
 
 def parse_budget(texts: Iterable[str]) -> Budget | BudgetRange:

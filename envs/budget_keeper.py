@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.budget import MEASURES, Budget, Limits
+from envs.budget import MEASURES, Budget, Limits, priced
 from pruning.cost import CostModel, Counts, Widths
 from pruning.errors import ImpossibleBudgetError
 from pruning.plan import kept_units
@@ -179,11 +179,11 @@ def kept_counts(units: Counts, ratios: Ratios | float, round_to: int = 1) -> Cou
 
 
 def smallest_shares(cost: CostModel, limits: Limits, *, round_to: int = 1) -> dict[str, float]:
-    """Return, for each measure, the smallest share of the dense network that can remain."""
+    """Return, for each measure that has a price, the smallest share of the dense network that can remain."""
     counts = kept_counts(cost.dense.kept, limits.static, round_to)
     return {
         name: price(cost, Widths(counts, counts)) / price(cost, cost.dense)
-        for name, price in MEASURES.items()
+        for name, price in priced(cost).items()
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from envs.action import ActionMode, decode_action, decode_raw_action
 from envs.allocation import ALLOCATIONS
-from envs.budget import Budget, BudgetRange, Limits
+from envs.budget import Budget, BudgetRange, Limits, leading_measure, priced
 from envs.budget_keeper import BudgetKeeper
 from envs.facts import group_facts
 from envs.judges import FunctionJudge, Goal, ImageJudge, first_batches
@@ -27,6 +28,7 @@ from pruning.cost import Widths, widths_plan
 from pruning.data import checked
 from pruning.errors import DataError
 from pruning.evaluation import ScoreFunction, accuracy, predictions, scored
+from pruning.latency import LatencyTable
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
 
@@ -98,6 +100,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         protect: Sequence[str] = (),
         seed: int = 0,
         render_mode: str | None = None,
+        latency: LatencyTable | None = None,
     ) -> None:
         """Trace and calibrate the network.
 
@@ -109,7 +112,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             score: takes their place: a function of a compressed network, higher being better; see
                 `FunctionJudge`. It is given a copy, and called again for each distinct plan, once for each
                 group at the beginning, and for validation.
-            budget: shares of the dense network that may remain; of a range, each episode draws one.
+            budget: shares of the dense network that may remain; of a range, each episode draws one. Where it
+                names latency, no group is gated: what a gate saves, no table knows.
             validation: batches that choose between finished plans; the reward images where there are none.
             limits: the largest static and runtime ratio of a group.
             goal: what the reward on images is made of, see `ImageJudge`.
@@ -121,6 +125,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             protect: patterns of layers to freeze.
             seed: of the positions sampled for calibration.
             render_mode: "ansi" or None.
+            latency: prices a latency budget; the table of the network's device unless given, which is
+                measured if need be, see `latency_table`.
 
         Raises:
             DataError: reward images and a score function are given, or neither; see also `FunctionJudge`.
@@ -133,14 +139,14 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             model, calibration, method=method, only=only, protect=protect, seed=seed
         )
         self.group_names = tuple(group.name for group in self.network.graph.prunable)
-        self._limits = limits
+        self._limits = self._given_limits = limits
+        self._latency = latency
         self._actions: ActionMode = actions
         self._score = score
         if score is None:
             self._judge_by_images(reward, validation, goal, first_images)
         else:
             self._judge_by(score, reward, first_images)
-        self._observer = Observer(self.network)
         self._shaping = Shaping(self.network) if dense_reward else None
         self.set_budget(budget if isinstance(budget, (Budget, BudgetRange)) else Budget(budget))
         self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
@@ -199,7 +205,13 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         Raises:
             ImpossibleBudgetError: no plan within the limits meets the budget.
         """
+        leading = leading_measure(budget)
+        if leading == "latency" and self.network.latency is None:
+            self.network.price_latency_(self._latency)
+        no_gates = replace(self._given_limits, runtime=0.0)
+        self._limits = no_gates if leading == "latency" else self._given_limits
         self._keep_to(budget if isinstance(budget, Budget) else budget.tightest)
+        self._observer = Observer(self.network, leading)
         self._budget = budget
         self._results.forget_least()
         self._begin()
@@ -220,6 +232,11 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             PlanError: the plan asks for what the network cannot do.
         """
         return self._results.of(self._results.widths(plan), uniform=self._yardstick.uniform, fully=True)
+
+    def shares(self, plan: PlainPlan) -> dict[str, float]:
+        """Return the shares of the dense network that a plan leaves, by each measure that has a price."""
+        cost, widths = self.network.cost, self._results.widths(plan)
+        return {name: price(cost, widths) / price(cost, cost.dense) for name, price in priced(cost).items()}
 
     def remember(self, result: Mapping[str, Any]) -> None:
         """Take an `episode_result` as known, from an earlier run of the same task."""

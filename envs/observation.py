@@ -18,7 +18,10 @@ OBSERVATION_VERSION = 2
 
 
 class LayerObservation(NamedTuple):
-    """Features of one group and of the episode so far, each in [0, 1]."""
+    """Features of one group and of the episode so far, each in [0, 1].
+
+    Where the budget names latency, shares of latency stand wherever shares of MACs are named here.
+    """
 
     depth: float  # 0 first group, 1 last
     units: float  # log2, 1 at 4096
@@ -59,13 +62,19 @@ class Progress:
 
 
 class Observer:
-    """Computes the features; what does not change within an episode is computed once."""
+    """Computes the features; what does not change within an episode is computed once.
 
-    def __init__(self, network: PrunableNetwork) -> None:
+    Args:
+        network: whose groups are observed.
+        leading: the measure that "macs" stands for in the features, see `leading_measure`.
+    """
+
+    def __init__(self, network: PrunableNetwork, leading: str = "macs") -> None:
         self._cost = network.cost
         self._units = network.cost.dense.kept
-        self._dense_macs = network.cost.macs(network.cost.dense)
-        self._macs_shares = network.cost.vanishing_shares(CostModel.macs)
+        self._leading, self._price = leading, MEASURES[leading]
+        self._dense_price = self._price(network.cost, network.cost.dense)
+        self._macs_shares = network.cost.vanishing_shares(self._price)
         self._fixed = _fixed_features(network, self._macs_shares)
 
     def observe(self, progress: Progress) -> NDArray[np.float32]:
@@ -77,14 +86,17 @@ class Observer:
         weights = self._macs_shares[:done]
         changing = {
             "even_ratio": progress.even_ratio,
-            "macs_now": self._cost.macs(widths) / self._dense_macs,
+            "macs_now": self._price(self._cost, widths) / self._dense_price,
             "macs_to_come": float(self._macs_shares[done:].sum()),
             "last_static": float(static[done - 1]) if done else 0.0,
             "last_runtime": float(runtime[done - 1]) if done else 0.0,
             "mean_static": float(static[:done] @ weights / weights.sum()) if weights.sum() > 0 else 0.0,
         }
         relief = _relief_features(progress.relief, self._macs_shares, step)
-        budgets = {f"{name}_budget": progress.budget.shares.get(name, 1.0) for name in MEASURES}
+        budgets = {
+            "macs_budget": progress.budget.shares.get(self._leading, 1.0),
+            "params_budget": progress.budget.shares.get("params", 1.0),
+        }
         features = LayerObservation(**self._fixed[step], **relief, **budgets, **changing)
         return np.clip(np.array(features, dtype=np.float32), 0.0, 1.0)
 

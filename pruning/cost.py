@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import benchmark
 
-from pruning.errors import PlanError
+from pruning.errors import BudgetError, PlanError
 from pruning.graph import ChannelGraph, ChannelGroup, LayerShape, Member
 from pruning.plan import LayerDecision, PruningPlan, kept_units
 from pruning.registry import unknown_name
@@ -104,7 +105,7 @@ class Bilinear:
         return Bilinear(*(part[which] for part in parts))
 
 
-class _Axes:
+class Axes:
     """How many positions of each axis a unit of each group holds, and how many always stay."""
 
     def __init__(self, graph: ChannelGraph) -> None:
@@ -157,7 +158,8 @@ class CostModel:
 
     def __init__(self, graph: ChannelGraph, model: nn.Module, *, shifts_bias: bool = False) -> None:
         self.groups = graph.prunable
-        axes = _Axes(graph)
+        self.latency_of: Callable[[Counts], int] | None = None  # nanoseconds, once there is a table
+        axes = Axes(graph)
         self._macs = _bilinear(_mac_rows(graph, axes), len(self.groups))
         parameter_rows, byte_rows = _tensor_rows(graph, model, axes)
         self._params = _bilinear(parameter_rows, len(self.groups))
@@ -198,6 +200,18 @@ class CostModel:
         """Bytes of the tensors in the weights file (parameters and buffers), without its header."""
         return round(self._bytes(widths.kept)) + 4 * self._added_params(widths)
 
+    def latency(self, widths: Widths) -> int:
+        """Nanoseconds for one image by this device's table, gates aside: it knows none.
+
+        Raises:
+            BudgetError: there is no table.
+        """
+        if self.latency_of is None:
+            raise BudgetError(
+                "latency has no price before `PrunableNetwork.price_latency_` has found its table"
+            )
+        return self.latency_of(widths.kept)
+
     def vanishing_shares(self, price: Callable[[CostModel, Widths], int]) -> NDArray[np.float64]:
         """Return, for each group, the share of a dense price saved if it vanished: [groups].
 
@@ -234,7 +248,7 @@ class CostModel:
         return round(total)
 
 
-def _mac_rows(graph: ChannelGraph, axes: _Axes) -> list[Row]:
+def _mac_rows(graph: ChannelGraph, axes: Axes) -> list[Row]:
     rows = []
     for layer in graph.layers.values():
         ins = axes.one() if layer.depthwise else axes.of(layer.name, "in", layer.cin)
@@ -245,7 +259,7 @@ def _mac_rows(graph: ChannelGraph, axes: _Axes) -> list[Row]:
     return rows
 
 
-def _tensor_rows(graph: ChannelGraph, model: nn.Module, axes: _Axes) -> tuple[list[Row], list[Row]]:
+def _tensor_rows(graph: ChannelGraph, model: nn.Module, axes: Axes) -> tuple[list[Row], list[Row]]:
     parameters = dict(model.named_parameters())
     params: list[Row] = []
     sizes: list[Row] = []
@@ -258,9 +272,7 @@ def _tensor_rows(graph: ChannelGraph, model: nn.Module, axes: _Axes) -> tuple[li
     return params, sizes
 
 
-def _tensor_row(
-    graph: ChannelGraph, model: nn.Module, axes: _Axes, name: str, bare: Mapping[str, int]
-) -> Row:
+def _tensor_row(graph: ChannelGraph, model: nn.Module, axes: Axes, name: str, bare: Mapping[str, int]) -> Row:
     tensor = bare_tensor(model, name)
     owner, _, attribute = name.rpartition(".")
     if name in bare:
@@ -276,14 +288,14 @@ def _tensor_row(
     return float(tensor.numel()), axes.one(), axes.one()
 
 
-def _gate_rows(graph: ChannelGraph, axes: _Axes) -> list[Row]:
+def _gate_rows(graph: ChannelGraph, axes: Axes) -> list[Row]:
     """One row for each prunable group: the inputs of its writer, which its gate would read."""
     writers = [graph.layers[group.layers[0]] for group in graph.prunable]
     return [(1.0, axes.of(layer.name, "in", layer.cin), axes.one()) for layer in writers]
 
 
 def _new_biases(
-    graph: ChannelGraph, model: nn.Module, axes: _Axes
+    graph: ChannelGraph, model: nn.Module, axes: Axes
 ) -> list[tuple[NDArray[np.bool_], tuple[float, NDArray[np.float64]]]]:
     found = []
     for layer in graph.layers.values():
@@ -323,11 +335,22 @@ def time_in_turn(
         rounds: how often each is timed, for at least 0.05 s each.
     """
     times: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        for _ in range(rounds):
-            for name, model in models.items():
-                timer = benchmark.Timer(
-                    "model(x)", globals={"model": model, "x": image}, num_threads=torch.get_num_threads()
-                )
-                times[name].append(1e3 * timer.blocked_autorange(min_run_time=0.05).median)
+    for _ in range(rounds):
+        for name, model in models.items():
+            times[name].append(time_once(model, image, seconds=0.05))
     return {name: sorted(found) for name, found in times.items()}
+
+
+@torch.inference_mode()
+def time_once(model: nn.Module, image: Tensor, *, seconds: float) -> float:
+    """Return the milliseconds of a network for one image, the median of runs for at least so many seconds."""
+    threads = torch.get_num_threads()
+    alone = threads == 1 and image.device.type == "cpu"
+    timer = benchmark.Timer(
+        "model(x)",
+        globals={"model": model, "x": image},
+        num_threads=threads,
+        # one thread's own clock stands still while other processes have the processor
+        timer=time.thread_time if alone else benchmark.timer,
+    )
+    return 1e3 * timer.blocked_autorange(min_run_time=seconds).median

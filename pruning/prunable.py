@@ -16,6 +16,7 @@ from pruning.cost import CostModel
 from pruning.criteria import CRITERIA
 from pruning.errors import PlanError, WeightsError
 from pruning.graph.patterns import restrict
+from pruning.latency import LatencyPrices, LatencyTable, latency_table
 from pruning.plan import PruningPlan
 from pruning.sensitivity import error_curve
 from pruning.verification import trace
@@ -59,12 +60,26 @@ class PrunableNetwork:
         _check_finite(model)
         self.model = model
         self.method = method
-        self.graph = restrict(trace(model, calibration.shape), only=only, protect=protect)
+        self._whole_graph = trace(model, calibration.shape)
+        self.graph = restrict(self._whole_graph, only=only, protect=protect)
         if not self.graph.prunable:
             reasons = sorted({group.frozen for group in self.graph.groups if group.frozen})
             raise PlanError(f"no channel group may be pruned: {'; '.join(reasons)}")
         self.calibration = calibrate(self.graph, calibration, seed=seed)
         self.cost = CostModel(self.graph, model, shifts_bias=compensation.shifts_bias)
+        self.latency: LatencyTable | None = None  # what `cost` prices latency by
+
+    def price_latency_(self, table: LatencyTable | None = None) -> None:
+        """Have `cost` price latency too.
+
+        Args:
+            table: of this network; that of the device it is on unless given, see `latency_table`.
+
+        Raises:
+            BudgetError: the table is of another network.
+        """
+        self.latency = table or latency_table(self.model, self._whole_graph)
+        self.cost.latency_of = LatencyPrices(self.graph, self.latency)
 
     @cached_property
     def scores(self) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ VERBS = {
     "finetune": "train a compressed network, on labels or to follow the dense one",
     "evaluate": "measure a network, dense or compressed, on its test images",
     "describe": "list channel groups, what is frozen and why, and the reachable budgets; changes nothing",
+    "latency": "measure what a network's layers take on this device, for latency budgets",
     "report": "build one HTML page of a run: figures, pictures, plan, and what speaks for it",
     "benchmark": "measure this installation",
 }

@@ -19,6 +19,7 @@ from pruning.cost import CostModel
 from pruning.export import load_compressed
 from pruning.graph import ChannelGraph
 from pruning.graph.patterns import restrict
+from pruning.latency import LatencyPrices, cached_table
 from pruning.networks import resolve_network
 from pruning.verification import trace
 from pruning.weights import load_weights_
@@ -43,8 +44,11 @@ def run(argv: Sequence[str]) -> None:
     args = build_parser().parse(argv)
     compensation = COMPENSATIONS[args.compensation]
     model, input_shape = _network(args)
-    graph = restrict(trace(model, input_shape), only=args.only, protect=args.protect)
+    whole = trace(model, input_shape)
+    graph = restrict(whole, only=args.only, protect=args.protect)
     cost = CostModel(graph, model, shifts_bias=compensation.shifts_bias)
+    if (table := cached_table(model, whole)) is not None:
+        cost.latency_of = LatencyPrices(graph, table)
     record = describe(graph, cost, round_to=args.round_to)
     if args.json:
         print(json.dumps(record, indent=2))

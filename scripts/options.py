@@ -10,18 +10,22 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
+from torch import nn
 
 from agents import ALGORITHMS, SEARCHES
 from envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, parse_budget, task_env
+from envs.budget import leading_measure
 from pruning.apply import Method
 from pruning.compensation import COMPENSATIONS
 from pruning.criteria import CRITERIA
 from pruning.data import KINDS, ImageSplits, load_splits
 from pruning.evaluation import ScoreFunction
+from pruning.latency import LatencyTable, latency_table
 from pruning.networks import NetworkSpec
 from pruning.prunable import PrunableNetwork
 from pruning.synthesis import SYNTHESES
 from pruning.users_code import named_function
+from pruning.verification import trace
 
 
 class UsageError(Exception):
@@ -142,9 +146,8 @@ def add_pruning_flags(parser: Parser) -> None:
     parser.add_argument(
         "--max-runtime-ratio",
         type=float,
-        default=0.5,
         metavar="R",
-        help="likewise (default 0.5); 0: no gates",
+        help="likewise (default 0.5; with a latency budget 0); 0: no gates",
     )
     parser.add_argument(
         "--round-to", type=positive, default=1, metavar="N", help="keep units in multiples of N"
@@ -195,14 +198,30 @@ def add_budget_flag(parser: Parser, *, ranges: bool = False) -> None:
         nargs="+",
         action="extend",
         metavar="NAME=SHARE",
-        help=f"what may remain, such as macs=0.5 params=0.6 (default macs=0.5){also}",
+        help="what may remain, such as macs=0.5 params=0.6 (default macs=0.5); latency=0.6, on this device: "
+        f"no gates, and its table is measured first, see `secateur latency`{also}",
     )
 
 
 def budget_of(args: argparse.Namespace) -> Budget | BudgetRange:
-    """Return the budget that --budget asks for, half the multiply-adds if it is not given."""
+    """Return the budget that --budget asks for, half the multiply-adds if it is not given.
+
+    The default of --max-runtime-ratio depends on it.
+
+    Raises:
+        UsageError: it names latency, and gates are asked for beside it.
+    """
     args.budget = args.budget or ["macs=0.5"]
-    return parse_budget(args.budget)
+    budget = parse_budget(args.budget)
+    timed = leading_measure(budget) == "latency"
+    if args.max_runtime_ratio is None:
+        args.max_runtime_ratio = 0.0 if timed else 0.5
+    elif timed and args.max_runtime_ratio > 0:
+        raise UsageError(
+            f"--max-runtime-ratio {args.max_runtime_ratio:g} asks for gates, whose latency no table knows; "
+            "leave it out with a latency budget"
+        )
+    return budget
 
 
 def one_budget_of(args: argparse.Namespace) -> Budget:
@@ -429,7 +448,15 @@ def env_of(task: Task, args: argparse.Namespace, **settings: Any) -> LayerPrunin
         "protect": args.protect,
         "seed": args.seed,
     }
+    if leading_measure(task.budget) == "latency":
+        flags["latency"] = table_of(task.model, task.network.input_shape, args)
     return task_env(task, **flags, **settings)
+
+
+def table_of(model: nn.Module, input_shape: Sequence[int], args: argparse.Namespace) -> LatencyTable:
+    """Return the latency table of a network on its device, measured with a bar where it is not cached."""
+    graph = trace(model, input_shape)
+    return latency_table(model, graph, remeasure=getattr(args, "remeasure", False), progress=not args.quiet)
 
 
 def reward_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
 from scripts import options
 from scripts.cli import run_verb
+from scripts.latency import foretold_and_measured
 from scripts.policies import apply_policy, policy_folder
 from scripts.records import METRICS, check_empty, check_source, manifest_of, open_run, show
 
@@ -106,6 +107,7 @@ def _write(network: PrunableNetwork, plan: PruningPlan, task: Task, args: argpar
     record = {
         "rows": {name: row.to_dict() for name, row in rows.evaluations.items()},
         "gated_groups": rows.gated,
+        **foretold_and_measured(network, rows, "pruned", plan, task.budget),
     }
     write_json(args.out / METRICS, record)
     show(record, f"{args.model}, {options.judged_on(args)}", as_json=args.json)

@@ -133,6 +133,12 @@ def show(record: Mapping[str, Any], title: str, *, as_json: bool) -> None:
         print(json.dumps(record, indent=2))
         return
     show_rows(title, record["rows"], gated=record["gated_groups"])
+    if "latency" in record:
+        shares = record["latency"]
+        print(
+            f"latency: {shares['foretold']:.1%} of the dense network's foretold, {shares['measured']:.1%} "
+            f"measured (the table's worst error: {shares['worst_error']:.1%})"
+        )
     if "verdict" in record:
         print(record["verdict"])
 

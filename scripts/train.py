@@ -38,6 +38,7 @@ from pruning.plan import PruningPlan
 from pruning.registry import unknown_name
 from scripts import options
 from scripts.cli import run_verb
+from scripts.latency import foretold_and_measured
 from scripts.per_input_run import PER_INPUT_DEFAULTS, train_per_input
 from scripts.policies import initial_policy, policy_folder, train_for_reuse
 from scripts.records import (
@@ -121,7 +122,8 @@ def _train_for_one(out: Path, args: argparse.Namespace, budget: Budget) -> None:
         open_run(out, run_config(args), overwrite=args.overwrite)
     even = EpisodeResult.from_dict(env.evaluate(env.allocation("uniform")))
     # no one may use more than uniform does, so that a better row is not a row with a little more to spend
-    env.set_budget(Budget({name: getattr(even, name) for name in budget.shares}))
+    spent = Budget({name: env.shares(even.plan)[name] for name in budget.shares})
+    env.set_budget(spent)
     log = EpisodeLog(out / EPISODES)
     if args.algo in SEARCHES:
         found = _search(env, args.algo, args, log)
@@ -129,7 +131,7 @@ def _train_for_one(out: Path, args: argparse.Namespace, budget: Budget) -> None:
         found = _learn(env, out, args, log, even)
     else:  # baselines keep to the centred actions
         own = options.env_of(task, args, actions="raw", **options.reward_settings(args))
-        own.set_budget(Budget({name: getattr(even, name) for name in budget.shares}))
+        own.set_budget(spent)
         found = _learn(own, out, args, log, even)
     if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
         open_run(out, run_config(args), overwrite=False)
@@ -216,10 +218,14 @@ def _write(
         manifest_of(task, args, plans[name], rows.evaluations[name]),
     )
     facts = env.facts()
+    foretold = foretold_and_measured(env.network, rows, name, plans[name], task.budget)
+    even, found = (env.shares(chosen[row].plan) for row in ("uniform", name))
+    latency = found["latency"] / even["latency"] if foretold else None
     record = {
         "rows": {row: one.to_dict() for row, one in rows.evaluations.items()},
         "gated_groups": rows.gated,
-        "verdict": verdict(rows.evaluations, name),
+        **foretold,
+        "verdict": verdict(rows.evaluations, name, latency=latency),
         f"{name}_is": "final policy" if chosen[name] is candidates["final"] else "best plan seen",
         "candidates": {
             name: {**one.to_dict(), "validation": env.validate(one.plan)} for name, one in candidates.items()
@@ -241,15 +247,22 @@ def _write(
     )
 
 
-def verdict(rows: Mapping[str, Evaluation], name: str) -> str:
-    """Say in a line whether the chosen plan beats the uniform one at no more MACs."""
+def verdict(rows: Mapping[str, Evaluation], name: str, *, latency: float | None = None) -> str:
+    """Say in a line whether the chosen plan beats the uniform one at no more MACs.
+
+    Args:
+        rows: "uniform" and that of the chosen plan among them.
+        name: of its row.
+        latency: what its plan is foretold to take, as a multiple of the uniform one's, where that is what the
+            budget limits: it is then compared in the place of MACs.
+    """
     learned, even = rows[name], rows["uniform"]
     gain = learned.quality - even.quality
     said = f"{100 * gain:+.1f} points" if learned.score is None else f"{gain:+.4g}"
-    if gain > 0 and learned.macs <= even.macs:
-        return f"{name} beats uniform by {said.removeprefix('+')} at no more MACs"
-    spent = learned.macs / even.macs
-    return f"{name} does NOT beat uniform on this seed: {said} at {spent:.3f} times its MACs"
+    spent, measure = (learned.macs / even.macs, "MACs") if latency is None else (latency, "latency")
+    if gain > 0 and spent <= 1:
+        return f"{name} beats uniform by {said.removeprefix('+')} at no more {measure}"
+    return f"{name} does NOT beat uniform on this seed: {said} at {spent:.3f} times its {measure}"
 
 
 if __name__ == "__main__":

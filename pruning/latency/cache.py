@@ -1,0 +1,111 @@
+"""Latency tables are measured once for each network and device, and kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruning.equalization import fuse_batch_norms
+from pruning.files import cache_folder, read_json, write_json
+from pruning.graph import ChannelGraph
+from pruning.latency.layers import LayerGrid, TimeOf, layer_grids
+from pruning.latency.measuring import brief_time, measure_table
+from pruning.latency.records import LatencyTable
+
+VERSION = 1  # another way to measure gives other tables
+
+logger = logging.getLogger(__name__)
+
+
+def latency_table(
+    model: nn.Module,
+    graph: ChannelGraph,
+    *,
+    time_of: TimeOf = brief_time,
+    remeasure: bool = False,
+    progress: bool = False,
+) -> LatencyTable:
+    """Return the latency table of a network on its device: from the cache, or measured and put there.
+
+    Args:
+        model: the dense network, on the device that counts; it is not changed.
+        graph: of the network, from `trace`, no patterns applied.
+        time_of: what times a network on an image, in milliseconds.
+        remeasure: whatever the cache holds.
+        progress: show a bar while measuring.
+    """
+    grids = _grids(model, graph)
+    key = table_key(model, graph, grids)
+    path = table_path(key)
+    if not remeasure and (known := _read(path)) is not None:
+        return known
+    table = measure_table(model, graph, grids, key, time_of=time_of, progress=progress)
+    try:
+        write_json(path, table.to_dict())
+    except OSError as error:  # a read-only home must not stop the work
+        logger.warning("the latency table is not cached and will be measured again next time: %s", error)
+    return table
+
+
+def cached_table(model: nn.Module, graph: ChannelGraph) -> LatencyTable | None:
+    """Return the latency table of a network on its device if it was measured before; see `latency_table`."""
+    key = table_key(model, graph, _grids(model, graph))
+    return _read(table_path(key))
+
+
+def _grids(model: nn.Module, graph: ChannelGraph) -> list[LayerGrid]:
+    return layer_grids(fuse_batch_norms(model, graph), graph)
+
+
+def table_key(model: nn.Module, graph: ChannelGraph, grids: list[LayerGrid]) -> dict[str, Any]:
+    """Return what a table depends on, as plain data: the network's structure, and where it runs."""
+    structure = hashlib.sha256(repr((grids, str(graph.program))).encode()).hexdigest()[:16]
+    parameter = next(model.parameters())
+    return {
+        "version": VERSION,
+        "structure": structure,
+        "input": list(graph.input_shape),
+        "numbers": str(parameter.dtype),
+        "device": device_name(parameter.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _processor() if device.type == "cpu" else str(device)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def table_path(key: dict[str, Any]) -> Path:
+    """Return the file in the cache for the table of a key."""
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return cache_folder() / f"latency-{digest}.json"
+
+
+def _read(path: Path) -> LatencyTable | None:
+    if not path.exists():
+        return None
+    try:
+        return LatencyTable.from_dict(read_json(path))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        logger.warning("the latency table %s is unusable and left aside: %s", path, error)
+        return None

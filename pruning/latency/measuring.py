@@ -1,0 +1,108 @@
+"""Measure a latency table: the layers by themselves, then some whole networks cut at random."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from pruning.cost import Counts, time_once
+from pruning.equalization import fuse_batch_norms
+from pruning.graph import ChannelGraph
+from pruning.latency.layers import ROUNDS, LayerGrid, TimeOf, image_for, time_layers
+from pruning.latency.prices import NANOSECONDS, LayerSums
+from pruning.latency.records import LatencyTable, fit_whole
+from pruning.plan import kept_units
+from pruning.surgery import cut
+
+PLANS = 17  # cut and measured whole: every other one is fitted to, the rest tell the error
+WHOLE_ROUNDS = 7
+LARGEST = 0.9  # static ratio of a random plan
+SPREAD = 0.3  # of a plan's ratios, to both sides
+
+brief_time: TimeOf = partial(time_once, seconds=0.002)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A network that was cut, and its measured milliseconds."""
+
+    counts: Counts
+    milliseconds: float
+
+
+def measure_table(
+    model: nn.Module,
+    graph: ChannelGraph,
+    grids: list[LayerGrid],
+    key: Mapping[str, Any],
+    *,
+    time_of: TimeOf = brief_time,
+    progress: bool = False,
+) -> LatencyTable:
+    """Return what a network's layers take at many widths, and how well that foretells whole networks.
+
+    Args:
+        model: the dense network; it is not changed.
+        graph: of the network, no patterns applied.
+        grids: what to time, from `layer_grids`.
+        key: of the table.
+        time_of: what times a network on an image.
+        progress: show a bar.
+    """
+    fused = fuse_batch_norms(model, graph)
+    shown = progress and sys.stderr.isatty()
+    with tqdm(desc="latency table", unit="time", disable=not shown, leave=False) as bar:
+        bar.total = ROUNDS * sum(grid.points for grid in grids) + WHOLE_ROUNDS * (PLANS + 1)
+        layers = time_layers(fused, grids, time_of, bar)
+        dense, *cut_ones = _time_whole(model, graph, time_of, bar)
+    sums = LayerSums(graph, layers)
+    told = [sums.nanoseconds(one.counts) / NANOSECONDS for one in (dense, *cut_ones)]
+    values = [sums.values(one.counts) for one in (dense, *cut_ones)]
+    measured = [one.milliseconds for one in (dense, *cut_ones)]
+    # the dense network weighs as much as all others: each share is of it
+    fitted = [*[0] * (PLANS // 2), *range(0, len(told), 2)]
+    whole = fit_whole(*([column[row] for row in fitted] for column in (told, values, measured)))
+    shares = np.array([whole(*one) for one in zip(told, values, strict=True)]) / np.array(measured)
+    return LatencyTable(key, layers, whole, measured[0], tuple((shares[1::2] / shares[0] - 1).tolist()))
+
+
+def _time_whole(model: nn.Module, graph: ChannelGraph, time_of: TimeOf, bar: tqdm[Any]) -> list[_Whole]:
+    """Return the dense network and some cut at random, each at its fastest of WHOLE_ROUNDS in turn."""
+    units = np.array([group.units for group in graph.prunable], dtype=np.int64)
+    plans = [units, *_random_counts(units)]
+    networks = [_deployed(model, graph, counts) for counts in plans]
+    image = image_for(model, graph)
+    times = np.full((WHOLE_ROUNDS, len(plans)), np.inf)
+    for place in np.ndindex(*times.shape):
+        times[place] = time_of(networks[place[1]], image)
+        bar.update()
+    return [_Whole(counts, found) for counts, found in zip(plans, times.min(0).tolist(), strict=True)]
+
+
+def _random_counts(units: Counts) -> list[Counts]:
+    """Return the units that random plans keep, from hardly pruned to hardly anything left."""
+    rng = np.random.default_rng(0)
+    plans = []
+    for level in np.linspace(0.0, LARGEST, PLANS):
+        ratios = np.clip(level + rng.uniform(-SPREAD, SPREAD, len(units)), 0.0, LARGEST)
+        kept = [kept_units(int(count), ratio) for count, ratio in zip(units, ratios.tolist(), strict=True)]
+        plans.append(np.array(kept, dtype=np.int64))
+    return plans
+
+
+def _deployed(model: nn.Module, graph: ChannelGraph, counts: Counts) -> nn.Module:
+    """Return a cut network as it is deployed: which units stay has no part in its latency."""
+    kept = {
+        group.name: torch.arange(count)
+        for group, count in zip(graph.prunable, counts.tolist(), strict=True)
+        if count < group.units
+    }
+    return fuse_batch_norms(cut(model, graph, kept), graph)

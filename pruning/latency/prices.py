@@ -1,0 +1,131 @@
+"""The latency of any plan, by a table and arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruning.cost import Axes, Counts
+from pruning.errors import BudgetError
+from pruning.graph import ChannelGraph
+from pruning.latency.records import LatencyTable, LayerTimes
+
+NANOSECONDS = 1_000_000  # in a millisecond
+
+Integers = NDArray[np.int64]
+
+
+class LayerSums:
+    """Adds up what a network's layers take, and how many values they write, at any unit counts.
+
+    Times are interpolated between the widths of a table in whole nanoseconds and rounded down once: a wider
+    layer is then never cheaper, not by a hair, which the bisections of a budget rely on.
+
+    Args:
+        graph: of the network.
+        layers: the times of all its layers.
+    """
+
+    def __init__(self, graph: ChannelGraph, layers: Sequence[LayerTimes]) -> None:
+        axes = Axes(graph)
+        rows = [(name, times) for times in layers for name in times.layers]  # one for each call
+        grids = [
+            *((name, "in", one.inputs) for name, one in rows),
+            *((name, "out", one.outputs) for name, one in rows),
+        ]
+        widths = [
+            axes.of(name, axis, grid[-1]) if len(grid) > 1 else (float(grid[-1]), axes.one()[1])
+            for name, axis, grid in grids
+        ]
+        self._always = np.array([fixed for fixed, _ in widths]).astype(np.int64)  # [2 rows]: inputs, outputs
+        self._per_unit = np.stack([units for _, units in widths]).astype(np.int64)  # [2 rows, groups]
+        intervals = [_intervals(grid) for _, _, grid in grids]
+        self._intervals = np.concatenate(intervals, axis=1)
+        self._first_width = _starts([part.shape[1] for part in intervals])
+        tables = [np.rint(np.array(one.milliseconds) * NANOSECONDS).astype(np.int64) for _, one in rows]
+        columns = np.array([table.shape[1] for table in tables])
+        self._columns = columns
+        self._first_time = _starts([table.size for table in tables])
+        self._corners = np.stack([0 * columns, 0 * columns + 1, columns, columns + 1])  # of a table's cell
+        beyond = np.zeros(
+            int(columns.max()) + 2, dtype=np.int64
+        )  # what the last corners may touch, at weight 0
+        self._times = np.concatenate([*(table.ravel() for table in tables), beyond])
+        self._values = _values(graph, axes)
+
+    def nanoseconds(self, counts: Counts) -> int:
+        """Return what all layers take together.
+
+        Args:
+            counts: units of each prunable group, [groups].
+        """
+        widths = self._always + self._per_unit @ counts
+        low, part, gap = self._intervals[:, self._first_width + widths].reshape(3, 2, -1)
+        cell = self._first_time + low[0] * self._columns + low[1]
+        rest = gap - part
+        weights = np.stack([rest[0] * rest[1], rest[0] * part[1], part[0] * rest[1], part[0] * part[1]])
+        times = (self._times[cell + self._corners] * weights).sum(0) // (gap[0] * gap[1])
+        return int(times.sum())
+
+    def values(self, counts: Counts) -> int:
+        """Return how many values the layers write for one image."""
+        fixed, per_unit = self._values
+        return fixed + int(per_unit @ counts)
+
+
+def _intervals(grid: Sequence[int]) -> Integers:
+    """Return, for each width from 0 on, where it lies: [3, widths].
+
+    The number of the grid's interval, how far into it, and how long that is; what is narrower than the grid
+    counts as its beginning.
+    """
+    widths = np.arange(grid[-1] + 1)
+    if len(grid) == 1:
+        return np.stack([0 * widths, 0 * widths, 0 * widths + 1])
+    places = np.array(grid, dtype=np.int64)
+    low = np.clip(np.searchsorted(places, widths, side="right") - 1, 0, len(grid) - 2)
+    return np.stack([low, np.maximum(widths - places[low], 0), places[low + 1] - places[low]])
+
+
+def _starts(sizes: Sequence[int]) -> Integers:
+    """Return where each of some arrays begins once they are joined."""
+    return np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+
+
+def _values(graph: ChannelGraph, axes: Axes) -> tuple[int, Integers]:
+    fixed, per_unit = 0.0, axes.one()[1]
+    for layer in graph.layers.values():
+        always, units = axes.of(layer.name, "out", layer.cout)
+        fixed, per_unit = fixed + layer.positions * always, per_unit + layer.positions * units
+    return round(fixed), per_unit.astype(np.int64)
+
+
+class LatencyPrices:
+    """Foretells the latency of plans on one network.
+
+    Args:
+        graph: of the network, patterns applied.
+        table: of the same network.
+
+    Raises:
+        BudgetError: the table is of another network.
+    """
+
+    def __init__(self, graph: ChannelGraph, table: LatencyTable) -> None:
+        timed = {name: (one.inputs[-1], one.outputs[-1]) for one in table.layers for name in one.layers}
+        if timed != {name: (layer.cin, layer.cout) for name, layer in graph.layers.items()}:
+            raise BudgetError("the latency table is of another network; measure that of this one")
+        self._whole = table.whole
+        self._sums = LayerSums(graph, table.layers)
+
+    def __call__(self, counts: Counts) -> int:
+        """Return nanoseconds for one image, rounded down.
+
+        Args:
+            counts: units of each prunable group, [groups].
+        """
+        layers = self._sums.nanoseconds(counts) / NANOSECONDS
+        return math.floor(NANOSECONDS * self._whole(layers, self._sums.values(counts)))

@@ -1,0 +1,142 @@
+"""Measure what a network's layers take on this device, at the widths that pruning may leave them.
+
+The table is kept in the cache and prices latency budgets; it is measured anew for another device, number of
+threads or torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from envs import Budget, BudgetRange
+from pruning.cost import plan_widths
+from pruning.latency import LatencyTable
+from pruning.measuring import Rows
+from pruning.networks import resolve_network
+from pruning.plan import PruningPlan
+from pruning.prunable import PrunableNetwork
+from pruning.weights import load_weights_
+from scripts import options
+from scripts.cli import run_verb
+from scripts.records import console
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> options.Parser:
+    """Return the parser of this verb."""
+    parser = options.Parser("latency", __doc__ or "")
+    options.add_network_flags(parser)
+    parser.add_argument("--remeasure", action="store_true", help="whatever the cache holds")
+    options.add_output_flags(parser, out=False)
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Carry the verb out."""
+    args = build_parser().parse(argv)
+    network = resolve_network(
+        args.model,
+        input_size=tuple(args.input_size) if args.input_size else None,
+        mean=args.mean,
+        std=args.std,
+    )
+    torch.manual_seed(args.seed)
+    model = network.build().eval()
+    if args.weights is not None:
+        load_weights_(model, args.weights)
+    table = options.table_of(model.to(options.device_of(args)), network.input_shape, args)
+    record = describe_table(table)
+    if args.json:
+        print(json.dumps(record, indent=2))
+    else:
+        _show(record, args.model)
+
+
+def describe_table(table: LatencyTable) -> dict[str, Any]:
+    """Return what a table says of the dense network, as plain data.
+
+    `layers`, those of equal shape together, each with `names` (once for each call), `milliseconds` of all its
+    calls and their `share` of the dense network's, and the number of `widths` timed; `rest_milliseconds`,
+    activations and all else; `dense_milliseconds`, measured; `error`, the `median` and the `worst` relative
+    error of latency shares foretold, over so many `networks` cut at random; and the table's `key`.
+    """
+    times = [table.whole.scale * len(one.layers) * one.dense for one in table.layers]
+    layers = [
+        {
+            "names": list(one.layers),
+            "milliseconds": found,
+            "share": found / table.dense,
+            "widths": len(one.inputs) * len(one.outputs),
+        }
+        for one, found in zip(table.layers, times, strict=True)
+    ]
+    error = {"median": table.usual_error, "worst": table.worst_error, "networks": len(table.errors)}
+    return {
+        "layers": layers,
+        "rest_milliseconds": table.dense - sum(times),
+        "dense_milliseconds": table.dense,
+        "error": error,
+        "key": dict(table.key),
+    }
+
+
+def _show(record: Mapping[str, Any], model: str) -> None:
+    key, error, dense = record["key"], record["error"], record["dense_milliseconds"]
+    title = f"{model}: {dense:.2f} ms for one image on {key['device']}, threads: {key['threads']}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("layers", "widths timed", "ms", "share"):
+        table.add_column(heading, justify="left" if heading == "layers" else "right")
+    for row in record["layers"]:
+        names = row["names"]
+        label = names[0] + (f" and {len(names) - 1} more calls" if len(names) > 1 else "")
+        table.add_row(label, str(row["widths"]), f"{row['milliseconds']:.3f}", f"{row['share']:.1%}")
+    rest = record["rest_milliseconds"]
+    table.add_row("all else", "", f"{rest:.3f}", f"{rest / dense:.1%}")
+    console().print(table)
+    console().print(
+        f"shares foretold of {error['networks']} networks cut at random are off by {error['median']:.1%} "
+        f"(median), {error['worst']:.1%} (worst)"
+    )
+
+
+def foretold_and_measured(
+    network: PrunableNetwork, rows: Rows, name: str, plan: PruningPlan, budget: Budget | BudgetRange
+) -> dict[str, Any]:
+    """Return a record's entry on latency, empty without a latency budget; warn where it is missed.
+
+    Args:
+        network: that latency was priced on.
+        rows: measured side by side, "dense" among them.
+        name: of the row to speak of.
+        plan: that it carries out.
+        budget: it was to keep to.
+    """
+    limit = budget.shares.get("latency") if isinstance(budget, Budget) else None
+    if network.latency is None or limit is None:
+        return {}
+    cost, table = network.cost, network.latency
+    widths = plan_widths(network.graph, plan, round_to=network.method.round_to)
+    found, dense = (rows.evaluations[row].latency_ms for row in (name, "dense"))
+    assert found is not None  # rows are measured with a stopwatch
+    assert dense is not None
+    share, measured = cost.latency(widths) / cost.latency(cost.dense), found / dense
+    if measured > limit * (1 + table.worst_error):
+        logger.warning(
+            "latency: %.1f %% of the dense network's was measured where %.1f %% may remain, which is further "
+            "off than the table's worst error (%.1f %%); try secateur latency --remeasure on a quiet machine",
+            *(100 * value for value in (measured, limit, table.worst_error)),
+        )
+    entry = {"budget": limit, "foretold": share, "measured": measured, "worst_error": table.worst_error}
+    return {"latency": entry}
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("latency"))
