@@ -76,7 +76,7 @@ def launched(device: str) -> Iterator[Processes]:
     Raises:
         PruningError: `accelerate` is missing, or the device is one particular GPU for several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # launchers say so
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:  # launchers say so
         yield ALONE
         return
     if ":" in device:

@@ -111,8 +111,9 @@ class Auxiliary(nn.Module):
 
 
 def test_a_batch_norm_that_reads_nothing_keeps_its_statistics():
-    model = Auxiliary().eval()
+    model = Auxiliary().train()
     reestimate_(model, images_of())
+    assert model.training
     assert model.side.running_mean.tolist() == [0, 0]
     assert model.side.running_var.tolist() == [1, 1]
     assert model.main.running_mean.min() > 2
