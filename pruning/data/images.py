@@ -10,7 +10,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
 BATCH_SIZE = 256
 BATCH_BYTES = 2**25  # of the images alone: what a network makes of them takes tens of times as much
 
