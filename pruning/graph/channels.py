@@ -85,23 +85,20 @@ class Channels:
         """Let the channels of two index tensors of one shape live and die together, entry by entry."""
         pairs = torch.stack([self.find(a).flatten(), self.find(b).flatten()])
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs >= 0).all(0)].unique(dim=1)
-        for one, other in pairs.T.tolist():
-            self._tie_pair(one, other)
-        while not torch.equal(jumped := self._parent[self._parent], self._parent):
-            self._parent = jumped
+        opaque = torch.isin(pairs, torch.tensor(list(self._opaque), dtype=torch.long))
+        for one, other in pairs[:, opaque.any(0)].T.tolist():
+            self._freeze_pair(one, other)
+        low, high = pairs[:, ~opaque.any(0)].aminmax(dim=0)
+        while bool((low != high).any()):  # the higher of two follows the lowest it is tied to, if to several
+            self._parent.scatter_reduce_(0, high, low, "amin")
+            while not torch.equal(jumped := self._parent[self._parent], self._parent):
+                self._parent = jumped
+            low, high = self.find(torch.stack([low, high])).aminmax(dim=0)
 
-    def _tie_pair(self, one: int, other: int) -> None:
-        for this, that in ((one, other), (other, one)):
-            if this in self._opaque:  # representatives of opaque numbers are themselves: they are never tied
-                self.freeze(torch.tensor([that]), self._opaque[this])
-                return
-        roots = sorted(self._root(number) for number in (one, other))
-        self._parent[roots[1]] = roots[0]
-
-    def _root(self, number: int) -> int:
-        while (parent := int(self._parent[number])) != number:
-            number = parent
-        return number
+    def _freeze_pair(self, one: int, other: int) -> None:
+        """Freeze what an opaque number meets; opaque numbers are never tied, so they stand for themselves."""
+        known, met = (one, other) if one in self._opaque else (other, one)
+        self.freeze(torch.tensor([met]), self._opaque[known])
 
     def freeze(self, ids: Tensor, reason: str) -> None:
         """Forbid to prune the channels in `ids`."""

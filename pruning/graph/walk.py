@@ -187,11 +187,13 @@ def walk_program(
     """
     reference = next(iter(traced.parameters()), torch.empty(0))
     example = torch.randn((BATCH, *input_shape), generator=torch.Generator().manual_seed(0))
+    example = example.to(reference.device, reference.dtype)
     interpreter = ChannelInterpreter(traced, rules)
     counter = FlopCounterMode(display=False)
     try:
-        with counter:
-            interpreter.run(example.to(reference.device, reference.dtype))
+        with counter:  # in a run of its own: every operation on an index tensor would pass through it too
+            fx.Interpreter(traced).run(example.clone())
+        interpreter.run(example)
     except Exception as error:  # whatever a stranger's forward raises
         cause = " ".join(str(error).partition("While executing %")[0].split())  # fx adds its graph
         raise UntraceableModelError(
