@@ -86,19 +86,14 @@ class Channels:
         pairs = torch.stack([self.find(a).flatten(), self.find(b).flatten()])
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs >= 0).all(0)].unique(dim=1)
         opaque = torch.isin(pairs, torch.tensor(list(self._opaque), dtype=torch.long))
-        for one, other in pairs[:, opaque.any(0)].T.tolist():
-            self._freeze_pair(one, other)
+        for number in pairs[opaque].unique().tolist():  # never tied, so it stands for itself
+            self.freeze(pairs[:, (pairs == number).any(0)], self._opaque[number])
         low, high = pairs[:, ~opaque.any(0)].aminmax(dim=0)
         while bool((low != high).any()):  # the higher of two follows the lowest it is tied to, if to several
             self._parent.scatter_reduce_(0, high, low, "amin")
             while not torch.equal(jumped := self._parent[self._parent], self._parent):
                 self._parent = jumped
             low, high = self.find(torch.stack([low, high])).aminmax(dim=0)
-
-    def _freeze_pair(self, one: int, other: int) -> None:
-        """Freeze what an opaque number meets; opaque numbers are never tied, so they stand for themselves."""
-        known, met = (one, other) if one in self._opaque else (other, one)
-        self.freeze(torch.tensor([met]), self._opaque[known])
 
     def freeze(self, ids: Tensor, reason: str) -> None:
         """Forbid to prune the channels in `ids`."""

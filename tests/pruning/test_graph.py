@@ -62,6 +62,10 @@ UNITS = {  # of every prunable group, by hand
     "group-norm": {"last.0": 8},
     "attention": {"conv.0": 6},
     "unused-head": {"conv.0": 6, "hidden": 10},
+    "variants": {"a": 8},
+    "by-size": {"a.0": 6, "b.0": 8},
+    "untraceable-block": {"stem.0": 6, "inner.0": 7, "last.0": 8},
+    "scaled-last": {"stem.0": 6},
     "bias-free": {"0.0": 6, "1.0": 8},
 }
 
@@ -72,6 +76,10 @@ FROZEN = {
     "attention": ("qkv", "no rule for matmul"),
     "tied-weights": ("a", "a shares its weights with another layer"),
     "plain": ("2.2", "it is the network's output"),
+    "untraceable-block": (
+        "block.0.0",
+        "torch.fx cannot trace Branching: symbolically traced variables cannot be used as inputs to control flow",
+    ),
 }
 
 UNGATED = {
@@ -319,11 +327,11 @@ def test_an_image_of_the_wrong_shape_is_refused_in_one_line():
         (lambda m, x: m.head(m.conv(x) * m.conv(x).mean(1, keepdim=True)), "mean reduces over channels"),
         (lambda m, x: m.head(m.conv(x)[:, [3, 2, 1, 0, 4, 5]]), "indexed in a way that is not understood"),
         (lambda m, x: m.head(m.conv(x)[:, ::1] + x.new_ones(6, 1, 1)), "no rule for new_ones"),
-        (lambda m, x: m.head(m.conv(x) + m.norm.bias.view(1, 6, 1, 1)), "a constant per channel"),
+        (lambda m, x: m.head(m.conv(x) + m.map.weight.sum(0).view(6, 1, 1)), "a constant per channel"),
     ],
 )
 def test_what_has_no_rule_is_frozen_with_its_reason(function, reason):
-    layers = {"conv": unit(3, 6), "head": Head(6), "act": nn.ReLU(), "norm": nn.BatchNorm2d(6)}
+    layers = {"conv": unit(3, 6), "head": Head(6), "act": nn.ReLU(), "map": nn.Linear(6, 6)}
     assert reason in freezing_reasons(with_forward(function, **layers))["conv.0"]
 
 
