@@ -20,9 +20,9 @@ from pruning.export import Manifest, load_compressed, save_compressed
 from pruning.extras import imported
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
-from pruning.surgery import cut
+from pruning.surgery import attempt, cut
 from pruning.verification import silenced
-from scripts.benchmarks.coverage_subject import RATIO, Subject, largest_error, load_subject, runs_as
+from scripts.benchmarks.coverage_subject import RATIO, Subject, largest_error, load_subject, precise, runs_as
 
 
 def check_secateur(name: str, *, seed: int) -> dict[str, Any]:
@@ -42,11 +42,12 @@ def check_secateur(name: str, *, seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     kept = {group.name: _drawn(group.units, generator) for group in graph.prunable}
     with _stage("cutting"), torch.no_grad():
-        small = cut(subject.model, graph, kept).eval()
-        with silenced(subject.model, graph, kept):
-            expected = subject.model(subject.images)
-        runs, macs = runs_as(small, subject.model, subject.images)
-        error = largest_error(small(subject.images), expected)
+        dense, images = precise(subject)
+        small = cut(dense, graph, kept).eval()
+        with silenced(dense, graph, kept):
+            expected = dense(images)
+        runs, macs = runs_as(small, dense, images)
+        error = largest_error(attempt(small, images), expected)
     return {
         "side": subject.images.size(-1),
         "groups": len(graph.prunable),
@@ -110,14 +111,13 @@ def check_torch_pruning(name: str, *, seed: int) -> dict[str, Any]:
         ignored_layers=classifier,
     )
     masks = _prune_(pruner, model)
-    runs, macs = runs_as(model, subject.model, subject.images)
-    with torch.no_grad(), _masked(subject.model, masks):
-        expected = subject.model(subject.images)
-    return {
-        "runs": runs,
-        "macs": macs,
-        "error": largest_error(model(subject.images).detach(), expected) if runs else None,
-    }
+    dense, images = precise(subject)
+    model.to(images.dtype)
+    runs, macs = runs_as(model, dense, images)
+    with torch.no_grad(), _masked(dense, masks):
+        expected = dense(images)
+        error = largest_error(model(images), expected) if runs else None
+    return {"runs": runs, "macs": macs, "error": error}
 
 
 def torch_pruning() -> Any:
@@ -155,7 +155,7 @@ def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
     def hook(mask: Tensor) -> Any:
         def silence(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             shape = (-1,) if isinstance(module, nn.Linear) else (-1, *[1] * (args[0].dim() - 2))
-            return (args[0] * mask.view(shape), *args[1:])
+            return (args[0] * mask.view(shape).to(args[0]), *args[1:])
 
         return silence
 

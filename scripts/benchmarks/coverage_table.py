@@ -78,7 +78,7 @@ def _page(record: Mapping[str, Any]) -> Iterator[str]:
         "random weights; scales and BatchNorm statistics are drawn so\nthat they hide nothing. *MACs left*: of the "
         "dense network's, by torch's own counter. *cut = silenced*: the largest difference from the dense network "
         f"with the cut\nchannels silenced is at most {TOLERANCE:g} of the largest output. *refitted*: by least squares "
-        "on eight images of noise. *reloaded*: saved, loaded, the very\nsame output. Torch-Pruning: "
+        "on four images of noise. *reloaded*: saved, loaded, the very\nsame output. Torch-Pruning: "
         f"`MagnitudePruner`, `GroupMagnitudeImportance(p=2)`, `pruning_ratio={RATIO}`, all layers with as many outputs as "
         "there are classes ignored; it *runs* if the\npruned network gives an output of the same shape; silenced are "
         "the inputs that its groups take from each convolution and linear layer. It prunes through\nLayerNorm and "
