@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018) for images of 32 x 32 pixels: a stem and a second stage without stride."""
+"""MobileNetV2 (Sandler et al. 2018) for 32 x 32 pixels: a stem and a second stage without stride."""
 
 from __future__ import annotations
 

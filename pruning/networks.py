@@ -62,9 +62,7 @@ def _for_cifar(name: str, build: Callable[[], nn.Module]) -> None:
 
 for _depth in (20, 32, 44, 56, 110):
     _blocks = (_depth - 2) // 6  # two convolutions a block, three stages, and the stem and linear layer
-    _for_cifar(
-        f"cifar_resnet{_depth}", partial(ResNet, 3, (16, 32, 64), _blocks, shortcut=PaddedShortcut)
-    )
+    _for_cifar(f"cifar_resnet{_depth}", partial(ResNet, 3, (16, 32, 64), _blocks, shortcut=PaddedShortcut))
 _for_cifar("cifar_vgg16_bn", VGG)
 _for_cifar("cifar_mobilenetv2", MobileNetV2)
 

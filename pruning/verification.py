@@ -47,7 +47,7 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
 def _admitted(
     model: nn.Module, graph: ChannelGraph, accepted: Sequence[ChannelGroup], groups: Sequence[ChannelGroup]
 ) -> Sequence[ChannelGroup]:
-    """Return the accepted groups and those others that can be cut beside them; bad ones are found by halving."""
+    """Return the accepted groups and those that can be cut beside them; bad ones are found by halving."""
     if not groups or _agrees(model, graph, [*accepted, *groups]):
         return [*accepted, *groups]
     if len(groups) == 1:

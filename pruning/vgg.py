@@ -1,4 +1,4 @@
-"""VGG-16 (Simonyan and Zisserman 2015) with BatchNorm, as it is commonly used for images of 32 x 32 pixels."""
+"""VGG-16 (Simonyan and Zisserman 2015) with BatchNorm, as it is commonly used for 32 x 32 pixels."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Channels:
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Let the channels of two index tensors of one shape live and die together, entry by entry."""
         pairs = torch.stack([self.find(a).flatten(), self.find(b).flatten()])
-        pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs >= 0).all(0)].unique(dim=1)
+        pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs >= 0).all(0)]
         opaque = torch.isin(pairs, torch.tensor(list(self._opaque), dtype=torch.long))
         for number in pairs[opaque].unique().tolist():  # never tied, so it stands for itself
             self.freeze(pairs[:, (pairs == number).any(0)], self._opaque[number])
@@ -97,7 +97,8 @@ class Channels:
 
     def freeze(self, ids: Tensor, reason: str) -> None:
         """Forbid to prune the channels in `ids`."""
-        ids = ids.unique()
+        dims = varying(ids)
+        ids = at_first(ids, [dim for dim in range(ids.dim()) if dim not in dims]).unique()
         self._frozen.append((ids[ids >= 0], reason))
 
     def frozen_reasons(self) -> dict[int, str]:

@@ -140,3 +140,9 @@ def mixing_norm(walk: Walk, call: Call) -> Any:
     """A norm over several channels changes its value when one of them goes."""
     walk.channels.freeze(call.index_args[0], f"{call.name} mixes channels")
     return call.index_args[0]
+
+
+@function_rule(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.linear, F.batch_norm)
+def bare_weights(walk: Walk, call: Call) -> Any:
+    """What a layer would do, with weights that were computed, as by weight standardisation."""
+    return walk.freeze(call, f"{call.name} has weights that are no layer's own")

@@ -44,8 +44,8 @@ def trace_program(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModul
 def is_layer_variant(module: nn.Module) -> bool:
     """Whether a module is a variant of a convolution, linear layer or BatchNorm, with no more weights.
 
-    Such as one that pads its input by itself, or has its activation built in. It is not followed into, as what
-    hangs on its weights is known of layers; the trial cuts of `trace` find out if its forward does more.
+    Such as one that pads its input by itself, or has its activation built in. It is not followed into, for
+    layers are known by their weights; the trial cuts of `trace` find out if its forward does more.
     """
     tensors = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     return isinstance(module, _VARIED) and tensors <= _TENSORS
@@ -117,7 +117,7 @@ class ModuleTracer(fx.Tracer):
         value = self._value(obj.node)
         if not isinstance(value, (tuple, list)):
             return super().iter(obj)
-        return (obj[place] for place in range(len(value)))
+        return (obj[place] for place in range(len(value)))  # type: ignore[index]
 
     def size(self, obj: fx.Proxy) -> Any:
         """Return the value of a proxy for the example if no tensor is in it, else None."""

@@ -35,7 +35,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         (pruner, name): partial(check, name, seed=args.seed)
         for name in record["kinds"]
         for pruner, check in CHECKS.items()
-        if name not in record[pruner] and (pruner == "secateur" or _can_compare())
+        if name not in record[pruner] and (pruner == "secateur" or can_compare())
     }
     shown = not args.quiet and sys.stderr.isatty()
     runs = run_limited(jobs, LIMITS, side_by_side=available_cores())
@@ -48,7 +48,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def _can_compare() -> bool:
+def can_compare() -> bool:
+    """Whether Torch-Pruning is installed."""
     try:
         torch_pruning()
     except PruningError:
@@ -71,8 +72,7 @@ def show(record: Mapping[str, Any]) -> None:
     for name, found in record["secateur"].items():
         if "failed" in found:
             console().print(f"{name}: {found['failed']}", markup=False)
-    if record["versions"]["torch-pruning"] is None:
-        try:
-            torch_pruning()
-        except PruningError as error:
-            console().print(f"Torch-Pruning was not measured: {error}", markup=False)
+    try:
+        torch_pruning()
+    except PruningError as error:
+        console().print(f"Torch-Pruning was not measured: {error}", markup=False)

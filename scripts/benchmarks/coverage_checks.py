@@ -110,7 +110,7 @@ def check_torch_pruning(name: str, *, seed: int) -> dict[str, Any]:
         pruning_ratio=RATIO,
         ignored_layers=classifier,
     )
-    masks = _prune_(pruner, model)
+    masks = prune_(pruner, model)
     dense, images = precise(subject)
     model.to(images.dtype)
     runs, macs = runs_as(model, dense, images)
@@ -129,7 +129,7 @@ def torch_pruning() -> Any:
     return imported("torch_pruning", extra="compare", purpose="comparisons with Torch-Pruning")
 
 
-def _prune_(pruner: Any, model: nn.Module) -> dict[str, Tensor]:
+def prune_(pruner: Any, model: nn.Module) -> dict[str, Tensor]:
     """Prune; return, for each layer that loses inputs, which of the dense layer's stay, [cin] of 0 and 1."""
     names = {module: name for name, module in model.named_modules()}
     stay: dict[str, Tensor] = {}
@@ -159,7 +159,9 @@ def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
 
         return silence
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(mask)) for name, mask in masks.items()]
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(hook(mask)) for name, mask in masks.items()
+    ]
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The networks that `benchmark coverage` tries: all of torchvision's classifiers, a small one of each timm family.
+"""What `benchmark coverage` tries: all of torchvision's classifiers, a small one of each timm family.
 
 Kinds: "cnn"; "hybrid" where attention or recurrence stands beside convolutions; "transformer" where only the
 first layer is a convolution, or none.
@@ -28,11 +28,12 @@ TIMM = {
         xception41
     """,
     "hybrid": """
-        caformer_s18 coat_tiny coatnet_pico_rw_224 convit_tiny cpubone_nano csatv2 davit_tiny eca_botnext26ts_256
-        edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientvim_m1 efficientvit_b0
-        efficientvit_m0 halonet_h1 iformer_t lambda_resnet26t levit_conv_128s lowformer_b0 maxvit_pico_rw_256
-        mobilenetv4_hybrid_medium mobilevit_xxs mobilevitv2_050 nextvit_small pvt_v2_b0 sequencer2d_s
-        shvit_s1 swiftformer_xs tiny_vit_5m_224 visformer_tiny vit_tiny_r_s16_p8_224 vitamin_small_224
+        caformer_s18 coat_tiny coatnet_pico_rw_224 convit_tiny cpubone_nano csatv2 davit_tiny
+        eca_botnext26ts_256 edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientvim_m1
+        efficientvit_b0 efficientvit_m0 halonet_h1 iformer_t lambda_resnet26t levit_conv_128s lowformer_b0
+        maxvit_pico_rw_256 mobilenetv4_hybrid_medium mobilevit_xxs mobilevitv2_050 nextvit_small pvt_v2_b0
+        sequencer2d_s shvit_s1 swiftformer_xs tiny_vit_5m_224 visformer_tiny vit_tiny_r_s16_p8_224
+        vitamin_small_224
     """,
     "transformer": """
         cait_xxs24_224 crossvit_tiny_240 deit_tiny_patch16_224 eva02_tiny_patch14_224 gcvit_xxtiny

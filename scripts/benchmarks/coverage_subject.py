@@ -93,6 +93,6 @@ def _counted(model: nn.Module, images: Tensor) -> tuple[Tensor, int]:
 
 
 def largest_error(value: Tensor, expected: Tensor) -> float | None:
-    """Return the largest difference, as a share of the largest expected value; None where it is not finite."""
+    """Return the largest difference, as a share of the largest expected value; None if not finite."""
     error = float((value - expected).abs().max() / expected.abs().max())
     return error if math.isfinite(error) else None

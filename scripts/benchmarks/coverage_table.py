@@ -18,9 +18,21 @@ TITLES = {
     "torchvision transformer": "torchvision, transformers",
     "timm transformer": "timm, transformers and MLPs",
 }
-HEAD = """\
-| network | px | groups | MACs left | cut = silenced | refitted | reloaded | Torch-Pruning runs | MACs left | cut = silenced |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+COLUMNS = ("network", "px", "groups", "MACs left", "cut = silenced", "refitted", "reloaded")
+THEIR_COLUMNS = ("Torch-Pruning runs", "MACs left", "cut = silenced")
+NOTES = """
+{ratio:.0%} of the units of every prunable group are cut at once, at random, on small images (px) with random
+weights; scales and BatchNorm statistics are drawn so that they hide nothing.
+
+- *MACs left*: of the dense network's, by torch's own counter.
+- *cut = silenced*: the largest difference from the dense network with the cut channels silenced is at most
+  {tolerance:g} of the largest output, in double precision.
+- *refitted*: by least squares, on noise; *reloaded*: saved, loaded, the very same output.
+- *Torch-Pruning*: `MagnitudePruner` with `GroupMagnitudeImportance(p=2)` and `pruning_ratio={ratio}`; layers
+  with as many outputs as there are classes are ignored. It *runs* if the pruned network gives an output of
+  the same shape for fewer MACs. Silenced are the inputs that its groups take from convolutions and linear
+  layers. It prunes through LayerNorm and GroupNorm, which compute something else when a channel goes: such
+  networks run, and do not equal silencing. Attention was not described to it.
 """
 
 
@@ -50,7 +62,8 @@ def summary(record: Mapping[str, Any]) -> Iterator[str]:
             f"(run after pruning: {sum(map(runs, ours))}; equal to silencing: {sum(map(is_right, ours))})"
         )
         if any(theirs):
-            line += f"; Torch-Pruning: {sum(map(runs, theirs))} run, {sum(map(is_right, theirs))} equal silencing"
+            equal = sum(map(is_right, theirs))
+            line += f"; Torch-Pruning: {sum(map(runs, theirs))} run, {equal} equal to silencing"
         yield line
 
 
@@ -70,22 +83,14 @@ def write_table(path: Path, record: Mapping[str, Any]) -> None:
 
 def _page(record: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
-    yield "# Which networks can be pruned\n\nWritten by `secateur benchmark coverage --out coverage.json --table docs/coverage.md`"
-    yield f" ({versions}; seed {record['seed']}).\n\n"
+    yield "# Which networks can be pruned\n\nWritten by `secateur benchmark coverage --out coverage.json "
+    yield f"--table docs/coverage.md`\n({versions}; seed {record['seed']}).\n\n"
     yield "".join(f"- {line}\n" for line in summary(record))
-    yield (
-        f"\n{RATIO:.0%} of the units of every prunable group are cut at once, at random, on small images (px) with "
-        "random weights; scales and BatchNorm statistics are drawn so\nthat they hide nothing. *MACs left*: of the "
-        "dense network's, by torch's own counter. *cut = silenced*: the largest difference from the dense network "
-        f"with the cut\nchannels silenced is at most {TOLERANCE:g} of the largest output. *refitted*: by least squares "
-        "on four images of noise. *reloaded*: saved, loaded, the very\nsame output. Torch-Pruning: "
-        f"`MagnitudePruner`, `GroupMagnitudeImportance(p=2)`, `pruning_ratio={RATIO}`, all layers with as many outputs as "
-        "there are classes ignored; it *runs* if the\npruned network gives an output of the same shape; silenced are "
-        "the inputs that its groups take from each convolution and linear layer. It prunes through\nLayerNorm and "
-        "GroupNorm, which change what they compute when a channel goes: such networks run, and do not equal silencing.\n"
-    )
+    yield NOTES.format(ratio=RATIO, tolerance=TOLERANCE)
+    headings = (*COLUMNS, *THEIR_COLUMNS)
     for section, names in _sections(record).items():
-        yield f"\n## {TITLES[section][0].upper()}{TITLES[section][1:]}\n\n{HEAD}"
+        yield f"\n## {TITLES[section][0].upper()}{TITLES[section][1:]}\n\n"
+        yield from (f"| {' | '.join(cells)} |\n" for cells in (headings, ["---"] * len(headings)))
         for name in names:
             yield _row(name, record["secateur"].get(name), record["torch-pruning"].get(name))
         yield from _reasons(names, record["secateur"])

@@ -196,7 +196,7 @@ class TestTorchvision:
         assert not torch.equal(first.features[0].weight, second.features[0].weight)
 
     def test_an_unknown_name_suggests_the_nearest(self):
-        with pytest.raises(UnknownNameError, match="Did you mean .*'resnet18'"):
+        with pytest.raises(UnknownNameError, match=r"Did you mean .*'resnet18'"):
             resolve_network("torchvision/resnet19")
 
 
