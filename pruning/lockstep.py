@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pruning.graph import ChannelGraph
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+from pruning.graph.tracing import BATCH_NORMS, run_node
 
 
 class Lockstep:
@@ -107,15 +106,7 @@ class _Lane:
     def _value(self, node: fx.Node, images: Tensor, args: Any, kwargs: Any) -> Any:
         if node.op == "placeholder":
             return images.clone()  # a network may change its input in place
-        if node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            return getattr(self.model.get_submodule(owner), name)
-        if node.op == "call_module":
-            return self.model.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return run_node(self.model, node, args, kwargs)
 
 
 class _GaussianLane(_Lane):

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from pruning.errors import PruningError, UnknownNameError, one_line
 from pruning.extras import imported
+from pruning.mobilenet import MobileNetV2
 from pruning.registry import Registry, unknown_name
 from pruning.resnets import PaddedShortcut, ProjectedShortcut, ResNet
 from pruning.users_code import named_function
+from pruning.vgg import VGG
 
 Shape = tuple[int, int, int]
 
@@ -53,19 +55,16 @@ class NetworkSpec:
 NETWORKS: Registry[Callable[[], NetworkSpec]] = Registry("network")
 
 
-def _cifar_resnet(depth: int) -> NetworkSpec:
-    blocks = (depth - 2) // 6  # two convolutions a block, three stages, and the stem and linear layer
-    return NetworkSpec(
-        name=f"cifar_resnet{depth}",
-        build=partial(ResNet, 3, (16, 32, 64), blocks, shortcut=PaddedShortcut),
-        input_shape=(3, 32, 32),
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-    )
+def _for_cifar(name: str, build: Callable[[], nn.Module]) -> None:
+    spec = NetworkSpec(name, build, (3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    NETWORKS.register(name)(lambda: spec)
 
 
 for _depth in (20, 32, 44, 56, 110):
-    NETWORKS.register(f"cifar_resnet{_depth}")(partial(_cifar_resnet, _depth))
+    _blocks = (_depth - 2) // 6  # two convolutions a block, three stages, and the stem and linear layer
+    _for_cifar(f"cifar_resnet{_depth}", partial(ResNet, 3, (16, 32, 64), _blocks, shortcut=PaddedShortcut))
+_for_cifar("cifar_vgg16_bn", VGG)
+_for_cifar("cifar_mobilenetv2", MobileNetV2)
 
 
 @NETWORKS.register("digits_resnet")

@@ -33,16 +33,8 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
         UntraceableModelError: the network cannot be traced or does not run on such an image.
     """
     graph = find_groups(model, input_shape)
-    if _agrees(model, graph, graph.prunable):
-        return graph
-    # together they fail: admit one after the other, so that a good group does not pay for a bad one
-    accepted: list[ChannelGroup] = []
-    for group in graph.prunable:
-        if _agrees(model, graph, [*accepted, group]):
-            accepted.append(group)
-        else:
-            logger.warning("%s is frozen: %s", group.name, NOT_EQUAL)
-    good = {group.name for group in accepted}
+    admitted = _admitted(_for_trials(model, input_shape), graph, [], graph.prunable)
+    good = {group.name for group in admitted}
     groups = (
         group
         if group.frozen or group.name in good
@@ -50,6 +42,20 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
         for group in graph.groups
     )
     return replace(graph, groups=tuple(groups))
+
+
+def _admitted(
+    model: nn.Module, graph: ChannelGraph, accepted: Sequence[ChannelGroup], groups: Sequence[ChannelGroup]
+) -> Sequence[ChannelGroup]:
+    """Return the accepted groups and those that can be cut beside them; bad ones are found by halving."""
+    if not groups or _agrees(model, graph, [*accepted, *groups]):
+        return [*accepted, *groups]
+    if len(groups) == 1:
+        logger.warning("%s is frozen: %s", groups[0].name, NOT_EQUAL)
+        return accepted
+    middle = len(groups) // 2
+    accepted = _admitted(model, graph, accepted, groups[:middle])
+    return _admitted(model, graph, accepted, groups[middle:])
 
 
 @contextmanager
@@ -85,7 +91,6 @@ def _masking(mask: Tensor) -> Any:
 def _agrees(model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> bool:
     """Whether cutting equals silencing with some units gone, and with all but one."""
     generator = torch.Generator().manual_seed(0)
-    model = _with_live_scales(model, generator).eval()
     for choose in (_some_units, _one_unit):
         kept = {group.name: choose(group.units, generator) for group in groups}
         if not _trial_agrees(model, graph, kept, generator):
@@ -93,15 +98,31 @@ def _agrees(model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup
     return True
 
 
-def _with_live_scales(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Return a copy whose scales are far from zero: a block that a network mutes would hide a wrong cut."""
-    model = copy.deepcopy(model)
+@torch.no_grad()
+def _for_trials(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
+    """Return a precise copy whose scales are far from zero: a muted block would hide a wrong cut."""
+    model = copy.deepcopy(model).eval()
+    generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if name != "weight" or parameter.dim() == 1:
                 noise = torch.rand(parameter.shape, generator=generator)
                 parameter.copy_((0.5 + noise).to(parameter))
-    return model
+    return in_double(model, input_shape)
+
+
+@torch.no_grad()
+def in_double(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
+    """Return a copy in double precision; the model itself if it does not run in it.
+
+    Deep networks can magnify the rounding of single precision until right and wrong look alike.
+    """
+    double = copy.deepcopy(model).cpu().double().eval()  # not every device knows double precision
+    try:
+        attempt(double, torch.zeros((2, *input_shape), dtype=torch.double))
+    except Exception:  # a stranger's forward casts to another type, and then raises anything
+        return model
+    return double
 
 
 def _trial_agrees(model: nn.Module, graph: ChannelGraph, kept: KeptUnits, generator: torch.Generator) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts import options
-from scripts.benchmarks import data_free, environment, per_input, reward, runtime, search, transfer
+from scripts.benchmarks import coverage, data_free, environment, per_input, reward, runtime, search, transfer
 from scripts.benchmarks.assets import WEIGHTS
 from scripts.cli import run_verb
 
@@ -56,6 +56,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "transfer": Benchmark(
         transfer.measure, transfer.show, "policies learned on one network, reused on another", resumes=True
     ),
+    "coverage": Benchmark(
+        coverage.measure,
+        coverage.show,
+        "which networks of torchvision and timm can be pruned, and whether rightly",
+        resumes=True,
+    ),
     "reward": Benchmark(
         reward.measure, reward.show, "rank correlation of rewards without labels with true accuracy"
     ),
@@ -90,6 +96,7 @@ def build_parser() -> options.Parser:
         metavar="FILE",
         help="JSON file of results so far; what it holds is not measured again",
     )
+    parser.add_argument("--table", type=Path, metavar="FILE.md", help="coverage: write the results there too")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, ...")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     options.add_output_flags(parser, out=False)
@@ -107,6 +114,8 @@ def run(argv: Sequence[str]) -> None:
     if args.out is not None and not benchmark.resumes:
         names = " and ".join(name for name, one in BENCHMARKS.items() if one.resumes)
         raise options.UsageError(f"--out goes with {names}; {args.name} prints its results, see --json")
+    if args.table is not None and args.name != "coverage":
+        raise options.UsageError(f"--table goes with coverage; {args.name} prints its results")
     record = benchmark.measure(args)
     if args.json:
         print(json.dumps(record, indent=2))

@@ -84,28 +84,21 @@ class Channels:
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Let the channels of two index tensors of one shape live and die together, entry by entry."""
         pairs = torch.stack([self.find(a).flatten(), self.find(b).flatten()])
-        pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs >= 0).all(0)].unique(dim=1)
-        for one, other in pairs.T.tolist():
-            self._tie_pair(one, other)
-        while not torch.equal(jumped := self._parent[self._parent], self._parent):
-            self._parent = jumped
-
-    def _tie_pair(self, one: int, other: int) -> None:
-        for this, that in ((one, other), (other, one)):
-            if this in self._opaque:  # representatives of opaque numbers are themselves: they are never tied
-                self.freeze(torch.tensor([that]), self._opaque[this])
-                return
-        roots = sorted(self._root(number) for number in (one, other))
-        self._parent[roots[1]] = roots[0]
-
-    def _root(self, number: int) -> int:
-        while (parent := int(self._parent[number])) != number:
-            number = parent
-        return number
+        pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs >= 0).all(0)]
+        opaque = torch.isin(pairs, torch.tensor(list(self._opaque), dtype=torch.long))
+        for number in pairs[opaque].unique().tolist():  # never tied, so it stands for itself
+            self.freeze(pairs[:, (pairs == number).any(0)], self._opaque[number])
+        low, high = pairs[:, ~opaque.any(0)].aminmax(dim=0)
+        while bool((low != high).any()):  # the higher of two follows the lowest it is tied to, if to several
+            self._parent.scatter_reduce_(0, high, low, "amin")
+            while not torch.equal(jumped := self._parent[self._parent], self._parent):
+                self._parent = jumped
+            low, high = self.find(torch.stack([low, high])).aminmax(dim=0)
 
     def freeze(self, ids: Tensor, reason: str) -> None:
         """Forbid to prune the channels in `ids`."""
-        ids = ids.unique()
+        dims = varying(ids)
+        ids = at_first(ids, [dim for dim in range(ids.dim()) if dim not in dims]).unique()
         self._frozen.append((ids[ids >= 0], reason))
 
     def frozen_reasons(self) -> dict[int, str]:

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 from torch import nn
 
-from pruning.graph import moves  # noqa: F401  (files its rules)
+from pruning.graph import layers, moves  # noqa: F401  (file their rules)
 from pruning.graph.records import ChannelGraph, ChannelGroup, Member
 from pruning.graph.rules import rule_for
-from pruning.graph.walk import Slot, Walk, trace_program, walk_program
+from pruning.graph.tracing import trace_program
+from pruning.graph.walk import Slot, Walk, walk_program
 
 Unit = dict[int, list[int]]  # slot number -> positions of the unit in it
 
@@ -27,7 +28,7 @@ def find_groups(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
     Raises:
         UntraceableModelError: the network cannot be traced or does not run on such an image.
     """
-    traced = trace_program(model)
+    traced = trace_program(model, input_shape)
     walk = walk_program(traced, input_shape, rule_for)
     _freeze_shared_parameters(traced, walk)
     return ChannelGraph(
@@ -108,10 +109,10 @@ def _why_ungated(group: ChannelGroup, walk: Walk) -> str | None:
         return "several layers write these channels"
     if not group.readers:
         return "no layer reads these channels"
-    layers = [walk.layers[member.owner] for member in (*group.writers, *group.readers)]
-    if any(layer.calls > 1 for layer in layers):
+    shapes = [walk.layers[member.owner] for member in (*group.writers, *group.readers)]
+    if any(shape.calls > 1 for shape in shapes):
         return "a layer that writes or reads them is called more than once"
-    if not all(layer.by_image for layer in layers):
+    if not all(shape.by_image for shape in shapes):
         return "a layer that writes or reads them sees the places of all images in one row"
     if group.constants or group.parameters:
         return "a size or a parameter outside of any layer counts these channels"

@@ -123,7 +123,10 @@ def _slice_constants(walk: Walk, call: Call, dim: int, place: int | slice) -> bo
 def pad(walk: Walk, call: Call) -> Any:
     """Adds border positions (the channel's own) or whole channels (fresh ones, tied where they are added)."""
     index, amounts = call.index_args[0], call.argument(1, "pad")
-    if call.argument(2, "mode", "constant") != "constant" or any(amount < 0 for amount in amounts):
+    last = index.dim() - 1
+    padded = {last - place // 2 for place, amount in enumerate(amounts) if amount}
+    plain = call.argument(2, "mode", "constant") == "constant" and min(amounts, default=0) >= 0
+    if not plain and padded & set(varying(index)):
         return walk.freeze(call, f"{call.name} repeats or removes channels")
     for number, dim in enumerate(range(index.dim() - 1, index.dim() - 1 - len(amounts) // 2, -1)):
         before, after = amounts[2 * number : 2 * number + 2]

@@ -5,10 +5,8 @@ What is in none of the tables has no rule: the walk freezes the channels it touc
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,17 +15,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pruning.graph.channels import at_first, profile, spread, varying
-from pruning.graph.records import LayerShape
-from pruning.graph.walk import BATCH, Call, Rule, Walk
+from pruning.graph.tracing import is_layer_variant
+from pruning.graph.walk import Call, Rule, Walk
 
 LAYER_RULES: dict[type[nn.Module], Rule] = {}
 FUNCTION_RULES: dict[Any, Rule] = {}  # keyed by function, or by name for methods and foreign functions
 
 
 def rule_for(call: Call) -> Rule | None:
-    """Return the rule for an operator, by the exact type of its module or by its function."""
+    """Return the rule for an operator, by the type of its module or by its function."""
     if call.module is not None:
-        return LAYER_RULES.get(type(call.module))  # a subclass may compute anything
+        kinds = type(call.module).__mro__ if is_layer_variant(call.module) else (type(call.module),)
+        return next((LAYER_RULES[kind] for kind in kinds if kind in LAYER_RULES), None)
     target = call.node.target
     qualified = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
     return FUNCTION_RULES.get(target) or FUNCTION_RULES.get(qualified)
@@ -51,111 +50,6 @@ def function_rule(*targets: Any) -> Callable[[Rule], Rule]:
         return rule
 
     return file
-
-
-@layer_rule(
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear
-)
-def weight_layer(walk: Walk, call: Call) -> Any:
-    """A layer that reads all channels of its input and writes new ones; a depthwise one carries them."""
-    module: Any = call.module
-    dim = call.value.dim() - 1 if isinstance(module, nn.Linear) else 1
-    shape = _layer_shape(call, module)
-    cin = walk.along(call.index_args[0], dim, call)
-    _record_layer(walk, shape)
-    if _is_touched_by_hooks(module):
-        return walk.freeze(call, f"{shape.name} has forward hooks, such as a runtime gate's or weight_norm's")
-    if cin is None:
-        cin = walk.channels.opaque((shape.cin,), f"{shape.name} reads its channels across another dimension")
-    if shape.depthwise:
-        cout = cin.repeat_interleave(shape.cout // shape.cin)
-        walk.add_slot("carriers", shape.name, cout)
-        return spread(cout, call.value.shape, dim)
-    known = walk.slots.get(("writers", shape.name))
-    cout = known.ids if known else walk.channels.create(shape.cout)
-    for ids in (cin, cout):
-        by_group = ids.reshape(shape.conv_groups, -1)
-        walk.channels.tie(by_group, by_group[:1].expand_as(by_group).contiguous())
-    walk.add_slot("readers", shape.name, cin)
-    walk.add_slot("writers", shape.name, cout)
-    return spread(cout, call.value.shape, dim)
-
-
-def _layer_shape(call: Call, module: Any) -> LayerShape:
-    linear = isinstance(module, nn.Linear)
-    cin, cout = (
-        (module.in_features, module.out_features) if linear else (module.in_channels, module.out_channels)
-    )
-    conv_groups = 1 if linear else module.groups
-    # a transposed convolution applies its kernel once per input position
-    applied = call.args[0] if getattr(module, "transposed", False) else call.value
-    applications = applied.numel() // applied.size(-1 if linear else 1)
-    return LayerShape(
-        name=str(call.node.target),
-        cin=cin,
-        cout=cout,
-        kernel=1 if linear else math.prod(module.kernel_size),
-        conv_groups=conv_groups,
-        # a leading 1 is no batch: what is computed from constants is computed once for all images
-        positions=applications if applied.size(0) == 1 else applications // BATCH,
-        calls=1,
-        by_image=call.args[0].size(0) == BATCH,
-        depthwise=1 < conv_groups == cin and not getattr(module, "transposed", False),
-        batch_norm=_sole_batch_norm(call),
-    )
-
-
-def _sole_batch_norm(call: Call) -> str | None:
-    users = list(call.node.users)
-    rows_of_rows = isinstance(call.module, nn.Linear) and call.value.dim() > 2
-    if len(users) != 1 or users[0].op != "call_module" or rows_of_rows:  # a BatchNorm1d would norm the rows
-        return None
-    name = str(users[0].target)
-    owner = call.node.graph.owning_module
-    assert owner is not None
-    batch_norm = owner.get_submodule(name)
-    known = type(batch_norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    shared = sum(node.op == "call_module" and node.target == name for node in call.node.graph.nodes) > 1
-    return name if known and not shared and batch_norm.running_mean is not None else None
-
-
-def _record_layer(walk: Walk, shape: LayerShape) -> None:
-    earlier = walk.layers.get(shape.name)
-    if earlier is not None:  # called again: the work adds up, and no BatchNorm may absorb a shift for both
-        positions = earlier.positions + shape.positions
-        shape = replace(shape, positions=positions, calls=earlier.calls + 1, batch_norm=None)
-    walk.layers[shape.name] = shape
-
-
-def _is_touched_by_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_pre_hooks)  # such as the older weight_norm and spectral_norm
-
-
-@layer_rule(
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
-)
-def per_channel_norm(walk: Walk, call: Call) -> Any:
-    """One set of values per channel; the channels pass through."""
-    ids = walk.along(call.index_args[0], 1, call)
-    if ids is None:
-        return walk.freeze(call, f"{call.name} normalises across channels")
-    walk.add_slot("carriers", call.name, ids)
-    return spread(ids, call.value.shape, 1)
-
-
-@layer_rule(nn.PReLU)
-def prelu(walk: Walk, call: Call) -> Any:
-    """One slope per channel, or one for all."""
-    module: Any = call.module
-    return pointwise(walk, call) if module.num_parameters == 1 else per_channel_norm(walk, call)
-
-
-@layer_rule(nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d, nn.RMSNorm)
-@function_rule(F.layer_norm, F.group_norm, F.local_response_norm, F.normalize)
-def mixing_norm(walk: Walk, call: Call) -> Any:
-    """A norm over several channels changes its value when one of them goes."""
-    walk.channels.freeze(call.index_args[0], f"{call.name} mixes channels")
-    return call.index_args[0]
 
 
 @layer_rule(
@@ -250,14 +144,15 @@ def within_channel(walk: Walk, call: Call) -> Any:
 
 @function_rule(
     torch.mean, torch.sum, torch.amax, torch.amin, torch.max, torch.min, torch.var, torch.std,
-    torch.logsumexp, torch.argmax, "mean", "sum", "amax", "amin", "max", "min", "var", "std", "argmax",
+    torch.logsumexp, torch.argmax, torch.norm, "mean", "sum", "amax", "amin", "max", "min", "var", "std",
+    "argmax", "norm",
 )  # fmt: skip
 def reduction(walk: Walk, call: Call) -> Any:
     """Reduces dimensions; those over channels change their value when one goes."""
     if isinstance(call.argument(1, "other"), Tensor):
         return join(walk, call)  # torch.max(a, b)
     index = call.index_args[0]
-    dims = call.argument(1, "dim")
+    dims = call.argument(2 if call.name == "norm" else 1, "dim")
     dims = range(index.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
     reduced = {dim % index.dim() for dim in dims}
     if reduced & set(varying(index)):

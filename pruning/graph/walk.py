@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +12,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.errors import UntraceableModelError
-from pruning.graph.channels import CONSTANT, Channels, profile, varying
+from pruning.graph.channels import CONSTANT, Channels, profile, spread, varying
 from pruning.graph.records import LayerShape, ShapeConstant
-
-BATCH = 2  # more than one, so that no rule can take the batch for a channel dimension
+from pruning.graph.tracing import BATCH, UNTRACED, example_image
 
 
 @dataclass
@@ -88,6 +86,15 @@ class Walk:
         self.constants[key] = ShapeConstant(key=key, node=node.name, path=path, size=len(ids))
         self.add_slot("constants", key, ids)
 
+    def parameter(self, name: str, value: Tensor) -> Tensor:
+        """Return the index tensor of a bare tensor: one with a single axis may hold a value per channel."""
+        axes = [axis for axis, size in enumerate(value.shape) if size > 1]
+        if len(axes) != 1:
+            return torch.tensor(CONSTANT).expand(value.shape)
+        known = self.slots.get(("parameters", name))
+        ids = known.ids if known else self.channels.create(value.size(axes[0]))
+        return spread(self.add_slot("parameters", name, ids, axes[0]), value.shape, axes[0])
+
     def freeze(self, call: Call, reason: str) -> Any:
         """Freeze every channel that enters the call; return opaque index tensors for its result."""
         for index in call.indices():
@@ -141,10 +148,10 @@ class ChannelInterpreter(fx.Interpreter):
         if call.node.op == "placeholder":
             return self.walk.opaque_like(call.value, "it is the network's input")
         if call.node.op == "get_attr":
-            return _map_tensors(lambda tensor: torch.tensor(CONSTANT).expand(tensor.shape), call.value)
+            return self.walk.parameter(str(call.node.target), call.value)
         rule = self._rules(call)
         if rule is None:
-            return self.walk.freeze(call, f"no rule for {_kind(call)}")
+            return self.walk.freeze(call, call.node.meta.get(UNTRACED) or f"no rule for {_kind(call)}")
         if not call.args:
             return self.walk.freeze(call, f"{call.name} takes its input by keyword")
         return rule(self.walk, call)
@@ -158,24 +165,6 @@ def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return pytree.tree_map_only(Tensor, function, value)
 
 
-def trace_program(model: nn.Module) -> fx.GraphModule:
-    """Return the traced copy of a model, in evaluation mode.
-
-    Raises:
-        UntraceableModelError: torch.fx cannot follow its `forward`.
-    """
-    model = copy.deepcopy(model).eval()
-    try:
-        graph = fx.Tracer().trace(model)
-    except Exception as error:  # whatever a stranger's forward raises on a symbolic input
-        cause = " ".join(str(error).split())
-        raise UntraceableModelError(
-            f"torch.fx cannot trace {type(model).__name__}: {cause}; "
-            "its forward must not branch or loop on the values of tensors"
-        ) from error
-    return fx.GraphModule(model, graph)
-
-
 @torch.no_grad()
 def walk_program(
     traced: fx.GraphModule, input_shape: Sequence[int], rules: Callable[[Call], Rule | None]
@@ -185,13 +174,13 @@ def walk_program(
     Raises:
         UntraceableModelError: the network does not run on such an input.
     """
-    reference = next(iter(traced.parameters()), torch.empty(0))
-    example = torch.randn((BATCH, *input_shape), generator=torch.Generator().manual_seed(0))
+    example = example_image(traced, input_shape)
     interpreter = ChannelInterpreter(traced, rules)
     counter = FlopCounterMode(display=False)
     try:
-        with counter:
-            interpreter.run(example.to(reference.device, reference.dtype))
+        with counter:  # in a run of its own: every operation on an index tensor would pass through it too
+            fx.Interpreter(traced).run(example.clone())
+        interpreter.run(example)
     except Exception as error:  # whatever a stranger's forward raises
         cause = " ".join(str(error).partition("While executing %")[0].split())  # fx adds its graph
         raise UntraceableModelError(

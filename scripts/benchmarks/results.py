@@ -60,7 +60,7 @@ def run_side_by_side(
     missing = [job for job in jobs if _found(record, job) is None]
     fork = multiprocessing.get_context("fork")
     shown = not args.quiet and sys.stderr.isatty()
-    with ProcessPoolExecutor(_cores(), mp_context=fork, initializer=_start, initargs=(run,)) as pool:
+    with ProcessPoolExecutor(available_cores(), mp_context=fork, initializer=_start, initargs=(run,)) as pool:
         futures = {pool.submit(_call, job): job for job in missing}
         for future in tqdm(as_completed(futures), total=len(futures), unit="run", disable=not shown):
             *path, last = futures[future]
@@ -73,7 +73,7 @@ def run_side_by_side(
     return record
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """Return how many cores this process may use: fewer than there are, where it is held to some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -297,10 +297,83 @@ class UnusedHead(Flattened):
         self.auxiliary, self.spare = nn.Linear(6, 2), nn.Parameter(torch.ones(3))
 
 
-class Branching(nn.Module):
+class SelfPadding(nn.Conv2d):
+    """Pads its input as its size asks, as convolutions that were trained in TensorFlow do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        amount = (x.shape[-1] - 1) % 2 + 1
+        return super().forward(F.pad(x, (0, amount, 0, amount)) if amount > 0 else x)
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """With its activation built in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class Variants(nn.Module):
+    """Subclasses of torch's layers: a convolution that pads by itself, a norm with its activation."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3)
+        self.a, self.norm = SelfPadding(3, 8, 3, stride=2, bias=False), NormAndActivation(8)
+        self.b, self.head = SelfPadding(8, 8, 3, stride=2, groups=8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.norm(self.a(x))))
+
+
+class BySize(nn.Module):
+    """Branches, loops and counts by the sizes of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = unit(3, 6), unit(6, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if x.shape[-1] % 4 != 0 and len(x.shape) == 4:
+            x = F.pad(x, (0, int(x.shape[-1]) % 4))
+        for _ in range(x.ndim - 3):
+            x = self.b(x)
+        return self.head(x)
+
+
+class Untraceable(nn.Module):
+    """One block looks at the values of its input; the others need not suffer for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.block = unit(3, 6), unit(6, 7), nn.Sequential(unit(7, 5), Branching(5))
+        self.last, self.head = unit(6, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.block(self.inner(self.stem(x)))))
+
+
+class ScaledLast(nn.Module):
+    """A residual branch scaled by a parameter that is brought into shape, beside a border that mirrors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = unit(3, 6), nn.Conv2d(6, 6, 3), Head(6)
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        inner = self.branch(F.pad(x, (1, 1, 1, 1), mode="reflect"))
+        return self.head(x + inner.mul(self.scale.reshape(1, -1, 1, 1)))
+
+
+class Branching(nn.Module):
+    def __init__(self, cin: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(cin, 6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -354,5 +427,9 @@ EXAMPLES = {
     "group-norm": Example(lambda: Normed(nn.GroupNorm(2, 6))),
     "attention": Example(Attention),
     "unused-head": Example(UnusedHead),
+    "variants": Example(Variants, (3, 8, 8)),
+    "by-size": Example(BySize),
+    "untraceable-block": Example(Untraceable, (3, 8, 8)),
+    "scaled-last": Example(ScaledLast),
     "bias-free": Example(lambda: nn.Sequential(bare(3, 6), bare(6, 8), Head(8, bias=False))),
 }

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pruning.errors import UntraceableModelError
@@ -62,6 +63,10 @@ UNITS = {  # of every prunable group, by hand
     "group-norm": {"last.0": 8},
     "attention": {"conv.0": 6},
     "unused-head": {"conv.0": 6, "hidden": 10},
+    "variants": {"a": 8},
+    "by-size": {"a.0": 6, "b.0": 8},
+    "untraceable-block": {"stem.0": 6, "inner.0": 7, "last.0": 8},
+    "scaled-last": {"stem.0": 6},
     "bias-free": {"0.0": 6, "1.0": 8},
 }
 
@@ -72,6 +77,11 @@ FROZEN = {
     "attention": ("qkv", "no rule for matmul"),
     "tied-weights": ("a", "a shares its weights with another layer"),
     "plain": ("2.2", "it is the network's output"),
+    "untraceable-block": (
+        "block.0.0",
+        "torch.fx cannot trace Branching: "
+        "symbolically traced variables cannot be used as inputs to control flow",
+    ),
 }
 
 UNGATED = {
@@ -319,23 +329,43 @@ def test_an_image_of_the_wrong_shape_is_refused_in_one_line():
         (lambda m, x: m.head(m.conv(x) * m.conv(x).mean(1, keepdim=True)), "mean reduces over channels"),
         (lambda m, x: m.head(m.conv(x)[:, [3, 2, 1, 0, 4, 5]]), "indexed in a way that is not understood"),
         (lambda m, x: m.head(m.conv(x)[:, ::1] + x.new_ones(6, 1, 1)), "no rule for new_ones"),
-        (lambda m, x: m.head(m.conv(x) + m.norm.bias.view(1, 6, 1, 1)), "a constant per channel"),
+        (lambda m, x: m.head(m.conv(x) + m.map.weight.sum(0).view(6, 1, 1)), "a constant per channel"),
     ],
 )
 def test_what_has_no_rule_is_frozen_with_its_reason(function, reason):
-    layers = {"conv": unit(3, 6), "head": Head(6), "act": nn.ReLU(), "norm": nn.BatchNorm2d(6)}
+    layers = {"conv": unit(3, 6), "head": Head(6), "act": nn.ReLU(), "map": nn.Linear(6, 6)}
     assert reason in freezing_reasons(with_forward(function, **layers))["conv.0"]
 
 
-def test_a_subclass_or_a_reparametrised_layer_is_frozen():
+def test_a_subclass_that_does_more_or_a_reparametrised_layer_is_frozen():
     class Scaled(nn.Conv2d):
         def forward(self, x):
             return super().forward(x) * 2
 
+    class Standardised(nn.Conv2d):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.gain = nn.Parameter(torch.ones(6, 1, 1, 1))
+
+        def forward(self, x):
+            return F.conv2d(x, self.gain * (self.weight - self.weight.mean((1, 2, 3), keepdim=True)))
+
     normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 3))
-    for layer in (Scaled(6, 6, 3), normed):
-        reasons = freezing_reasons(nn.Sequential(unit(3, 6), layer, Head(6)))
-        assert reasons["0.0"].startswith("no rule for ")
+    for layer, reason in (
+        (Scaled(6, 6, 3), "no rule for Scaled"),
+        (normed, "no rule for ParametrizedConv2d"),
+        (Standardised(6, 6, 3), "conv2d has weights that are no layer's own"),
+    ):
+        assert freezing_reasons(nn.Sequential(unit(3, 6), layer, Head(6)))["0.0"] == reason
+
+
+def test_a_variant_that_changes_the_shape_of_its_input_is_frozen():
+    class Flattening(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1))
+
+    reasons = freezing_reasons(nn.Sequential(unit(3, 6), Flattening(6 * 36, 5)))
+    assert reasons["0.0"] == "no rule for Flattening"
 
 
 def test_one_channel_spread_over_many_is_frozen():

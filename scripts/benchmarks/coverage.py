@@ -1,0 +1,78 @@
+"""Which networks can be pruned, and whether it is right: every torchvision classifier and timm's families."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from pruning.errors import PruningError
+from pruning.files import write_json
+from scripts.benchmarks.coverage_checks import check_secateur, check_torch_pruning, torch_pruning
+from scripts.benchmarks.coverage_networks import networks
+from scripts.benchmarks.coverage_table import summary, write_table
+from scripts.benchmarks.limited import Limits, run_limited
+from scripts.benchmarks.results import available_cores, begun
+from scripts.records import console
+
+LIMITS = Limits(seconds=300, gigabytes=12)
+CHECKS = {"secateur": check_secateur, "torch-pruning": check_torch_pruning}
+VERSIONS = ("torch", "torchvision", "timm", "torch-pruning")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return, by network, its kind and what became of it in each pruner's hands; written as it is found."""
+    record = begun(args.out, fits=lambda found: "kinds" in found and found.get("seed") == args.seed)
+    record = record or {"seed": args.seed, "kinds": {}, **{pruner: {} for pruner in CHECKS}}
+    record["versions"] = dict(_versions())
+    record["kinds"] |= {name: kind for name, kind in networks() if name in (args.networks or [name])}
+    jobs = {
+        (pruner, name): partial(check, name, seed=args.seed)
+        for name in record["kinds"]
+        for pruner, check in CHECKS.items()
+        if name not in record[pruner] and (pruner == "secateur" or can_compare())
+    }
+    shown = not args.quiet and sys.stderr.isatty()
+    runs = run_limited(jobs, LIMITS, side_by_side=available_cores())
+    for (pruner, name), result in tqdm(runs, total=len(jobs), unit="run", disable=not shown):
+        record[pruner][name] = result
+        if args.out is not None:
+            write_json(args.out, record)
+    if args.table is not None:
+        write_table(args.table, record)
+    return record
+
+
+def can_compare() -> bool:
+    """Whether Torch-Pruning is installed."""
+    try:
+        torch_pruning()
+    except PruningError:
+        return False
+    return True
+
+
+def _versions() -> Iterator[tuple[str, str | None]]:
+    for package in VERSIONS:
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield package, None
+
+
+def show(record: Mapping[str, Any]) -> None:
+    """Print how many networks of each kind passed, and why the others did not."""
+    for line in summary(record):
+        console().print(line, markup=False)
+    for name, found in record["secateur"].items():
+        if "failed" in found:
+            console().print(f"{name}: {found['failed']}", markup=False)
+    try:
+        torch_pruning()
+    except PruningError as error:
+        console().print(f"Torch-Pruning was not measured: {error}", markup=False)

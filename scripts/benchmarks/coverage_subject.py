@@ -1,0 +1,98 @@
+"""A network as `benchmark coverage` tries it: small images, random weights that hide nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pruning.errors import PruningError
+from pruning.networks import NetworkSpec, resolve_network
+from pruning.surgery import attempt
+from pruning.synthesis.noise import restandardised
+from pruning.verification import in_double
+
+SIDES = (64, 96, 128)  # pixels; the first at which a network runs, else its own
+IMAGES = 4
+TOLERANCE = 1e-4  # of the largest output; in double precision, right is below 1e-9
+RATIO = 0.4  # of the units of every group that are cut
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with weights, and images for it."""
+
+    spec: NetworkSpec  # with the size of the images
+    model: nn.Module  # in evaluation mode
+    images: Tensor  # [IMAGES, channels, height, width]
+
+
+def load_subject(name: str, *, seed: int) -> Subject:
+    """Return the network of that name.
+
+    The statistics of its BatchNorms are those of noise, shaken; scales, many of which start at zero or one,
+    are drawn anew, so that no block is muted and no wrong cut hidden.
+
+    Raises:
+        PruningError: there is no such network, or it runs at no size that is tried.
+    """
+    spec = resolve_network(name)
+    torch.manual_seed(seed)
+    model = spec.build().eval()
+    own = spec.input_shape[-1]
+    for side in (*SIDES, own) if "/" in name else (own,):
+        sized = replace(spec, input_shape=(spec.input_shape[0], side, side))
+        images = torch.randn(IMAGES, *sized.input_shape)
+        try:
+            with torch.no_grad():
+                model(images[:2])
+        except (AssertionError, RuntimeError, ValueError):  # too small, or not what it was built for
+            continue
+        return Subject(sized, _shaken(model, images), images)
+    raise PruningError(f"{name} runs on noise of none of the sizes {SIDES}, nor of its own")
+
+
+@torch.no_grad()
+def _shaken(model: nn.Module, images: Tensor) -> nn.Module:
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            elif parameter.dim() == 1 or bool((parameter == parameter.flatten()[0]).all()):
+                parameter.copy_(0.5 + torch.rand_like(parameter))
+    model = restandardised(model, images)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            variance = model.get_buffer(name.removesuffix("mean") + "var")
+            buffer.add_(0.3 * variance.sqrt() * torch.randn_like(buffer))
+            variance.mul_(0.5 + torch.rand_like(variance))
+    return model
+
+
+def precise(subject: Subject) -> tuple[nn.Module, Tensor]:
+    """Return the network and its images in double precision, where it runs in that."""
+    dense = in_double(subject.model, subject.spec.input_shape)
+    return dense, subject.images.to(next(dense.parameters()).dtype)
+
+
+def runs_as(model: nn.Module, dense: nn.Module, images: Tensor) -> tuple[bool, float]:
+    """Return whether a pruned network gives what the dense one gives in shape, and its share of the MACs."""
+    outputs = [_counted(network, images) for network in (model, dense)]
+    (small, fewer), (large, more) = outputs
+    return small.shape == large.shape, fewer / more
+
+
+@torch.no_grad()
+def _counted(model: nn.Module, images: Tensor) -> tuple[Tensor, int]:
+    with FlopCounterMode(display=False) as counter:
+        output = attempt(model, images)
+    return output, counter.get_total_flops()
+
+
+def largest_error(value: Tensor, expected: Tensor) -> float | None:
+    """Return the largest difference, as a share of the largest expected value; None if not finite."""
+    error = float((value - expected).abs().max() / expected.abs().max())
+    return error if math.isfinite(error) else None

@@ -1,0 +1,112 @@
+"""Jobs in processes of their own, with a limit of time and of memory: none can stop the others."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+import torch
+
+from pruning.errors import PruningError
+
+Name = TypeVar("Name", bound=Hashable)
+_FORK = multiprocessing.get_context("fork")  # what is imported already need not be imported again
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one job may use."""
+
+    seconds: float
+    gigabytes: float  # of address space
+
+
+@dataclass(frozen=True)
+class _Running:
+    process: Any
+    answer: Connection
+    deadline: float
+
+
+def run_limited(
+    jobs: Mapping[Name, Callable[[], dict[str, Any]]], limits: Limits, *, side_by_side: int
+) -> Iterator[tuple[Name, dict[str, Any]]]:
+    """Yield (name, result) of every job as they end; {"failed": why} for one that broke or hit a limit.
+
+    Args:
+        jobs: each is called in a process of its own, with one thread, and returns plain data.
+        limits: of each job.
+        side_by_side: how many run at a time.
+    """
+    waiting = deque(jobs.items())
+    running: dict[Name, _Running] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < side_by_side:
+                name, job = waiting.popleft()
+                running[name] = _start(job, limits)
+            wait([job.answer for job in running.values()], timeout=1.0)
+            for name, one in list(running.items()):
+                result = _result(one, limits)
+                if result is not None:
+                    del running[name]
+                    yield name, result
+    finally:
+        for one in running.values():
+            one.process.kill()
+
+
+def _start(job: Callable[[], dict[str, Any]], limits: Limits) -> _Running:
+    answer, end = _FORK.Pipe(duplex=False)
+    process = _FORK.Process(target=_call, args=(job, end, limits), daemon=True)
+    process.start()
+    end.close()  # so that the answer ends with the process, whatever ends it
+    return _Running(process, answer, time.monotonic() + limits.seconds)
+
+
+def _result(one: _Running, limits: Limits) -> dict[str, Any] | None:
+    if one.answer.poll():
+        try:
+            result: dict[str, Any] = one.answer.recv()
+        except EOFError:
+            one.process.join()
+            result = {"failed": f"its process ended with code {one.process.exitcode}"}
+        one.process.join()
+        return result
+    if time.monotonic() < one.deadline:
+        return None
+    one.process.kill()
+    one.process.join()
+    return {"failed": f"not done after {limits.seconds:.0f} s"}
+
+
+def _call(job: Callable[[], dict[str, Any]], end: Connection, limits: Limits) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    torch.set_num_threads(1)
+    most = int(limits.gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    _silence()
+    try:
+        result = job()
+    except PruningError as error:
+        result = {"failed": str(error)}
+    except MemoryError:
+        result = {"failed": f"needs more than {limits.gigabytes:.0f} GB"}
+    except Exception as error:
+        result = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    end.send(result)
+
+
+def _silence() -> None:
+    """Send what foreign code prints nowhere: results go through the pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
