@@ -31,3 +31,7 @@ class BudgetError(PruningError):
 
 class ImpossibleBudgetError(BudgetError):
     """No plan reaches the budget; the message says the smallest that can be reached."""
+
+
+class ExportError(PruningError):
+    """A network cannot be written for another runtime, or what was written does not compute the same."""

@@ -19,6 +19,7 @@ VERBS = {
     "train": "learn a pruning policy and write policy, plan and compressed network",
     "prune": "carry out a plan, a policy or an even allocation",
     "finetune": "train a compressed network, on labels or to follow the dense one",
+    "export": "write a compressed network as ONNX or for torch.export, checked against it",
     "evaluate": "measure a network, dense or compressed, on its test images",
     "describe": "list channel groups, what is frozen and why, and the reachable budgets; changes nothing",
     "report": "build one HTML page of a run: figures, pictures, plan, and what speaks for it",

@@ -15,11 +15,11 @@ from envs import Budget, count_classes
 from pruning.cost import measure_latency
 from pruning.data import Images, check_labels, load_splits
 from pruning.evaluation import Evaluation, evaluate
-from pruning.export import load_compressed
 from pruning.files import write_json
 from pruning.graph import find_groups
 from pruning.measuring import typical_image
 from pruning.runtime.slicing import deployed
+from pruning.saving import load_compressed
 from scripts import options
 from scripts.cli import run_verb
 from scripts.records import METRICS, check_empty, compressed_folder, open_run, show_rows
