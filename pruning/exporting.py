@@ -112,7 +112,7 @@ def _check(found: Comparison, path: Path, *, gated: bool) -> None:
     if found.differing > (MAY_DIFFER if gated else 0):
         raise ExportError(
             f"{path.name} disagrees with the network on {found.differing:.1%} of {found.images} images, "
-            f"by up to {found.difference:.2g} in a logit (allowed: {TOLERANCE:g} of the largest one); not written"
+            f"by up to {found.difference:.2g} in a logit (allowed: {TOLERANCE:g} of the largest); not written"
         )
 
 

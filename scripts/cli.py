@@ -26,6 +26,7 @@ VERBS = {
     "benchmark": "measure this installation",
 }
 RESUMABLE = ("train", "finetune")
+LONGEST_LINE = 2000  # characters
 DONE, MISUSED, IMPOSSIBLE, INTERRUPTED, TERMINATED = 0, 2, 3, 130, 143
 
 
@@ -75,5 +76,8 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"secateur: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split())
+    if len(line) > LONGEST_LINE:  # a message may quote what a damaged file holds; the way out is at its end
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    print(f"secateur: {line}", file=sys.stderr)
     return code
