@@ -131,7 +131,7 @@ def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
             if not equals:
                 raise ValueError
             found[key] = _number(yaml.safe_load(value))
-        except (yaml.YAMLError, ValueError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise HyperparameterError(
                 f"expected a hyper-parameter such as learning_rate=0.001, got {text!r}"
             ) from None

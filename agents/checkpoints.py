@@ -139,7 +139,7 @@ def read_checkpoint(
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         checkpoint = Checkpoint(folder / state["model"], history(state["history"]), state["random"])
         saved: Mapping[str, Any] = state["run"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"cannot read {folder / STATE}: {one_line(error)}; start afresh") from error
     for key, value in run.items():
         if saved.get(key) != value:

@@ -114,7 +114,7 @@ def read_episodes(path: Path) -> list[Episode]:
     for number, line in enumerate(lines, start=1):
         try:
             data = json.loads(line)
-        except ValueError as error:  # no JSON, or no text at all
+        except (ValueError, RecursionError) as error:  # no JSON, or no text at all
             if number == len(lines):
                 break
             raise _damaged(path, number, error) from error

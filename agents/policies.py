@@ -40,6 +40,22 @@ class Policy:
         """What tells these weights from others."""
         return hashlib.sha256((self.folder / TENSORS).read_bytes()).hexdigest()[:16]
 
+    def check_size(self) -> None:
+        """Refuse layers that are larger or more than the tensors, before memory is taken for them.
+
+        Raises:
+            PolicyError: the description asks for such.
+        """
+        shape = self.description["shape"]
+        widest = max((size for tensor in self.tensors.values() for size in tensor.shape), default=0)
+        for count, most in (
+            (max(shape["net_arch"], default=0), widest),
+            (len(shape["net_arch"]), len(self.tensors)),
+            (shape.get("n_critics", 1), len(self.tensors)),
+        ):
+            if count > most:
+                raise self._misfit(ValueError(f"its shape asks for {count}, there are {most}"))
+
     def build(self, env: GymEnv) -> BasePolicy:
         """Return the policy, fit to act in an environment.
 
@@ -116,7 +132,9 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
             "train a policy with this release"
         )
     ALGORITHMS[str(description["algorithm"])]
-    return Policy(folder, description, _read_tensors(folder / TENSORS))
+    policy = Policy(folder, description, _read_tensors(folder / TENSORS))
+    policy.check_size()
+    return policy
 
 
 def fitting_hyperparameters(
@@ -152,7 +170,7 @@ def _leave_gates_out_(tensors: dict[str, Tensor]) -> None:
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PolicyError(
             f"cannot read the policy {path}: {one_line(error)}; is this a policy folder?"
         ) from error

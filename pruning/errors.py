@@ -33,6 +33,10 @@ class ImpossibleBudgetError(BudgetError):
     """No plan reaches the budget; the message says the smallest that can be reached."""
 
 
+class ExportError(PruningError):
+    """A network cannot be written for another runtime, or what was written does not compute the same."""
+
+
 def one_line(error: BaseException) -> str:
     """Return what an error says, without its line breaks."""
     return " ".join(str(error).split())

@@ -60,6 +60,22 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: the file cannot be read.
-        json.JSONDecodeError: it is not JSON.
+        ValueError: it is not JSON, holds NaN or infinity, a key twice, or is nested too deeply to read.
     """
-    return json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_with_unique_keys)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}, which JSON has not")
+
+
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"the key {twice!r} is given twice")
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -101,7 +100,7 @@ class PruningPlan:
         """
         try:
             data: Any = read_json(path)
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise PlanError(f"cannot read the plan {path}: {error}") from error
         if not isinstance(data, dict) or data.get("version") != PLAN_VERSION:
             raise PlanError(

@@ -19,6 +19,7 @@ VERBS = {
     "train": "learn a pruning policy and write policy, plan and compressed network",
     "prune": "carry out a plan, a policy or an even allocation",
     "finetune": "train a compressed network, on labels or to follow the dense one",
+    "export": "write a compressed network as ONNX or for torch.export, checked against it",
     "evaluate": "measure a network, dense or compressed, on its test images",
     "describe": "list channel groups, what is frozen and why, and the reachable budgets; changes nothing",
     "latency": "measure what a network's layers take on this device, for latency budgets",
@@ -26,6 +27,7 @@ VERBS = {
     "benchmark": "measure this installation",
 }
 RESUMABLE = ("train", "finetune")
+LONGEST_LINE = 2000  # characters
 DONE, MISUSED, IMPOSSIBLE, INTERRUPTED, TERMINATED = 0, 2, 3, 130, 143
 
 
@@ -75,5 +77,8 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"secateur: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split())
+    if len(line) > LONGEST_LINE:  # a message may quote what a damaged file holds; the way out is at its end
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    print(f"secateur: {line}", file=sys.stderr)
     return code

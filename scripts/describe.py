@@ -16,11 +16,11 @@ from envs.budget import Limits
 from envs.budget_keeper import rounded_up, smallest_shares
 from pruning.compensation import COMPENSATIONS
 from pruning.cost import CostModel
-from pruning.export import load_compressed
 from pruning.graph import ChannelGraph
 from pruning.graph.patterns import restrict
 from pruning.latency import LatencyPrices, cached_table
 from pruning.networks import resolve_network
+from pruning.saving import load_compressed
 from pruning.verification import trace
 from pruning.weights import load_weights_
 from scripts import options

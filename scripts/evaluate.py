@@ -15,12 +15,12 @@ from envs import Budget, count_classes
 from pruning.cost import measure_latency
 from pruning.data import Images, check_labels
 from pruning.evaluation import Evaluation, ScoreFunction, evaluate
-from pruning.export import LoadedNetwork, load_compressed
 from pruning.files import write_json
 from pruning.graph import find_groups
 from pruning.measuring import image_for_latency
 from pruning.networks import NetworkSpec
 from pruning.runtime.slicing import deployed
+from pruning.saving import LoadedNetwork, load_compressed
 from scripts import options
 from scripts.cli import run_verb
 from scripts.records import METRICS, check_empty, compressed_folder, open_run, show_rows

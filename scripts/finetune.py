@@ -18,7 +18,6 @@ from pruning.cost import measure_latency
 from pruning.data import Images, absolute
 from pruning.descent import Epoch, Recipe
 from pruning.evaluation import Evaluation, evaluate, predictions
-from pruning.export import LoadedNetwork, load_compressed, save_compressed
 from pruning.files import write_json
 from pruning.finetuning import PARTS, finetune_, trained_parameters
 from pruning.graph import find_groups
@@ -31,6 +30,7 @@ from pruning.runtime.installing import see_typical_inputs_
 from pruning.runtime.outcomes import input_outcomes, keep_budget_
 from pruning.runtime.per_input import input_ratios
 from pruning.runtime.slicing import deployed
+from pruning.saving import LoadedNetwork, load_compressed, save_compressed
 from scripts import options
 from scripts.cli import run_verb
 from scripts.curves import Curves

@@ -10,7 +10,7 @@ from torch import nn
 
 from envs import Budget, count_classes, trains_itself
 from pruning.data import Images, ImageSplits, check_labels, joined
-from pruning.export import LoadedNetwork
+from pruning.saving import LoadedNetwork
 from pruning.synthesis import answered
 from scripts import options
 

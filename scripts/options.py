@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         given = {part.partition("=")[0] for part in argv}
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise UsageError(f"cannot read {path}: {' '.join(str(error).split())}") from error
         if not isinstance(data, dict):
             raise UsageError(f"{path} must map flags to values, such as episodes: 200")

@@ -22,12 +22,12 @@ from envs.input_pruning import loss
 from pruning.apply import Compressed
 from pruning.data import Images
 from pruning.evaluation import Evaluation, predictions
-from pruning.export import save_compressed
 from pruning.files import write_json, written_whole
 from pruning.measuring import measure_side_by_side
 from pruning.networks import NetworkSpec
 from pruning.plan import PruningPlan
 from pruning.runtime.outcomes import InputOutcomes, input_outcomes
+from pruning.saving import save_compressed
 from scripts import options
 from scripts.per_input import LearnedPerInput, PerInputJob, Settings, learn_ratios
 from scripts.per_input_checks import plan_to_depart_from, share_of, static_plan, within_reach

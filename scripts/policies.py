@@ -27,10 +27,10 @@ from agents.policies import Policy, fitting_hyperparameters
 from envs import Budget, BudgetRange, LayerPruningEnv, SeveralNetworksEnv, Task
 from envs.reward import UNIFORM_TOTAL
 from pruning.evaluation import Evaluation
-from pruning.export import folder_written_whole
 from pruning.files import write_json
 from pruning.measuring import measure_rows
 from pruning.plan import PruningPlan
+from pruning.saving import folder_written_whole
 from scripts import options
 from scripts.records import EPISODES, METRICS, open_run, run_config, show
 from scripts.report import write_pictures

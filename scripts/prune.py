@@ -11,12 +11,12 @@ import torch
 
 from envs import ALLOCATIONS, LayerPruningEnv, Task
 from pruning.cost import plan_widths
-from pruning.export import save_compressed
 from pruning.files import write_json
 from pruning.graph import ChannelGraph
 from pruning.measuring import measure_rows
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
+from pruning.saving import save_compressed
 from scripts import options
 from scripts.cli import run_verb
 from scripts.latency import foretold_and_measured

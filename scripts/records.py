@@ -17,9 +17,9 @@ from rich.table import Table
 from envs import Task
 from pruning.data import absolute
 from pruning.evaluation import Evaluation
-from pruning.export import Manifest
 from pruning.files import read_json, write_json
 from pruning.plan import PruningPlan
+from pruning.saving import Manifest
 from scripts.options import UsageError, plain
 
 CONFIG, METRICS, EPISODES = "config.json", "metrics.json", "episodes.jsonl"
@@ -43,6 +43,11 @@ COLUMNS = {
     "params": ("parameters", lambda value: f"{value:,}"),
     "bytes": ("bytes", lambda value: f"{value:,}"),
     "latency_ms": ("latency", lambda value: f"{value:.2f} ms"),
+    "onnx_bytes": ("ONNX bytes", lambda value: f"{value:,}"),
+    "pt2_bytes": ("pt2 bytes", lambda value: f"{value:,}"),
+    "eager_ms": ("eager", lambda value: f"{value:.2f} ms"),
+    "onnx_ms": ("onnxruntime", lambda value: f"{value:.2f} ms"),
+    "pt2_ms": ("torch.export", lambda value: f"{value:.2f} ms"),
 }
 
 

@@ -31,11 +31,11 @@ from agents.search import search
 from agents.training import learn
 from envs import Budget, BudgetRange, LayerPruningEnv, Task
 from pruning.evaluation import Evaluation
-from pruning.export import folder_written_whole, save_compressed
 from pruning.files import write_json
 from pruning.measuring import measure_rows
 from pruning.plan import PruningPlan
 from pruning.registry import unknown_name
+from pruning.saving import folder_written_whole, save_compressed
 from scripts import options
 from scripts.cli import run_verb
 from scripts.latency import foretold_and_measured

@@ -197,7 +197,7 @@ def read_updates(path: Path) -> list[Update]:
     for number, line in enumerate(lines, start=1):
         try:
             updates.append(_update(json.loads(line)))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             no_json = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
             if not no_json or number < len(lines):
                 raise ValueError(f"line {number}: {error!r}") from error

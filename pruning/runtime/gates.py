@@ -88,7 +88,15 @@ class RuntimeGate(nn.Module):
         """Return the units that run for each image: [batch], from [batch, inputs] and [batch, units]."""
         if self.count_of is not None:
             return self.count_of(pooled, scores.detach())
-        return torch.full((len(pooled),), self.executed, device=pooled.device)
+        # not its len, here and below: a program exported from this would hold that number
+        return torch.full((pooled.size(0),), self.executed, device=pooled.device)
+
+    def _most(self, counts: Tensor) -> int:
+        """Return how many units to look at: as many as run for any image, or more."""
+        if self.count_of is None:
+            return self.executed
+        # in an exported program, shapes cannot hang on values
+        return len(self.bias) if torch.compiler.is_exporting() else int(counts.max())
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return the mask of executed units: [batch, inputs] -> [batch, units], of ones and zeros.
@@ -98,7 +106,7 @@ class RuntimeGate(nn.Module):
         scores = self.scores(pooled)
         counts = self.counts(pooled, scores)[:, None]
         # not a sort: among equal scores, slices must find the same ones
-        chosen = scores.topk(int(counts.max()), dim=1).indices
+        chosen = scores.topk(self._most(counts), dim=1).indices
         runs = torch.arange(chosen.size(1), device=scores.device) < counts
         mask = torch.zeros_like(scores).scatter(1, chosen, runs.to(scores.dtype))
         if not scores.requires_grad or not self.may_skip:
@@ -167,7 +175,7 @@ class GatedInput:
     def mask(self) -> Tensor:
         """Return ones for channels that run and zeros for skipped ones: [batch, cin]."""
         assert self.gate.mask is not None  # the writer runs before its readers
-        ones = self.gate.mask.new_ones(len(self.gate.mask), self.size)
+        ones = self.gate.mask.new_ones(self.gate.mask.size(0), self.size)
         return ones.index_copy(1, self.positions.to(ones.device), self.gate.mask[:, self.units])
 
     def fill_by_channel(self) -> Tensor:
@@ -284,5 +292,5 @@ def _per_channel(module: nn.Module, x: Tensor, values: Tensor) -> Tensor:
     """Return values [batch, channels] in a shape that broadcasts over a layer's input or output."""
     linear = isinstance(module, nn.Linear)
     return values.reshape(
-        (len(x), *[1] * (x.dim() - 2), -1) if linear else (len(x), -1, *[1] * (x.dim() - 2))
+        (x.size(0), *[1] * (x.dim() - 2), -1) if linear else (x.size(0), -1, *[1] * (x.dim() - 2))
     )

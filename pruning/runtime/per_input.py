@@ -126,11 +126,16 @@ class InputRatios(nn.Module):
 
     def decode(self, number: int, action: Tensor) -> Tensor:
         """Return the units that run at a gate, int64 [batch], for actions [batch]."""
-        action = action + self.offset
+        action = (action + self.offset).clamp_(-1, 1)
         planned, units = self.planned[number], self.units[number]
-        more = action.clamp(-1, 0).mul_(-planned * units)
-        fewer = action.clamp(0, 1)
-        runs = more.sub_(fewer, alpha=(self.largest - planned) * units).add_((1 - planned) * units + 0.5)
+        # not two clamps of one tensor: onnxscript 0.7 merges their limits, and the file cannot be loaded
+        fewer = action.relu()
+        runs = (
+            (action - fewer)
+            .mul_(-planned * units)
+            .sub_(fewer, alpha=(self.largest - planned) * units)
+            .add_((1 - planned) * units + 0.5)
+        )
         return runs.floor_().clamp_(1, units).long()
 
     def observe(self, number: int, pooled: Tensor, scores: Tensor) -> Tensor:
@@ -145,7 +150,7 @@ class InputRatios(nn.Module):
         spent = self._spent / planned_so_far if number else self._spent + 1
         way = torch.stack([0.5 + 2 * (spent - 1), self._last], dim=1).clamp(0, 1)
         summary = self.typical_at(number).summary(pooled, scores)
-        return torch.cat([known.expand(len(pooled), -1), way, summary], dim=1).float()
+        return torch.cat([known.expand(pooled.size(0), -1), way, summary], dim=1).float()
 
     def cost(self) -> NDArray[np.float64]:
         """Return the share of the dense multiply-adds that each image took: [batch], of those in flight."""
@@ -174,8 +179,8 @@ class InputRatios(nn.Module):
         return cls(sites, prices, hidden=data["hidden"], largest=float(data["largest"]))
 
     def _begin(self, pooled: Tensor) -> None:
-        self._spent = pooled.new_zeros(len(pooled))  # gated multiply-adds, as a share of all of them
-        self._last = pooled.new_zeros(len(pooled))
+        self._spent = pooled.new_zeros(pooled.size(0))  # gated multiply-adds, as a share of all of them
+        self._last = pooled.new_zeros(pooled.size(0))
         self.decided = []
 
     def _take(self, number: int, counts: Tensor) -> None:
@@ -247,14 +252,14 @@ class TypicalInput(nn.Module):
         spread, level = torch.std_mean(scores, dim=1, correction=0)
         worst, best = torch.aminmax(scores, dim=1)
         found = InputSummary(
-            demand=(scores > self.threshold).mean(1, dtype=z.dtype),
+            demand=(scores > self.threshold).to(z.dtype).mean(1),
             level=level,
             spread=spread,
             best=best,
             worst=worst,
             energy=z.mean(1),
             oddity=z.norm(dim=1),
-            active=(z > 0).mean(1, dtype=z.dtype),
+            active=(z > 0).to(z.dtype).mean(1),
             difficulty=z @ self.difficulty,
         )
         return torch.stack(found, dim=1)

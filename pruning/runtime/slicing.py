@@ -45,15 +45,20 @@ def deployed(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
             moving it, since parts of the copy are no parameters and would stay behind.
         input_shape: of one image.
     """
-    model = copy.deepcopy(model).eval()
-    gates = gates_of(model)
-    detach_gates_(model)
-    model = fuse_batch_norms(model, find_groups(model, input_shape))
+    model, gates = fused(model, input_shape)
     if gates is None:
         return model
     for name, sliced in _sliced_layers(model, gates).items():
         model.set_submodule(name, sliced)
     return OneByOne(model)
+
+
+def fused(model: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, RuntimeGates | None]:
+    """Return a copy with BatchNorms fused, as in `deployed`, and without its gates; and these apart."""
+    model = copy.deepcopy(model).eval()
+    gates = gates_of(model)
+    detach_gates_(model)
+    return fuse_batch_norms(model, find_groups(model, input_shape)), gates
 
 
 class OneByOne(nn.Module):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from pruning.calibration import real_images
 from pruning.errors import PruningError
 from pruning.evaluation import Evaluation
-from pruning.export import Manifest, load_compressed, save_compressed
 from pruning.extras import imported
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
+from pruning.saving import Manifest, load_compressed, save_compressed
 from pruning.surgery import attempt, cut
 from pruning.verification import silenced
 from scripts.benchmarks.coverage_subject import RATIO, Subject, largest_error, load_subject, precise, runs_as

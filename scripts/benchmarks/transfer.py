@@ -23,7 +23,7 @@ from agents import (
 )
 from envs import Budget, BudgetRange, SeveralNetworksEnv
 from pruning.evaluation import accuracy, predictions
-from pruning.export import folder_written_whole
+from pruning.saving import folder_written_whole
 from scripts.benchmarks.assets import comparison_env
 from scripts.benchmarks.results import begun, run_side_by_side
 from scripts.records import console

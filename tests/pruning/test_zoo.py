@@ -5,10 +5,10 @@ import torch
 
 from pruning.calibration import real_images
 from pruning.evaluation import Evaluation
-from pruning.export import Manifest, load_compressed, save_compressed
 from pruning.networks import resolve_network
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
+from pruning.saving import Manifest, load_compressed, save_compressed
 from pruning.surgery import cut
 from tests.pruning.example_networks import randomised
 from tests.pruning.oracles import counted_macs, random_kept, silenced_output

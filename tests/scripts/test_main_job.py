@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from envs import LayerPruningEnv
 from pruning.evaluation import Evaluation
-from pruning.export import load_compressed
 from pruning.networks import resolve_network
+from pruning.saving import load_compressed
 from scripts.benchmarks.environment import time_episodes
 from scripts.cli import VERBS
 from scripts.train import verdict

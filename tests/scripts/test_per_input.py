@@ -16,8 +16,8 @@ from envs import Budget, load_task
 from pruning import training
 from pruning.data import load_splits
 from pruning.evaluation import accuracy
-from pruning.export import load_compressed
 from pruning.runtime.outcomes import input_outcomes
+from pruning.saving import load_compressed
 from scripts.benchmarks import per_input as benchmark
 from scripts.benchmarks import results
 from scripts.cli import main

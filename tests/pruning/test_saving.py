@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from pruning.calibration import real_images
 from pruning.errors import PruningError
 from pruning.evaluation import Evaluation
-from pruning.export import Manifest, folder_written_whole, load_compressed, save_compressed
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
 from pruning.runtime.gates import gates_of
 from pruning.runtime.per_input import input_ratios
 from pruning.runtime.slicing import deployed
+from pruning.saving import Manifest, folder_written_whole, load_compressed, save_compressed
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import counted_params
 from tests.pruning.runtime.test_per_input import telling_apart
@@ -135,7 +135,7 @@ def test_a_policy_needs_no_agent_to_run(tmp_path, network_file):
     program = f"""
 import sys, torch
 from pathlib import Path
-from pruning.export import load_compressed
+from pruning.saving import load_compressed
 from pruning.runtime.slicing import deployed
 model = load_compressed(Path({str(tmp_path / "c")!r}), network={manifest.network!r}).model
 images = torch.zeros(2, *{manifest.input_shape})

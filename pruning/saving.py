@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,10 +23,11 @@ from pruning.networks import NetworkSpec, resolve_network
 from pruning.plan import PruningPlan
 from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
 from pruning.runtime.per_input import InputRatios, input_ratios
-from pruning.surgery import Structure, rebuild_
+from pruning.surgery import Structure, attempt, rebuild_
 from pruning.weights import load_weights_
 
 FORMAT_VERSION = 3
+LARGEST_IMAGE = 2**24  # numbers; a record that asks for more memory than that for one image is damaged
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
 
 
@@ -127,13 +129,14 @@ def load_compressed(folder: Path, *, network: str | None = None) -> LoadedNetwor
         manifest = _manifest(record)
         model = _rebuilt(spec, structure)
         attach_gates_(model, gates)
+        load_weights_(model, folder / WEIGHTS)
+        _try_out(model.eval(), spec)
     except PruningError:
         raise
     except Exception as error:  # a damaged record fails in a dozen ways, by where it is damaged
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise PruningError(f"{folder / STRUCTURE} is damaged ({cause}); write the folder anew") from error
-    load_weights_(model, folder / WEIGHTS)
-    return LoadedNetwork(model.eval(), spec, manifest, structure, gates.sites)
+    return LoadedNetwork(model, spec, manifest, structure, gates.sites)
 
 
 def _read_record(folder: Path) -> Mapping[str, Any]:
@@ -161,6 +164,8 @@ def _network(folder: Path, record: Mapping[str, Any], network: str | None) -> Ne
         raise PruningError(
             f"{folder} holds a network built by {recorded!r}, which is not run unasked: name it with --model"
         )
+    if math.prod(record["input_shape"]) > LARGEST_IMAGE:
+        raise ValueError(f"images of shape {record['input_shape']}")
     return resolve_network(
         network or recorded,
         input_size=tuple(record["input_shape"]),
@@ -197,6 +202,12 @@ def _manifest(record: Mapping[str, Any]) -> Manifest:
         plan=PruningPlan.from_dict(record["plan"]),
         evaluation=Evaluation.from_dict(record["evaluation"]),
     )
+
+
+@torch.no_grad()
+def _try_out(model: nn.Module, spec: NetworkSpec) -> None:
+    """Run a network on one image: a damaged record can also make one that fails only then."""
+    attempt(model, torch.zeros(1, *spec.input_shape))
 
 
 def _rebuilt(spec: NetworkSpec, structure: Structure) -> nn.Module:
