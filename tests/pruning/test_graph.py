@@ -63,7 +63,7 @@ UNITS = {  # of every prunable group, by hand
     "group-norm": {"last.0": 8},
     "attention": {"conv.0": 6},
     "unused-head": {"conv.0": 6, "hidden": 10},
-    "variants": {"a": 8},
+    "variants": {"a": 8, "c": 7},
     "by-size": {"a.0": 6, "b.0": 8},
     "untraceable-block": {"stem.0": 6, "inner.0": 7, "last.0": 8},
     "scaled-last": {"stem.0": 6},
