@@ -26,7 +26,7 @@ weights; scales and BatchNorm statistics are drawn so that they hide nothing.
 
 - *MACs left*: of the dense network's, by torch's own counter.
 - *cut = silenced*: the largest difference from the dense network with the cut channels silenced is at most
-  {tolerance:g} of the largest output, in double precision.
+  {tolerance:g} of the largest change that silencing makes, in double precision.
 - *refitted*: by least squares, on noise; *reloaded*: saved, loaded, the very same output.
 - *Torch-Pruning*: `MagnitudePruner` with `GroupMagnitudeImportance(p=2)` and `pruning_ratio={ratio}`; layers
   with as many outputs as there are classes are ignored. It *runs* if the pruned network gives an output of
@@ -48,7 +48,7 @@ def is_right(found: Mapping[str, Any] | None) -> bool:
 
 def is_fully_checked(found: Mapping[str, Any] | None) -> bool:
     """Whether it was also refitted by least squares, saved, and gave the same after it was loaded."""
-    return is_right(found) and found is not None and found["compensated"] is not None and found["reloaded"]
+    return is_right(found) and found is not None and found["refitted"] and found["reloaded"]
 
 
 def summary(record: Mapping[str, Any]) -> Iterator[str]:
@@ -91,8 +91,12 @@ def _page(record: Mapping[str, Any]) -> Iterator[str]:
     for section, names in _sections(record).items():
         yield f"\n## {TITLES[section][0].upper()}{TITLES[section][1:]}\n\n"
         yield from (f"| {' | '.join(cells)} |\n" for cells in (headings, ["---"] * len(headings)))
-        for name in names:
-            yield _row(name, record["secateur"].get(name), record["torch-pruning"].get(name))
+        for name in names:  # those not measured yet are left out
+            yield (
+                ""
+                if name not in record["secateur"]
+                else _row(name, record["secateur"].get(name), record["torch-pruning"].get(name))
+            )
         yield from _reasons(names, record["secateur"])
 
 
@@ -101,7 +105,7 @@ def _row(name: str, ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | 
     if ours is None or "failed" in ours:
         cells += ["", "none" if ours else "", "", "", "", ""]
     else:
-        marks = (is_right(ours), ours["compensated"] is not None, ours["reloaded"])
+        marks = (is_right(ours), ours["refitted"], ours["reloaded"])
         cells += [str(ours["side"]), str(ours["groups"]), f"{ours['macs']:.0%}", *map(_mark, marks)]
     if theirs is None:
         cells += ["", "", ""]

@@ -322,10 +322,10 @@ class Variants(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.norm = SelfPadding(3, 8, 3, stride=2, bias=False), NormAndActivation(8)
-        self.b, self.head = SelfPadding(8, 8, 3, stride=2, groups=8), Head(8)
+        self.b, self.c, self.head = SelfPadding(8, 8, 3, stride=2, groups=8), SelfPadding(8, 7, 3), Head(7)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.b(self.norm(self.a(x))))
+        return self.head(self.c(self.b(self.norm(self.a(x)))))
 
 
 class BySize(nn.Module):

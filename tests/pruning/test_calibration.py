@@ -227,3 +227,17 @@ def test_a_wide_reader_keeps_an_even_sample_of_centred_rows(monkeypatch):
     assert isinstance(covariance, SampledCovariance)
     torch.testing.assert_close(moments.mean[0], u.mean(0))
     torch.testing.assert_close(covariance.rows, u - u.mean(0))
+
+
+@pytest.mark.parametrize("padding", [1, (1, 1), "same"])
+def test_a_convolution_that_pads_by_itself_is_unfolded_as_its_kernel_sees_it(padding):
+    class OneSided(nn.Conv2d):
+        def forward(self, x):
+            x = F.pad(x, (1, 0, 2, 0))
+            return F.conv2d(x, self.weight, self.bias, padding=padding)
+
+    layer, x = OneSided(3, 4, 3, padding=padding), torch.randn(2, 3, 6, 5)
+    rows = unfolded(layer, x, torch.Generator(), positions=1000)
+    assert rows.shape == (1, 2 * 8 * 6, 27)
+    output = rows[0] @ layer.weight.flatten(1).T + layer.bias
+    torch.testing.assert_close(output.view(2, 8, 6, 4).permute(0, 3, 1, 2), layer(x))

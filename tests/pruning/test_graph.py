@@ -11,7 +11,7 @@ from pruning.graph import ChannelGroup, find_groups
 from pruning.networks import resolve_network
 from pruning.verification import trace
 from tests.pruning.example_networks import EXAMPLES, Branching, Head, unit
-from tests.pruning.oracles import assert_untouched, example, snapshot
+from tests.pruning.oracles import assert_untouched, counted_macs, example, snapshot
 
 UNITS = {  # of every prunable group, by hand
     "plain": {"0.0": 6, "1.0": 8},
@@ -63,7 +63,7 @@ UNITS = {  # of every prunable group, by hand
     "group-norm": {"last.0": 8},
     "attention": {"conv.0": 6},
     "unused-head": {"conv.0": 6, "hidden": 10},
-    "variants": {"a": 8},
+    "variants": {"a": 8, "c": 7},
     "by-size": {"a.0": 6, "b.0": 8},
     "untraceable-block": {"stem.0": 6, "inner.0": 7, "last.0": 8},
     "scaled-last": {"stem.0": 6},
@@ -357,6 +357,12 @@ def test_a_subclass_that_does_more_or_a_reparametrised_layer_is_frozen():
         (Standardised(6, 6, 3), "conv2d has weights that are no layer's own"),
     ):
         assert freezing_reasons(nn.Sequential(unit(3, 6), layer, Head(6)))["0.0"] == reason
+
+
+def test_nothing_is_left_of_a_block_that_could_not_be_followed():
+    model, graph, images = example("untraceable-block")
+    assert "block.1.conv" not in graph.layers
+    assert graph.macs == counted_macs(model, images[0])
 
 
 def test_a_variant_that_changes_the_shape_of_its_input_is_frozen():

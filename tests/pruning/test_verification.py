@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pruning.errors import UntraceableModelError
-from pruning.verification import NOT_EQUAL, silenced, trace
+from pruning.verification import NOT_EQUAL, in_double, silenced, trace
 from tests.pruning.example_networks import EXAMPLES, Branching, Head, unit
 from tests.pruning.oracles import assert_untouched, example, random_kept, silenced_output, snapshot
 
@@ -119,3 +119,70 @@ def test_a_trial_that_fails_prints_nothing(capfd):
     traced = torch.fx.symbolic_trace(EXAMPLES["padded"].model())
     assert trace(traced, EXAMPLES["padded"].input_shape).prunable
     assert capfd.readouterr().err == ""
+
+
+class Chaotic(nn.Module):
+    """Magnifies rounding: in single precision no two ways to compute it agree."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = unit(3, 64), unit(64, 64), Head(64)
+
+    def forward(self, x):
+        x = self.b(self.a(x))
+        for _ in range(4):
+            x = (100 * x) % 1
+        return self.head(x)
+
+
+def test_rounding_freezes_nothing():
+    assert len(trace(Chaotic(), (3, 6, 6)).prunable) == 2
+
+
+class Casts(nn.Module):
+    """Does not run in double precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = unit(3, 6), unit(6, 8), Head(8)
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x).float()))
+
+
+def test_a_network_that_runs_in_single_precision_alone_is_tried_in_that():
+    assert len(trace(Casts(), (3, 6, 6)).prunable) == 2
+    assert next(in_double(Casts(), (3, 6, 6)).parameters()).dtype == torch.float
+
+
+class Faint(CountsItsChannels):
+    """The same, in an output that hardly depends on its input."""
+
+    def forward(self, x):
+        return 1 + 1e-5 * super().forward(x)
+
+
+def test_a_wrong_cut_shows_in_an_output_that_hardly_changes():
+    assert trace(Faint(), (3, 6, 6)).group("b.0").frozen == NOT_EQUAL
+
+
+class CountsTwice(nn.Module):
+    """Two groups that cannot be cut, among others that can."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([unit(3, 4), unit(4, 5), unit(5, 6), unit(6, 7), unit(7, 8)])
+        self.head = Head(8)
+
+    def forward(self, x):
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if number in (1, 4):
+                x = x * x.shape[1]
+        return self.head(x)
+
+
+def test_bad_groups_are_found_wherever_they_are():
+    frozen = {group.name: group.frozen for group in trace(CountsTwice(), (3, 6, 6)).groups}
+    assert [name for name, reason in frozen.items() if reason == NOT_EQUAL] == ["layers.1.0", "layers.4.0"]
+    assert [name for name, reason in frozen.items() if reason is None] == [f"layers.{n}.0" for n in (0, 2, 3)]

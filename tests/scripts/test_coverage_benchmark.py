@@ -17,7 +17,7 @@ from scripts.benchmarks.coverage_table import is_fully_checked, is_right, runs, 
 from scripts.benchmarks.limited import Limits, run_limited
 
 PASSED = {
-    "side": 64, "groups": 3, "frozen": {}, "runs": True, "macs": 0.4, "error": 1e-12, "compensated": 0.1,
+    "side": 64, "groups": 3, "frozen": {}, "runs": True, "macs": 0.4, "error": 1e-12, "refitted": True,
     "reloaded": True,
 }  # fmt: skip
 ROOMY = Limits(seconds=60, gigabytes=16)
@@ -64,7 +64,7 @@ def test_a_job_that_asks_for_too_much_memory_fails_alone():
     [
         ({}, (True, True, True)),
         ({"reloaded": False}, (True, True, False)),
-        ({"compensated": None}, (True, True, False)),
+        ({"refitted": False}, (True, True, False)),
         ({"error": 0.1}, (True, False, False)),
         ({"error": None}, (True, False, False)),
         ({"macs": 1.0}, (False, False, False)),
