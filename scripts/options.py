@@ -1,15 +1,13 @@
-"""The flags that verbs share, the YAML file that may hold them, and what they mean."""
+"""The flags that verbs share, and what they mean."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from agents import ALGORITHMS, SEARCHES
@@ -26,68 +24,7 @@ from pruning.prunable import PrunableNetwork
 from pruning.synthesis import SYNTHESES
 from pruning.users_code import named_function
 from pruning.verification import trace
-
-
-class UsageError(Exception):
-    """The command line or its YAML file is wrong; one line that says the way out."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises UsageError, and reads any flag from `--config FILE.yaml` too."""
-
-    def __init__(self, verb: str, description: str) -> None:
-        super().__init__(prog=f"secateur {verb}", description=description, allow_abbrev=False)
-        self.add_argument(
-            "--config", type=Path, metavar="FILE", help="YAML file of flags; the command line wins"
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UsageError; argparse would print its usage and exit."""
-        raise UsageError(f"{message}; see `{self.prog} --help`")
-
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse the command line, its YAML file first.
-
-        Raises:
-            UsageError: a flag is unknown or its value wrong, here or in the YAML file.
-        """
-        config = self.parse_known_args(argv)[0].config
-        args, unknown = self.parse_known_args([*(self._from_yaml(config, argv) if config else []), *argv])
-        if unknown:
-            self._refuse(unknown[0])
-        return args
-
-    def _refuse(self, flag: str) -> NoReturn:
-        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-        self.error(f"unknown argument {flag}" + (f"; did you mean {near[0]}?" if near else ""))
-
-    def _from_yaml(self, path: Path, argv: Sequence[str]) -> list[str]:
-        """Return a YAML file's keys as flags, so that both go through the same checks; `argv` wins."""
-        given = {part.partition("=")[0] for part in argv}
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise UsageError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-        if not isinstance(data, dict):
-            raise UsageError(f"{path} must map flags to values, such as episodes: 200")
-        flags: list[str] = []
-        for key, value in data.items():
-            flag = f"--{str(key).replace('_', '-')}"
-            action = self._option_string_actions.get(flag)
-            if action is None:
-                self._refuse(flag)
-            flags += [] if flag in given else _as_flags(flag, action, value)
-        return flags
-
-
-def _as_flags(flag: str, action: argparse.Action, value: Any) -> list[str]:
-    if isinstance(value, bool) and action.nargs == 0:
-        return [flag] if value else []
-    if value is None:
-        return []
-    values = [str(one) for one in value] if isinstance(value, list) else [str(value)]
-    repeats = isinstance(action, argparse._AppendAction)
-    return [part for one in values for part in (flag, one)] if repeats else [flag, *values]
+from scripts.parser import Parser, UsageError, natural, positive
 
 
 def add_network_flags(parser: Parser) -> None:
@@ -323,22 +260,6 @@ def add_output_flags(parser: Parser, *, out: bool = True, resume: bool = False) 
         parser.add_argument("--resume", action="store_true", help="go on with the run that --out holds")
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-
-
-def positive(text: str) -> int:
-    """Read a whole number of 1 or more, for `type=`."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
-
-
-def natural(text: str) -> int:
-    """Read a whole number of 0 or more, for `type=`."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
-    return value
 
 
 def device_of(args: argparse.Namespace) -> str:

@@ -24,21 +24,13 @@ from scripts.options import UsageError, plain
 
 CONFIG, METRICS, EPISODES = "config.json", "metrics.json", "episodes.jsonl"
 UPDATES, INPUTS = "updates.jsonl", "inputs.npz"  # of a run that learns to decide for each input
-MAY_DIFFER = (
-    "out",
-    "resume",
-    "overwrite",
-    "json",
-    "quiet",
-    "device",
-    "download",
-    "cluster",
-)  # between a run and its resumption
+# between a run and its resumption
+MAY_DIFFER = ("out", "resume", "overwrite", "json", "quiet", "device", "download", "cluster")
 
 COLUMNS = {
     "accuracy": ("accuracy", lambda value: f"{value:.2%}"),
     "agreement": ("agreement", lambda value: f"{value:.2%}"),
-    "score": ("score", lambda value: f"{value:.5g}"),
+    "score": ("score", lambda value: f"{value + 0.0:.5g}"),  # no -0
     "macs": ("MACs", lambda value: f"{value / 1e6:.3f} M"),
     "params": ("parameters", lambda value: f"{value:,}"),
     "bytes": ("bytes", lambda value: f"{value:,}"),

@@ -42,7 +42,8 @@ def test_every_form_is_timed_and_what_is_there_is_not_timed_again(monkeypatch, t
 
 
 def test_without_the_zoo_the_others_are_measured_all_the_same(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for module in ("torchvision", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(runtime_latency, "SUBJECTS", (Subject("torchvision/resnet18", 64, ("*",)),))
     found = {}
     runtime_latency.measure(given(tmp_path), found, {"latency": found})
