@@ -144,9 +144,10 @@ def _quiet(failure: str) -> Iterator[None]:
     They warn of their own deprecated calls, and of gates that remember the images in flight, which no one
     reads from a file. What they write is compared with the network all the same.
     """
-    logger = logging.getLogger("torch")
-    level, sink = logger.level, io.StringIO()
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels, sink = [logger.level for logger in loggers], io.StringIO()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
             warnings.simplefilter("ignore")
@@ -154,7 +155,8 @@ def _quiet(failure: str) -> Iterator[None]:
     except Exception as error:  # they raise a dozen kinds, by where they fail
         raise ExportError(f"{failure}: {_first_line(error)}") from error
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,8 +1,11 @@
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from agents.algorithms import ALGORITHMS, Rounds
@@ -127,6 +130,9 @@ def test_a_missing_or_damaged_file_is_refused_in_one_line(env, folder, name, dam
         ({"shape": {"net_arch": [64, 64], "activation_fn": "os.system"}}, "shape must hold a list of layer"),
         ({"shape": {"net_arch": [32, 32]}}, r"policy\.safetensors does not fit policy\.json"),
         ({"shape": {"net_arch": [64, 64], "n_critics": 1}}, "does not fit"),
+        ({"shape": {"net_arch": [10**9, 10**9]}}, "asks for 1000000000, there are 64"),
+        ({"shape": {"net_arch": [1] * 10**4}}, r"asks for 10000, there are \d+\)"),
+        ({"shape": {"net_arch": [64, 64], "n_critics": 10**9}}, "asks for 1000000000, there are"),
         ({"shape": {"net_arch": [64, 64], "n_critics": "two"}}, "shape must hold"),
         ({"shape": {"net_arch": [64, 64], "n_critics": -1}}, "shape must hold"),
     ],
@@ -136,6 +142,45 @@ def test_a_description_that_makes_no_sense_is_refused_in_one_line(env, folder, c
     with pytest.raises(AgentError, match=message) as caught:
         load_policy(folder, env).build(env)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])
+def test_a_folder_in_the_place_of_a_file_is_refused(env, folder, name):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(PolicyError, match=f"cannot read the policy .*{name}"):
+        load_policy(folder, env)
+
+
+def test_json_that_is_nested_without_end_is_refused(env, folder):
+    (folder / "policy.json").write_text('{"version":' * 10**5)
+    with pytest.raises(PolicyError, match="cannot read the policy"):
+        load_policy(folder, env)
+
+
+JUNK = st.recursive(
+    st.sampled_from([None, True, -1, 0, 1, 64, 10**12, 10**400, 0.5, "", "ppo", "x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "mean"]), inner),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_description_is_refused_by_name_or_fits(env, folder, data):
+    path = folder / "policy.json"
+    whole = path.read_text()
+    record = json.loads(whole)
+    holder = data.draw(st.sampled_from([record, record["shape"], record["observation"], record["action"]]))
+    key = data.draw(st.sampled_from([*holder, "extra"]))
+    if data.draw(st.booleans()):
+        holder.pop(key, None)
+    else:
+        holder[key] = data.draw(JUNK)
+    path.write_text(json.dumps(record))
+    with suppress(AgentError):
+        load_policy(folder, env).build(env)
+    path.write_text(whole)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3", '"version"'])

@@ -77,3 +77,21 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, variables, folder)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cache_folder() == Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[" * 10**5, "it is nested too deeply"),
+        ('{"a": ' * 10**5, "it is nested too deeply"),
+        ('{"a": {"b": 1, "c": 2, "b": 3}}', "the key 'b' is given twice"),
+        ('{"a": [NaN]}', "it holds NaN"),
+        ("-Infinity", "it holds -Infinity"),
+        ("", "Expecting value"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_what_is_no_plain_json_is_refused(tmp_path, text, complaint):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        read_json(tmp_path / "a.json")

@@ -1,7 +1,10 @@
 import json
 import math
+from contextlib import suppress
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pruning.errors import PlanError
 from pruning.plan import LayerDecision, PruningPlan, kept_units
@@ -72,7 +75,7 @@ def test_a_saved_plan_has_the_published_form(tmp_path):
         ('{"version": 1}', "'decisions' must map"),
         ('{"version": 1, "decisions": {"a": 0.5}}', "group 'a': expected"),
         ('{"version": 1, "decisions": {"a": {"static": 0.5}}}', "group 'a': expected"),
-        ('{"version": 1, "decisions": {"a": {"static_ratio": NaN}}}', "must lie in"),
+        ('{"version": 1, "decisions": {"a": {"static_ratio": NaN}}}', "it holds NaN, which JSON has not"),
         ('{"version": 1, "decisions": {"a": {"static_ratio": "x"}}}', "must lie in"),
     ],
 )
@@ -87,3 +90,27 @@ def test_a_damaged_plan_is_refused_in_one_line(tmp_path, text, complaint):
 def test_a_missing_plan_is_refused(tmp_path):
     with pytest.raises(PlanError, match=r"nowhere\.json"):
         PruningPlan.load(tmp_path / "nowhere.json")
+
+
+JUNK = st.recursive(
+    st.sampled_from([None, True, -1, 0, 1, 10**12, 10**400, 0.5, "", "static_ratio"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "static_ratio"]), inner)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(record=JUNK, decisions=JUNK, ratio=JUNK)
+def test_a_plan_of_anything_is_refused_by_name_or_loads(tmp_path, record, decisions, ratio):
+    path = tmp_path / "plan.json"
+    for data in (
+        record,
+        {"version": 1, "decisions": decisions},
+        {"version": 1, "decisions": {"a": {"static_ratio": ratio}}},
+    ):
+        path.write_text(json.dumps(data))
+        with suppress(PlanError):
+            plan = PruningPlan.load(path)
+            assert all(0 <= plan[name].static_ratio < 1 for name in plan.decisions)

@@ -210,6 +210,33 @@ def test_what_a_record_asks_for_is_not_allocated_before_it_is_refused(tmp_path, 
     assert peak_memory() - before < 100 * 2**20
 
 
+def test_a_record_that_makes_a_network_which_does_not_run_is_refused(tmp_path, network_file):
+    _, manifest = saved(tmp_path / "c", network_file, "padded", runtime=0.4)
+    record = json.loads((tmp_path / "c" / "structure.json").read_text())
+    pads = {name: value + 1 for name, value in record["structure"]["constants"].items()}
+    assert pads
+    damaged = {
+        "structure": {**record["structure"], "constants": pads},
+        "gates": [{**gate, "executed": gate["units"] + 1} for gate in record["gates"]],
+    }
+    for key, value in damaged.items():
+        alter(tmp_path / "c", **{**record, key: value})
+        with pytest.raises(PruningError, match=r"structure\.json is damaged \(RuntimeError: "):
+            load_compressed(tmp_path / "c", network=manifest.network)
+
+
+@pytest.mark.parametrize("name", ["residual", "padded"])
+def test_a_huge_image_is_refused_before_there_is_one(tmp_path, network_file, name):
+    _, manifest = saved(tmp_path / "c", network_file, name)
+    channels = manifest.input_shape[0]
+    before = peak_memory()
+    for side in (10**4, 10**12):
+        alter(tmp_path / "c", input_shape=[channels, side, side])
+        with pytest.raises(PruningError, match=r"is damaged \(ValueError: images of shape "):
+            load_compressed(tmp_path / "c", network=manifest.network)
+    assert peak_memory() - before < 100 * 2**20
+
+
 def peak_memory():
     """Bytes that this process has held at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

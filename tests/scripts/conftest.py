@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import pruning.measuring
 import scripts.evaluate
+import scripts.export
 import scripts.finetune
 from pruning.networks import resolve_network
 from scripts.cli import main
@@ -72,7 +73,7 @@ class Outcome(NamedTuple):
 @pytest.fixture(autouse=True)
 def _no_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is measured for a quarter of a second a network; only the tests in their own process do."""
-    for module in (pruning.measuring, scripts.evaluate, scripts.finetune):
+    for module in (pruning.measuring, scripts.evaluate, scripts.export, scripts.finetune):
         monkeypatch.setattr(module, "measure_latency", lambda models, *_, **__: dict.fromkeys(models, 1.5))
 
 

@@ -414,11 +414,22 @@ def test_resuming_what_is_no_run_or_another_one(refused, material, finished_run,
         ("- episodes", "must map flags to values"),
         ("episodes: [", "cannot read"),
         ("budget: {macs: 0.5}", "expected a budget such as macs=0.5"),
+        ("[" * 10**4, "cannot read"),
+        ("seed: 2026-13-45", "cannot read"),
+        ("\x00", "cannot read"),
     ],
 )
 def test_a_wrong_yaml_file(refused, flags, tmp_path, text, expected):
     (tmp_path / "c.yaml").write_text(text)
     assert expected in refused("train", *flags, "--config", tmp_path / "c.yaml")
+
+
+def test_a_line_stays_short_whatever_a_file_holds(refused, flags, tmp_path):
+    decisions = {"stem.0": {"static_ratio": "x" * 10**6}}
+    (tmp_path / "plan.json").write_text(json.dumps({"version": 1, "decisions": decisions}))
+    line = refused("prune", *flags, "--plan", tmp_path / "plan.json")
+    assert len(line) < 3000
+    assert "group 'stem.0': static_ratio must lie in [0, 1)" in line
 
 
 def test_a_yaml_file_that_is_missing(refused, tmp_path):
