@@ -111,7 +111,8 @@ def _images(loaded: LoadedNetwork, args: argparse.Namespace) -> Tensor:
     if spec == "none":
         generator = torch.Generator().manual_seed(args.seed)
         return torch.randn(COMPARED, *loaded.network.input_shape, generator=generator)
-    return load_splits(spec, loaded.network, seed=args.seed).test.images[:COMPARED]
+    test = load_splits(spec, loaded.network, seed=args.seed).test
+    return test.take(torch.arange(min(COMPARED, len(test))))
 
 
 def _record(
