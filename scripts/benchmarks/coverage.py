@@ -20,7 +20,7 @@ from scripts.benchmarks.limited import Limits, run_limited
 from scripts.benchmarks.results import available_cores, begun
 from scripts.records import console
 
-LIMITS = Limits(seconds=300, gigabytes=12)
+LIMITS = Limits(seconds=200, gigabytes=12)
 CHECKS = {"secateur": check_secateur, "torch-pruning": check_torch_pruning}
 VERSIONS = ("torch", "torchvision", "timm", "torch-pruning")
 

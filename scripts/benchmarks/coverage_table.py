@@ -68,10 +68,12 @@ def summary(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _sections(record: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the networks measured so far, by the keys of TITLES."""
     sections: dict[str, list[str]] = {section: [] for section in TITLES}
     for name, kind in record["kinds"].items():
         zoo = name.partition("/")[0] if "/" in name else "secateur"
-        sections[f"{zoo} {kind}"].append(name)
+        if name in record["secateur"]:
+            sections[f"{zoo} {kind}"].append(name)
     return {section: names for section, names in sections.items() if names}
 
 
@@ -91,19 +93,16 @@ def _page(record: Mapping[str, Any]) -> Iterator[str]:
     for section, names in _sections(record).items():
         yield f"\n## {TITLES[section][0].upper()}{TITLES[section][1:]}\n\n"
         yield from (f"| {' | '.join(cells)} |\n" for cells in (headings, ["---"] * len(headings)))
-        for name in names:  # those not measured yet are left out
-            yield (
-                ""
-                if name not in record["secateur"]
-                else _row(name, record["secateur"].get(name), record["torch-pruning"].get(name))
-            )
-        yield from _reasons(names, record["secateur"])
+        for name in names:
+            yield _row(name, record["secateur"][name], record["torch-pruning"].get(name))
+        yield from _reasons("Not pruned", names, record["secateur"])
+        yield from _reasons("Not pruned by Torch-Pruning", names, record["torch-pruning"])
 
 
-def _row(name: str, ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> str:
+def _row(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> str:
     cells = [name.partition("/")[2] or name]
-    if ours is None or "failed" in ours:
-        cells += ["", "none" if ours else "", "", "", "", ""]
+    if "failed" in ours:
+        cells += ["", "none", "", "", "", ""]
     else:
         marks = (is_right(ours), ours["refitted"], ours["reloaded"])
         cells += [str(ours["side"]), str(ours["groups"]), f"{ours['macs']:.0%}", *map(_mark, marks)]
@@ -119,8 +118,8 @@ def _mark(passed: bool) -> str:
     return "yes" if passed else "no"
 
 
-def _reasons(names: list[str], found: Mapping[str, Any]) -> Iterator[str]:
+def _reasons(title: str, names: list[str], found: Mapping[str, Any]) -> Iterator[str]:
     failed = {name: found[name]["failed"] for name in names if "failed" in found.get(name, {})}
     if failed:
-        yield "\nNot pruned:\n\n"
+        yield f"\n{title}:\n\n"
         yield "".join(f"- {name.partition('/')[2] or name}: {why}\n" for name, why in failed.items())

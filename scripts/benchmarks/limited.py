@@ -18,6 +18,7 @@ import torch
 from pruning.errors import PruningError
 
 Name = TypeVar("Name", bound=Hashable)
+PATIENCE = 10  # seconds to wait for one of processor time
 _FORK = multiprocessing.get_context("fork")  # what is imported already need not be imported again
 
 
@@ -25,7 +26,7 @@ _FORK = multiprocessing.get_context("fork")  # what is imported already need not
 class Limits:
     """What one job may use."""
 
-    seconds: float
+    seconds: int  # of processor time, so that a busy machine does not fail it
     gigabytes: float  # of address space
 
 
@@ -69,7 +70,7 @@ def _start(job: Callable[[], dict[str, Any]], limits: Limits) -> _Running:
     process = _FORK.Process(target=_call, args=(job, end, limits), daemon=True)
     process.start()
     end.close()  # so that the answer ends with the process, whatever ends it
-    return _Running(process, answer, time.monotonic() + limits.seconds)
+    return _Running(process, answer, time.monotonic() + PATIENCE * limits.seconds)
 
 
 def _result(one: _Running, limits: Limits) -> dict[str, Any] | None:
@@ -78,14 +79,20 @@ def _result(one: _Running, limits: Limits) -> dict[str, Any] | None:
             result: dict[str, Any] = one.answer.recv()
         except EOFError:
             one.process.join()
-            result = {"failed": f"its process ended with code {one.process.exitcode}"}
+            result = {"failed": _why_ended(one.process.exitcode, limits)}
         one.process.join()
         return result
     if time.monotonic() < one.deadline:
         return None
     one.process.kill()
     one.process.join()
-    return {"failed": f"not done after {limits.seconds:.0f} s"}
+    return {"failed": f"not done after {PATIENCE * limits.seconds} s"}
+
+
+def _why_ended(code: int, limits: Limits) -> str:
+    if code == -signal.SIGXCPU:
+        return f"not done after {limits.seconds} s of processor time"
+    return f"its process ended with code {code}"
 
 
 def _call(job: Callable[[], dict[str, Any]], end: Connection, limits: Limits) -> None:
@@ -93,6 +100,7 @@ def _call(job: Callable[[], dict[str, Any]], end: Connection, limits: Limits) ->
     torch.set_num_threads(1)
     most = int(limits.gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 1))
     _silence()
     try:
         result = job()
