@@ -34,7 +34,8 @@ def load_weights_(model: nn.Module, path: Path) -> None:
     _check_names(state, own, path)
     _check_shapes(state, own, path)
     _check_values(state, own, path)
-    model.load_state_dict({**own, **state})
+    own.update(state)  # in its own dictionary, which carries the version that some modules ask for
+    model.load_state_dict(own)
 
 
 def _read(path: Path) -> Any:

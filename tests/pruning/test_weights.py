@@ -173,3 +173,17 @@ def test_a_negative_variance_is_refused(tmp_path):
 
 def test_a_folder_is_no_weights_file(tmp_path):
     assert "there is no weights file" in refusal(tmp_path)
+
+
+def test_a_module_that_asks_for_the_version_of_what_it_loads_is_told(tmp_path):
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+            assert local_metadata["version"] == 2
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    save_file({"weight": torch.ones(2, 3), "bias": torch.zeros(2)}, tmp_path / "w.safetensors")
+    model = Versioned(3, 2)
+    load_weights_(model, tmp_path / "w.safetensors")
+    assert torch.equal(model.weight, torch.ones(2, 3))
