@@ -14,7 +14,7 @@ from envs.budget import Budget, BudgetRange
 from envs.layer_pruning import LayerPruningEnv
 from pruning.calibration import CalibrationInputs, real_images
 from pruning.data import Images, ImageSplits, check_labels, load_splits
-from pruning.errors import DataError, WeightsError
+from pruning.errors import DataError, WeightsError, one_line
 from pruning.evaluation import ScoreFunction
 from pruning.networks import NetworkSpec, resolve_network
 from pruning.registry import Registry
@@ -148,7 +148,7 @@ def count_classes(model: nn.Module, network: NetworkSpec) -> int:
     except Exception as error:  # a stranger's forward may raise anything
         raise DataError(
             f"{network.name} does not run on an image of shape {list(network.input_shape)} "
-            f"({' '.join(str(error).split())}); give the right --input-size"
+            f"({one_line(error)}); give the right --input-size"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise DataError(f"{network.name} must return logits of shape [images, classes] for a batch of images")

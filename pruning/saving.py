@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, one_line
 from pruning.evaluation import Evaluation
 from pruning.files import read_json, write_json
 from pruning.graph import find_groups
@@ -134,7 +134,7 @@ def load_compressed(folder: Path, *, network: str | None = None) -> LoadedNetwor
     except PruningError:
         raise
     except Exception as error:  # a damaged record fails in a dozen ways, by where it is damaged
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        cause = f"{type(error).__name__}: {one_line(error)}"
         raise PruningError(f"{folder / STRUCTURE} is damaged ({cause}); write the folder anew") from error
     return LoadedNetwork(model, spec, manifest, structure, gates.sites)
 

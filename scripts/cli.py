@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from agents import AgentError
-from pruning.errors import ImpossibleBudgetError, PruningError
+from pruning.errors import ImpossibleBudgetError, PruningError, one_line
 from pruning.registry import unknown_name
 from scripts.options import UsageError
 
@@ -77,7 +77,7 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def _complain(error: Exception, code: int) -> int:
-    line = " ".join(str(error).split())
+    line = one_line(error)
     if len(line) > LONGEST_LINE:  # a message may quote what a damaged file holds; the way out is at its end
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     print(f"secateur: {line}", file=sys.stderr)

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from pruning.errors import one_line
+
 
 class UsageError(Exception):
     """The command line or its YAML file is wrong; one line that says the way out."""
@@ -50,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise UsageError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+            raise UsageError(f"cannot read {path}: {one_line(error)}") from error
         if not isinstance(data, dict):
             raise UsageError(f"{path} must map flags to values, such as episodes: 200")
         flags: list[str] = []

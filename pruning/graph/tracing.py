@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from pruning.errors import UntraceableModelError
+from pruning.errors import UntraceableModelError, one_line
 
 BATCH = 2  # more than one, so that no rule can take the batch for a channel dimension
 UNTRACED = "untraced"  # the key of a node's `meta` that says why a module was not followed
@@ -35,7 +35,7 @@ def trace_program(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModul
         graph = ModuleTracer(example_image(model, input_shape)).trace(model)
     except Exception as error:  # whatever a stranger's forward raises on a symbolic input
         raise UntraceableModelError(
-            f"torch.fx cannot trace {type(model).__name__}: {_one_line(error)}; "
+            f"torch.fx cannot trace {type(model).__name__}: {one_line(error)}; "
             "its forward must not branch or loop on the values of tensors"
         ) from error
     return fx.GraphModule(model, graph)
@@ -69,9 +69,8 @@ class ModuleTracer(fx.Tracer):
         super().__init__()
         self._example = example
         self._known: dict[fx.Node, Any] = {}
-        self._computing = (
-            False  # fx sends every module's call and attribute through here, also those of values
-        )
+        # fx sends every module's call and attribute through here, also those of values
+        self._computing = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one operator of the program."""
@@ -90,7 +89,7 @@ class ModuleTracer(fx.Tracer):
             self.module_stack = stack
             self._erase_after(last)
             proxy = self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
-            proxy.node.meta[UNTRACED] = f"torch.fx cannot trace {type(m).__name__}: {_one_line(error)}"
+            proxy.node.meta[UNTRACED] = f"torch.fx cannot trace {type(m).__name__}: {one_line(error)}"
             return proxy
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -182,7 +181,3 @@ def run_node(model: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: dic
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import real_images
-from pruning.errors import PruningError
+from pruning.errors import PruningError, one_line
 from pruning.evaluation import Evaluation
 from pruning.extras import imported
 from pruning.plan import LayerDecision, PruningPlan
@@ -86,7 +86,7 @@ def _stage(name: str) -> Iterator[None]:
     except PruningError:
         raise
     except Exception as error:  # what would be a crash is a row of the table
-        message = " ".join(str(error).split())
+        message = one_line(error)
         raise PruningError(f"{name}: {type(error).__name__}: {message}") from error
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, one_line
 
 Name = TypeVar("Name", bound=Hashable)
 PATIENCE = 10  # seconds to wait for one of processor time
@@ -109,7 +109,7 @@ def _call(job: Callable[[], dict[str, Any]], end: Connection, limits: Limits) ->
     except MemoryError:
         result = {"failed": f"needs more than {limits.gigabytes:.0f} GB"}
     except Exception as error:
-        result = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        result = {"failed": f"{type(error).__name__}: {one_line(error)}"}
     end.send(result)
 
 
