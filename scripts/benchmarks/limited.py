@@ -104,13 +104,16 @@ def _call(job: Callable[[], dict[str, Any]], end: Connection, limits: Limits) ->
     _silence()
     try:
         result = job()
-    except PruningError as error:
-        result = {"failed": str(error)}
-    except MemoryError:
-        result = {"failed": f"needs more than {limits.gigabytes:.0f} GB"}
     except Exception as error:
-        result = {"failed": f"{type(error).__name__}: {one_line(error)}"}
+        result = {"failed": _why_failed(error, limits)}
     end.send(result)
+
+
+def _why_failed(error: Exception, limits: Limits) -> str:
+    message = one_line(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in message:  # torch's own is a RuntimeError
+        return f"needs more than {limits.gigabytes:.0f} GB"
+    return message if isinstance(error, PruningError) else f"{type(error).__name__}: {message}"
 
 
 def _silence() -> None:

@@ -62,8 +62,11 @@ def test_processor_time_is_what_is_limited_not_waiting_for_it(monkeypatch):
     assert found == {"busy": {"failed": "not done after 1 s of processor time"}}
 
 
-def test_a_job_that_asks_for_too_much_memory_fails_alone():
-    found = dict(run_limited({"big": lambda: bytearray(17 * 2**30)}, ROOMY, side_by_side=1))
+@pytest.mark.parametrize(
+    "ask", [lambda: bytearray(17 * 2**30), lambda: torch.empty(17 * 2**30, dtype=torch.int8)]
+)
+def test_a_job_that_asks_for_too_much_memory_fails_alone(ask):
+    found = dict(run_limited({"big": ask}, ROOMY, side_by_side=1))
     assert found == {"big": {"failed": "needs more than 16 GB"}}
 
 
