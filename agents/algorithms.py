@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
@@ -20,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.amc import AMC
 from agents.errors import HyperparameterError
 from agents.named import Named, nearest
+from agents.standard_scores import as_standard_scores
 
 Settings: TypeAlias = dict[str, Any]  # arguments of a Stable-Baselines3 algorithm
 
@@ -65,9 +67,16 @@ class Algorithm:
         seed: int,
         device: str,
         tensorboard_log: Path | None,
+        usual: NDArray[np.floating] | None = None,
     ) -> BaseAlgorithm:
-        """Return an untrained model whose updates come after whole rounds."""
+        """Return an untrained model whose updates come after whole rounds.
+
+        It sees standard scores over the `usual` observations where these are given.
+        """
         settings = self.settings(copy.deepcopy(dict(hyperparameters)), rounds)
+        settings.pop("standardize", None)  # told by `usual`
+        if usual is not None:
+            settings["policy_kwargs"] |= as_standard_scores(usual)
         final = settings.pop("final_learning_rate", None)
         if final is not None:
             settings["learning_rate"] = LinearSchedule(settings["learning_rate"], final, 1.0)

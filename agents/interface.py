@@ -35,6 +35,9 @@ class EpisodicEnvironment(Protocol):
     def gated(self) -> tuple[bool, ...]:
         """Whether a runtime action has any effect, for each group."""
 
+    def uniform_observations(self) -> NDArray[np.float32]:
+        """Return what episodes of uniform pruning observe, [groups, F]; begins an episode."""
+
     def episode_state(self) -> dict[str, Any]:
         """Return, as plain data, what the next episode depends on beside its actions."""
 

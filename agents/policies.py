@@ -19,10 +19,12 @@ from torch import Tensor
 from agents.algorithms import ALGORITHMS
 from agents.errors import PolicyError, one_line
 from agents.interface import RUNTIME, GymEnv, episodic_environment, observation_schema
+from agents.standard_scores import StandardScores, as_standard_scores
 
 POLICY_VERSION = 2
 TENSORS = "policy.safetensors"
 DESCRIPTION = "policy.json"
+STANDARD_SCORES = "standard scores"  # the normaliser whose numbers lie among the tensors
 SHAPE = ("net_arch", "n_critics")  # what decides the shapes of the tensors
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -39,6 +41,11 @@ class Policy:
     def digest(self) -> str:
         """What tells these weights from others."""
         return hashlib.sha256((self.folder / TENSORS).read_bytes()).hexdigest()[:16]
+
+    @property
+    def standardized(self) -> bool:
+        """Whether it sees observations as standard scores, see `StandardScores`."""
+        return self.description["observation"]["normaliser"] == STANDARD_SCORES
 
     def check_size(self) -> None:
         """Refuse layers that are larger or more than the tensors, before memory is taken for them.
@@ -63,9 +70,10 @@ class Policy:
             PolicyError: its tensors do not fit its description.
         """
         policy_class = ALGORITHMS[self.description["algorithm"]].model_class.policy_aliases["MlpPolicy"]
+        arguments = {**self.description["shape"], **(as_standard_scores() if self.standardized else {})}
         try:
             policy = policy_class(  # the learning rate only feeds an optimiser that is never stepped
-                env.observation_space, env.action_space, lambda _: 0.0, **self.description["shape"]
+                env.observation_space, env.action_space, lambda _: 0.0, **arguments
             )
         except TypeError as error:  # critics to count where the algorithm has none
             raise self._misfit(error) from error
@@ -98,14 +106,15 @@ def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: 
         learned_on: plain data for whoever wonders where the policy came from: networks, budgets, episodes.
     """
     algorithm = next(entry for entry in ALGORITHMS.values() if type(model) is entry.model_class)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.policy.state_dict().items()}
+    # copies: networks that share a layer name it twice, which the format does not take
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in model.policy.state_dict().items()}
     if algorithm.name == "ppo" and not any(episodic_environment(env).gated):
         _leave_gates_out_(tensors)
     save_file(tensors, folder / TENSORS)
     description = {
         "version": POLICY_VERSION,
         "algorithm": algorithm.name,
-        "observation": {**observation_schema(env), "normaliser": None},  # bounded as they are
+        "observation": {**observation_schema(env), "normaliser": _normaliser(model)},
         "action": {"names": ["runtime", "static"], "low": -1.0, "high": 1.0},
         "shape": {key: model.policy_kwargs[key] for key in SHAPE if key in model.policy_kwargs},
         "learned_on": dict(learned_on),
@@ -125,11 +134,11 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
         UnknownAlgorithmError: the policy is of an algorithm that this release does not have.
     """
     description = _read_description(folder / DESCRIPTION)
-    learned, observed = description["observation"], {**observation_schema(env), "normaliser": None}
-    if learned != observed:
+    learned, observed = description["observation"], observation_schema(env)
+    if learned not in ({**observed, "normaliser": known} for known in (None, STANDARD_SCORES)):
         raise PolicyError(
-            f"{folder}: the policy learned from observations {learned}, this environment gives {observed}; "
-            "train a policy with this release"
+            f"{folder}: the policy learned from observations {learned}, this environment gives {observed} "
+            f"and this release takes them as they are or as {STANDARD_SCORES!r}; train a policy with it"
         )
     ALGORITHMS[str(description["algorithm"])]
     policy = Policy(folder, description, _read_tensors(folder / TENSORS))
@@ -140,7 +149,7 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
 def fitting_hyperparameters(
     policy: Policy, algorithm: str, hyperparameters: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return hyper-parameters with the layer widths of a policy to go on from.
+    """Return hyper-parameters with the layer widths and the normaliser of a policy to go on from.
 
     Raises:
         PolicyError: the policy is of another algorithm.
@@ -151,7 +160,14 @@ def fitting_hyperparameters(
             f"{policy.folder} is a policy of {made_by}, not of {algorithm}; use --algo {made_by}"
         )
     kwargs = {**hyperparameters["policy_kwargs"], "net_arch": policy.description["shape"]["net_arch"]}
-    return {**hyperparameters, "policy_kwargs": kwargs}
+    seen = {"standardize": policy.standardized} if "standardize" in hyperparameters else {}
+    return {**hyperparameters, **seen, "policy_kwargs": kwargs}
+
+
+def _normaliser(model: BaseAlgorithm) -> str | None:
+    """Return the name of what the policy does to observations first; None where it takes them as they are."""
+    scored = any(isinstance(module, StandardScores) for module in model.policy.modules())
+    return STANDARD_SCORES if scored else None
 
 
 def _leave_gates_out_(tensors: dict[str, Tensor]) -> None:
@@ -159,11 +175,8 @@ def _leave_gates_out_(tensors: dict[str, Tensor]) -> None:
 
     Exploring on, it will try one now and then.
     """
-    tensors["action_net.weight"] = tensors["action_net.weight"].clone()
     tensors["action_net.weight"][RUNTIME] = 0.0
-    tensors["action_net.bias"] = tensors["action_net.bias"].clone()
     tensors["action_net.bias"][RUNTIME] = -0.5
-    tensors["log_std"] = tensors["log_std"].clone()
     tensors["log_std"][RUNTIME] = -1.0
 
 

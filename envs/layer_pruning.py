@@ -191,6 +191,24 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         takes = self._limits.runtime > 0 and self._actions == "centred"
         return tuple(takes and group.ungated is None for group in self.network.graph.prunable)
 
+    def uniform_observations(self) -> NDArray[np.float32]:
+        """Return what an episode of uniform pruning observes, [groups, features], and begin an episode.
+
+        Nothing is evaluated but what observations need themselves. Of a range, within the tightest budget.
+        """
+        if isinstance(self._budget, BudgetRange):
+            self._keep_to(self._budget.tightest)
+        self._begin()
+        seen = []
+        for kept in self._yardstick.uniform.kept:
+            seen.append(self._observe())
+            self._kept[self._step] = self._executed[self._step] = kept
+            self._step += 1
+            if self._step < len(self.group_names):
+                self._even_ratio = self._even_ratio_now()
+        self._begin()
+        return np.array(seen)
+
     def episode_state(self) -> dict[str, Any]:
         """Return the state of the random numbers, plain data: what the next episode depends on."""
         return {"random": self.np_random.bit_generator.state}

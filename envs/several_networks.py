@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
 
 from envs.layer_pruning import Action, LayerPruningEnv, Observation
 from pruning.errors import PlanError
@@ -63,6 +65,10 @@ class SeveralNetworksEnv(gym.Env[Observation, Action]):
             plan = {f"{name}/{group}": decision for group, decision in result["plan"].items()}
             info["episode_result"] = {**result, "plan": plan}
         return observation, reward, terminated, truncated, info
+
+    def uniform_observations(self) -> NDArray[np.float32]:
+        """Return what episodes of uniform pruning observe, one of each network, [groups, features]."""
+        return np.concatenate([env.uniform_observations() for env in self.envs.values()])
 
     def episode_state(self) -> dict[str, Any]:
         """Return whose turn is over, and the state of the random numbers, as plain data."""

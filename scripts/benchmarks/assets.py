@@ -11,7 +11,6 @@ from envs.judges import first_batches
 from pruning.data import Images
 from scripts import options
 
-REWARD_IMAGES = 128  # so that all comparisons take a few hours
 WEIGHTS = {
     "cifar_resnet20": "resnet20-12fca82f.th",
     "cifar_resnet32": "resnet32-d509ac18.th",
@@ -37,6 +36,7 @@ def comparison_env(
     only: tuple[str, ...] = (),
     seed: int,
     labelled: bool = True,
+    reward_images: int | None = None,
     actions: ActionMode = "centred",
     dense_reward: bool = False,
 ) -> tuple[LayerPruningEnv, Images]:
@@ -44,7 +44,7 @@ def comparison_env(
 
     Of the networks in WEIGHTS, and the embedded default, `digits_resnet`.
 
-    Static ratios alone, so that an evaluation takes a tenth of a second, and REWARD_IMAGES reward images.
+    Static ratios alone, and of the reward images the first so many, or all.
     """
     if name == "digits_resnet":
         task = load_task(name, data="digits", budget=budget, device=options.device_of(args), seed=seed)
@@ -53,7 +53,7 @@ def comparison_env(
         task = cifar_task(name, args, budget=budget, seed=seed, **data)
     env = task_env(
         task,
-        reward=first_batches(list(task.splits.reward.batches()), REWARD_IMAGES)[0],
+        reward=first_batches(list(task.splits.reward.batches()), reward_images)[0],
         validation=list(task.splits.validation.batches()),
         goal="divergence" if labelled else "accuracy",
         limits=Limits(runtime=0.0),

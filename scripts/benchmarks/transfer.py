@@ -39,6 +39,7 @@ LEARNED_WITHIN = BudgetRange(Budget({"macs": 0.2}), Budget({"macs": 0.8}))
 EPISODES, SEEDS = 1000, 2  # to learn a policy for reuse
 # many steps share a reward here: each is told sooner what it did, and they explore less
 HYPERPARAMETERS = {"episodes_per_update": 16, "policy_kwargs.log_std_init": -1.6}
+REWARD_IMAGES = 128  # so that all takes a few hours
 FURTHER, SCRATCH = (20, 50, 100), (50, 100, 200)  # evaluations on the target
 ZERO_SHOT = "0"
 
@@ -69,7 +70,13 @@ def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, s
     """Learn one policy on a source's networks, on inner channels and on all, and keep it in `folder`."""
     envs = {
         f"{network} {scope}": comparison_env(
-            network, args, budget=LEARNED_WITHIN, only=only, seed=int(seed), dense_reward=True
+            network,
+            args,
+            budget=LEARNED_WITHIN,
+            only=only,
+            seed=int(seed),
+            reward_images=REWARD_IMAGES,
+            dense_reward=True,
         )[0]
         for network in SOURCES[source]
         for scope, only in SCOPES.items()
@@ -89,7 +96,9 @@ def _run(
     args: argparse.Namespace, folder: Path, scope: str, origin: str, evaluations: str, seed: str
 ) -> dict[str, Any]:
     """Return the test accuracy on the target after so many evaluations there."""
-    env, test = comparison_env(TARGET, args, budget=HALF, only=SCOPES[scope], seed=int(seed))
+    env, test = comparison_env(
+        TARGET, args, budget=HALF, only=SCOPES[scope], seed=int(seed), reward_images=REWARD_IMAGES
+    )
     policy = load_policy(folder / f"{origin} {seed}", env) if origin in SOURCES else None
     if origin == "uniform":
         chosen = EpisodeResult.from_dict(env.evaluate(env.allocation("uniform")))

@@ -61,6 +61,9 @@ class ToyPruning(gym.Env):
     def remember(self, result: Mapping[str, Any]) -> None:
         self.known[json.dumps(result["plan"])] = dict(result)
 
+    def uniform_observations(self) -> np.ndarray:
+        return np.array([[0.5, *row] for row in np.eye(len(self.group_names))], dtype=np.float32)
+
     def episode_state(self) -> dict[str, Any]:
         return {"random": self.np_random.bit_generator.state}
 

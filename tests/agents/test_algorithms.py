@@ -108,7 +108,7 @@ class TestDefaults:
         def plain(data):
             if isinstance(data, dict):
                 return all(isinstance(key, str) and plain(value) for key, value in data.items())
-            return all(map(plain, data)) if isinstance(data, list) else type(data) in (int, float)
+            return all(map(plain, data)) if isinstance(data, list) else type(data) in (int, float, bool)
 
         assert {path.name for path in FOLDER.iterdir()} == {
             f"{name}.yaml" for name in (*ALGORITHMS, PER_INPUT.name)
