@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -41,6 +42,7 @@ class BudgetKeeper:
             for name, share in budget.shares.items()
         }
         self._smallest = self._at(limits.static)
+        self._even_ratios = _even_ratios(self.units, limits.static)
         for name, share in smallest_shares(cost, limits, round_to=round_to).items():
             if name in budget.shares and share > budget.shares[name]:
                 raise ImpossibleBudgetError(
@@ -78,16 +80,11 @@ class BudgetKeeper:
         """
 
         def fits(ratio: float) -> bool:
-            later = self._at(ratio)[step:]
+            later = kept_counts(self.units[step:], ratio, self._round_to)
             return self._fits(np.concatenate([kept, later]), np.concatenate([executed, later]))
 
-        if fits(0.0):
-            return 0.0
-        low, high = 0.0, self.limits.static
-        for _ in range(24):  # to a ten-millionth: finer than one unit of any layer
-            middle = (low + high) / 2
-            low, high = (low, middle) if fits(middle) else (middle, high)
-        return high
+        found = bisect_left(self._even_ratios, True, key=fits)
+        return float(self._even_ratios[min(found, len(self._even_ratios) - 1)])
 
     def nearest(
         self,
@@ -174,8 +171,19 @@ class BudgetKeeper:
 
 def kept_counts(units: Counts, ratios: Ratios | float, round_to: int = 1) -> Counts:
     """Return the units of each group that stay, at a static ratio for each or one for all."""
-    asked = zip(units.tolist(), np.broadcast_to(ratios, units.shape).tolist(), strict=True)
-    return np.array([kept_units(count, ratio, round_to=round_to) for count, ratio in asked], dtype=np.int64)
+    kept = np.maximum(1, np.floor(units * (1.0 - ratios) + 0.5).astype(np.int64))  # see `kept_units`
+    if round_to > 1:
+        rounded = np.maximum(round_to, np.floor(kept / round_to + 0.5).astype(np.int64) * round_to)
+        kept = np.where(kept < units, rounded, kept)
+    return np.minimum(units, kept)
+
+
+def _even_ratios(units: Counts, most: float) -> Ratios:
+    """Return 0, `most`, and every ratio between from which on some group keeps one unit fewer; ascending."""
+    # kept_units goes down just above (kept - 0.5) / count
+    falls = [1.0 - (np.arange(1, count + 1) - 0.5) / count + 1e-9 for count in set(units.tolist())]
+    ratios = np.unique(np.concatenate([[0.0, most], *falls]))
+    return ratios[ratios <= most]
 
 
 def smallest_shares(cost: CostModel, limits: Limits, *, round_to: int = 1) -> dict[str, float]:

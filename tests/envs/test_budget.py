@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.budget import Budget, BudgetRange, Limits, parse_budget
-from envs.budget_keeper import BudgetKeeper, rounded_up, smallest_shares
+from envs.budget_keeper import BudgetKeeper, kept_counts, rounded_up, smallest_shares
 from pruning.cost import CostModel, Widths
 from pruning.errors import BudgetError, ImpossibleBudgetError
 from pruning.graph import find_groups
@@ -129,7 +129,16 @@ def test_the_even_ratio_is_the_smallest_that_meets_the_budget(network, share, me
         return is_over(cost, budget, counts, counts)
 
     assert not over_at(ratio)
-    assert ratio == 0.0 or over_at(ratio - 1e-6)
+    assert ratio == 0.0 or over_at(ratio - 1e-8)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2048), st.floats(0.0, 0.999)), min_size=1), st.sampled_from([1, 2, 8])
+)
+def test_counts_of_all_groups_are_those_of_each(groups, round_to):
+    units, ratios = np.array([one[0] for one in groups]), np.array([one[1] for one in groups])
+    each = [kept_units(count, ratio, round_to=round_to) for count, ratio in groups]
+    assert kept_counts(units, ratios, round_to).tolist() == each
 
 
 @settings(max_examples=50)
