@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.amc import AMC
+from agents.dyna_ppo import TWINS, DynaPPO
 from agents.errors import HyperparameterError
 from agents.named import Named, nearest
 from agents.standard_scores import as_standard_scores
@@ -52,6 +53,7 @@ class Algorithm:
     model_class: type[BaseAlgorithm]
     settings: Callable[[Settings, Rounds], Settings]  # from hyperparameters, counted in episodes
     actions: Literal["centred", "raw"] = "centred"  # what the environment is to take them for
+    policies: str = ""  # the algorithm whose policies it has, unless its own
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -111,12 +113,34 @@ def amc(hyperparameters: Settings, rounds: Rounds) -> Settings:
     return {**settings, "train_freq": (rounds.steps, "step")}
 
 
+def dyna(hyperparameters: Settings, rounds: Rounds) -> Settings:
+    """Return the settings of an algorithm that learns from imagined episodes after whole rounds."""
+    settings = dict(hyperparameters)
+    imagined = replace(rounds, n_envs=TWINS)
+    per_update = imagined.for_episodes(settings.pop("episodes_per_update"))
+    minibatches = math.gcd(settings.pop("minibatches"), per_update * imagined.steps * TWINS)
+    evaluated = rounds.for_episodes(settings.pop("evaluated_episodes"))
+    imagined_episodes, warmup = settings.pop("imagined_episodes"), settings.pop("warmup_episodes")
+    exploration = settings.pop("exploration"), settings.pop("final_exploration")
+    return {
+        **settings,
+        "n_steps": evaluated * rounds.steps,
+        "batch_size": evaluated * rounds.steps * rounds.n_envs,  # which nothing is learned from
+        "updates": math.ceil(imagined_episodes / (per_update * imagined.episodes)),
+        "warmup": warmup,
+        "exploration": exploration,
+        "imagined_steps": per_update * imagined.steps,
+        "imagined_batch": per_update * imagined.steps * TWINS // minibatches,
+    }
+
+
 FOLDER = Path(__file__).parent / "hyperparameters"
 ALGORITHMS = Named(
     "algorithm",
     {
         entry.name: entry
         for entry in (
+            Algorithm("dyna-ppo", DynaPPO, dyna, policies="ppo"),
             Algorithm("ppo", PPO, on_policy),
             Algorithm("sac", SAC, off_policy),
             Algorithm("td3", TD3, off_policy),

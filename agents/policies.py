@@ -108,12 +108,13 @@ def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: 
     algorithm = next(entry for entry in ALGORITHMS.values() if type(model) is entry.model_class)
     # copies: networks that share a layer name it twice, which the format does not take
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in model.policy.state_dict().items()}
-    if algorithm.name == "ppo" and not any(episodic_environment(env).gated):
+    family = algorithm.policies or algorithm.name
+    if family == "ppo" and not any(episodic_environment(env).gated):
         _leave_gates_out_(tensors)
     save_file(tensors, folder / TENSORS)
     description = {
         "version": POLICY_VERSION,
-        "algorithm": algorithm.name,
+        "algorithm": family,
         "observation": {**observation_schema(env), "normaliser": _normaliser(model)},
         "action": {"names": ["runtime", "static"], "low": -1.0, "high": 1.0},
         "shape": {key: model.policy_kwargs[key] for key in SHAPE if key in model.policy_kwargs},
@@ -155,7 +156,7 @@ def fitting_hyperparameters(
         PolicyError: the policy is of another algorithm.
     """
     made_by = policy.description["algorithm"]
-    if made_by != algorithm:
+    if made_by not in (algorithm, ALGORITHMS[algorithm].policies):
         raise PolicyError(
             f"{policy.folder} is a policy of {made_by}, not of {algorithm}; use --algo {made_by}"
         )

@@ -17,10 +17,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.algorithms import ALGORITHMS, Rounds, with_overrides
 from agents.callbacks import CheckpointCallback, EpisodeCallback
 from agents.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
+from agents.dyna_ppo import DynaPPO
 from agents.episode_log import EpisodeLog
 from agents.errors import CheckpointError
 from agents.history import EpisodeHistory
-from agents.interface import GymEnv, episodic_environment, observation_schema
+from agents.interface import EpisodicEnvironment, GymEnv, episodic_environment, observation_schema
 from agents.parallel import vectorized
 from agents.policies import Policy, fitting_hyperparameters
 from agents.progress import EpisodeBar
@@ -127,7 +128,9 @@ def learn(
     envs = vectorized(env, n_envs=n_envs, cluster=cluster)
     try:
         rounds = Rounds(len(environment.group_names), environment.networks, n_envs)
-        run = _begin(identity, envs, rounds, kept, initial_policy, usual, device, tensorboard_log)
+        run = _begin(
+            identity, environment, envs, rounds, kept, initial_policy, usual, device, tensorboard_log
+        )
         listeners: list[Callable[[EpisodeResult], None]] = [on_episode] if on_episode else []
         if log is not None:  # first, so that nothing another listener does can lose the episode
             listeners.insert(0, partial(log.append, algorithm))
@@ -140,6 +143,7 @@ def learn(
 
 def _begin(
     identity: dict[str, Any],
+    environment: EpisodicEnvironment,
     envs: VecEnv,
     rounds: Rounds,
     kept: Checkpoint[EpisodeHistory] | None,
@@ -164,6 +168,8 @@ def _begin(
         )
         if initial_policy is not None:
             initial_policy.load_into_(model.policy)
+    if isinstance(model, DynaPPO):
+        model.imagine_in_(environment)
     if tensorboard_log is None:
         log_nowhere_(model)
     history = kept.history if kept else EpisodeHistory(identity["groups"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from envs.budget_keeper import BudgetKeeper
 from envs.facts import group_facts
 from envs.judges import FunctionJudge, Goal, ImageJudge, first_batches
 from envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
-from envs.results import EpisodeResults
+from envs.results import EpisodeResults, Foresight
 from envs.scoring import PlanScorer
 from envs.yardstick import RELIEF_IMAGES, Shaping, Yardsticks
 from pruning.apply import DEFAULT_METHOD, Method
@@ -208,6 +209,17 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
                 self._even_ratio = self._even_ratio_now()
         self._begin()
         return np.array(seen)
+
+    def imagined(self, foresee: Foresight) -> LayerPruningEnv:
+        """Return a twin on the same network, whose episodes end with the loss that is foreseen for a plan.
+
+        Nothing is carried out in it, but for uniform pruning once within each budget.
+        """
+        twin = copy.copy(self)
+        twin._np_random = None  # it draws budgets of its own
+        twin._results = self._results.foreseen(foresee)
+        twin._begin()
+        return twin
 
     def episode_state(self) -> dict[str, Any]:
         """Return the state of the random numbers, plain data: what the next episode depends on."""

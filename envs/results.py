@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from envs.reward import LEAST_REFERENCE, RewardTerms, Score
 from envs.scoring import PlanScorer
 from pruning.cost import Widths, plan_widths, widths_plan
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
+
+Foresight: TypeAlias = Callable[
+    [Mapping[str, Mapping[str, float]]], float
+]  # from a plan, plain data, its loss
 
 
 class EpisodeResults:
@@ -38,18 +42,12 @@ class EpisodeResults:
             uniform: those of the uniform plan within the same budget.
             fully: on all reward images, however little the plan promises.
         """
-        reference, cost = self._scorer.score(uniform).loss, self._network.cost
+        reference = self._scorer.score(uniform).loss
         # as a share: the loss itself is always larger within a tighter budget
         to_beat = math.inf if fully else self._least_share * max(reference, LEAST_REFERENCE)
         terms = RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference)
         self._note(terms)
-        return {
-            "plan": widths_plan(self._network.graph, widths).to_dict(),
-            "reward": terms.to_dict(),
-            "accuracy": terms.score.accuracy,
-            "macs": cost.macs(widths) / cost.macs(cost.dense),
-            "params": cost.params(widths) / cost.params(cost.dense),
-        }
+        return self._result(widths, self._plan(widths), terms)
 
     def remember(self, result: Mapping[str, Any]) -> None:
         """Take an `episode_result` as known, from an earlier run of the same task."""
@@ -66,6 +64,45 @@ class EpisodeResults:
         network = self._network
         return plan_widths(network.graph, PruningPlan.from_dict(plan), round_to=network.method.round_to)
 
+    def foreseen(self, foresee: Foresight) -> ForeseenResults:
+        """Return results of plans that nobody carries out, beside these."""
+        return ForeseenResults(self._network, self._scorer, foresee)
+
+    def _plan(self, widths: Widths) -> dict[str, dict[str, float]]:
+        return widths_plan(self._network.graph, widths).to_dict()
+
+    def _result(
+        self, widths: Widths, plan: Mapping[str, Mapping[str, float]], terms: RewardTerms
+    ) -> dict[str, Any]:
+        cost = self._network.cost
+        return {
+            "plan": plan,
+            "reward": terms.to_dict(),
+            "accuracy": terms.score.accuracy,
+            "macs": cost.macs(widths) / cost.macs(cost.dense),
+            "params": cost.params(widths) / cost.params(cost.dense),
+        }
+
     def _note(self, terms: RewardTerms) -> None:
         if not terms.score.estimated:
             self._least_share = min(self._least_share, terms.share)
+
+
+class ForeseenResults(EpisodeResults):
+    """Results of plans that nobody carries out: their losses are foreseen, uniform pruning's is measured.
+
+    Args:
+        network: whose plans.
+        scorer: measures uniform plans.
+        foresee: the loss of any other plan.
+    """
+
+    def __init__(self, network: PrunableNetwork, scorer: PlanScorer, foresee: Foresight) -> None:
+        super().__init__(network, scorer)
+        self._foresee = foresee
+
+    def of(self, widths: Widths, *, uniform: Widths, fully: bool = False) -> dict[str, Any]:
+        """Return the `episode_result` that a plan is foreseen to have."""
+        plan = self._plan(widths)
+        score = Score(self._foresee(plan), estimated=True)
+        return self._result(widths, plan, RewardTerms(score, self._scorer.score(uniform).loss))

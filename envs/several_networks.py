@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.layer_pruning import Action, LayerPruningEnv, Observation
+from envs.layer_pruning import Action, LayerPruningEnv, Observation, PlainPlan
+from envs.results import Foresight
 from pruning.errors import PlanError
 
 
@@ -62,13 +63,20 @@ class SeveralNetworksEnv(gym.Env[Observation, Action]):
         info["group"] = f"{name}/{info['group']}"
         if "episode_result" in info:
             result = info["episode_result"]
-            plan = {f"{name}/{group}": decision for group, decision in result["plan"].items()}
-            info["episode_result"] = {**result, "plan": plan}
+            info["episode_result"] = {**result, "plan": _named(name, result["plan"])}
         return observation, reward, terminated, truncated, info
 
     def uniform_observations(self) -> NDArray[np.float32]:
         """Return what episodes of uniform pruning observe, one of each network, [groups, features]."""
         return np.concatenate([env.uniform_observations() for env in self.envs.values()])
+
+    def imagined(self, foresee: Foresight) -> SeveralNetworksEnv:
+        """Return a twin whose episodes end with the loss that is foreseen for a plan, see LayerPruningEnv."""
+
+        def of(name: str) -> Foresight:
+            return lambda plan: foresee(_named(name, plan))
+
+        return SeveralNetworksEnv({name: env.imagined(of(name)) for name, env in self.envs.items()})
 
     def episode_state(self) -> dict[str, Any]:
         """Return whose turn is over, and the state of the random numbers, as plain data."""
@@ -88,3 +96,8 @@ class SeveralNetworksEnv(gym.Env[Observation, Action]):
         name, _ = places[next(iter(result["plan"]))]
         plan = {places[group][1]: decision for group, decision in result["plan"].items()}
         self.envs[name].remember({**result, "plan": plan})
+
+
+def _named(network: str, plan: PlainPlan) -> PlainPlan:
+    """Return a plan with the network's name before those of its groups."""
+    return {f"{network}/{group}": decision for group, decision in plan.items()}

@@ -26,7 +26,7 @@ def make(env, name="ppo", rounds=None, **overrides):
 def test_an_unknown_algorithm_is_refused_with_the_nearest_and_the_rest():
     with pytest.raises(
         UnknownAlgorithmError,
-        match=r"no algorithm named 'pppo'\. Did you mean 'ppo'\? Known: amc, ddpg, ppo, sac, td3",
+        match=r"no algorithm named 'pppo'\. Did you mean 'ppo'\? Known: amc, ddpg, dyna-ppo, ppo, sac, td3",
     ):
         ALGORITHMS["pppo"]
     with pytest.raises(UnknownAlgorithmError, match=r"no algorithm named 'zzz'\. Known"):

@@ -18,6 +18,13 @@ from agents.training import learn
 
 # as tuned, but small and quick: what is tested here does not depend on their size
 QUICK = {
+    "dyna-ppo": {
+        "n_epochs": 2,
+        "evaluated_episodes": 8,
+        "warmup_episodes": 8,
+        "imagined_episodes": 16,
+        "episodes_per_update": 8,
+    },
     "ppo": {"n_epochs": 2},
     "sac": {"updates_per_step": 1, "batch_size": 16, "warmup_episodes": 6},
     "td3": {"updates_per_step": 1, "batch_size": 16, "warmup_episodes": 10},  # longer than to a checkpoint

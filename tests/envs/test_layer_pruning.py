@@ -456,3 +456,49 @@ def test_a_score_function_is_what_an_episode_is_rewarded_by(small_env):
 def test_plans_are_scored_by_images_or_by_a_function(small_env, settings):
     with pytest.raises(DataError, match=r"score function"):
         small_env(**settings)
+
+
+class TestImagined:
+    def test_its_episodes_end_with_the_loss_that_is_foreseen(self, small_env):
+        env, asked = small_env("projected"), []
+
+        def foresee(plan):
+            asked.append(plan)
+            return 0.25
+
+        actions = random_actions(env)
+        real, imagined = result_of(env, actions), result_of(env.imagined(foresee), actions)
+        assert asked == [imagined["plan"]]
+        assert imagined["plan"] == real["plan"]
+        assert (imagined["macs"], imagined["params"]) == (real["macs"], real["params"])
+        assert imagined["reward"]["reference"] == real["reward"]["reference"]
+        assert imagined["reward"]["total"] == pytest.approx(math.exp(-0.25 / real["reward"]["reference"]))
+        assert imagined["reward"]["estimated"]
+
+    def test_nothing_is_carried_out_but_uniform_pruning_once(self, small_env, monkeypatch):
+        env = small_env(dense_reward=True)
+        carried_out = []
+        compress = env.network.compress
+        monkeypatch.setattr(
+            env.network, "compress", lambda plan: carried_out.append(plan.to_dict()) or compress(plan)
+        )
+        env.reset()  # measures what it observes
+        carried_out.clear()
+        twins = [env.imagined(lambda plan: 0.1) for _ in range(2)]
+        for twin in (*twins, *twins):
+            result_of(twin, random_actions(env))
+        assert carried_out == [env.allocation("uniform")]
+
+    def test_its_episodes_are_its_own(self, small_env):
+        span = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.9}))
+        env = small_env(budget=span, render_mode="ansi")
+        env.reset(seed=0)
+        env.step(np.zeros(2, np.float32))
+        before, state = env.render(), env.episode_state()
+        twin = env.imagined(lambda plan: 0.1)
+        observations = [twin.reset()[0] for _ in range(12)]
+        assert len({observation.tobytes() for observation in observations}) > 1  # of several budgets
+        result_of(twin, random_actions(env))
+        assert (env.render(), env.episode_state()) == (before, state)
+        result_of(env, random_actions(env))
+        assert env.episode_state() != twin.episode_state()

@@ -177,3 +177,14 @@ class TestLearning:
         assert len(seen) == result.episodes == episodes
         assert networks_of(seen[:-1]) == [names[turn % 2] for turn in range(episodes - 1)]
         assert networks_of(seen[-1:]) == names[:1]
+
+
+def test_imagined_episodes_take_turns_and_foresee_by_full_names(pair):
+    asked = []
+    twin = pair.imagined(lambda plan: asked.append(plan) or 0.1)
+    for turn in range(3):
+        infos = play(twin, wish=0.3, **({} if turn else {"seed": 0}))[2]
+        real = play(pair, wish=0.3, **({} if turn else {"seed": 0}))[2]
+        assert [info["group"] for info in infos] == [info["group"] for info in real]
+        assert infos[-1]["episode_result"]["plan"] == real[-1]["episode_result"]["plan"] == asked[-1]
+        assert infos[-1]["episode_result"]["reward"]["loss"] == 0.1
