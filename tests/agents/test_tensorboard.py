@@ -35,9 +35,7 @@ def values(events, tag):
 
 def test_every_episode_writes_what_it_decided_and_what_came_of_it(events, seen):
     assert values(events, "reward/last") == pytest.approx([result.total for result in seen])
-    assert values(events, "reward/closeness") == pytest.approx(
-        [result.reward["closeness"] for result in seen]
-    )
+    assert values(events, "reward/loss") == pytest.approx([result.reward["loss"] for result in seen])
     assert values(events, "prune/accuracy") == pytest.approx([result.accuracy for result in seen])
     assert values(events, "prune/macs") == pytest.approx([0.5] * 20)
     assert values(events, "prune/params") == pytest.approx([0.4] * 20)
