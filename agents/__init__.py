@@ -1,6 +1,6 @@
 """Learn pruning decisions: Stable-Baselines3 algorithms and search baselines over one environment."""
 
-from agents.algorithms import ALGORITHMS
+from agents.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
 from agents.compress import Compression, compress
 from agents.episode_log import EpisodeLog
 from agents.errors import AgentError
@@ -12,6 +12,7 @@ from agents.training import LearningResult, learn
 __all__ = [
     "ALGORITHMS",
     "BUILTIN",
+    "DEFAULT_ALGORITHM",
     "SEARCHES",
     "AgentError",
     "Compression",

@@ -134,6 +134,7 @@ def dyna(hyperparameters: Settings, rounds: Rounds) -> Settings:
     }
 
 
+DEFAULT_ALGORITHM = "dyna-ppo"
 FOLDER = Path(__file__).parent / "hyperparameters"
 ALGORITHMS = Named(
     "algorithm",

@@ -9,6 +9,7 @@ from typing import Any, cast
 import gymnasium as gym
 from torch import Tensor, nn
 
+from agents.algorithms import DEFAULT_ALGORITHM
 from agents.interface import GymEnv, pruning_environment
 from agents.rollout import EpisodeResult
 from agents.search import choose_on_validation
@@ -34,7 +35,7 @@ def compress(
     budget: Mapping[str, float],
     validation: Batches | None = None,
     episodes: int = 200,
-    algorithm: str = "ppo",
+    algorithm: str = DEFAULT_ALGORITHM,
     seed: int = 0,
     progress: bool = False,
     **settings: Any,

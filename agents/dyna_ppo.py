@@ -89,6 +89,7 @@ class DynaPPO(PPO):
         super().learn(*arguments, **settings)
         if self._learned_from < len(self.losses):
             self._imagine()
+            self.dump_logs()
         return self
 
     def train(self) -> None:

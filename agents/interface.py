@@ -22,8 +22,8 @@ class EpisodicEnvironment(Protocol):
     """What an environment to learn in offers beneath its wrappers, beside Gymnasium's own methods.
 
     One episode takes one step per channel group of one network. The last step terminates it, and its info
-    holds, under "episode_result", the plan, the reward's parts with "loss" and "total", and what the plan
-    costs and scores. With several networks the episodes take turns.
+    holds, under "episode_result", the plan, the reward's parts with "loss", "reference" and "total", and what
+    the plan costs and scores. With several networks the episodes take turns.
     """
 
     group_names: tuple[str, ...]  # of all networks, in the order of the steps
@@ -39,7 +39,10 @@ class EpisodicEnvironment(Protocol):
         """Return what episodes of uniform pruning observe, [groups, F]; begins an episode."""
 
     def imagined(self, foresee: Callable[[Plan], float]) -> GymEnv:
-        """Return a twin whose episodes end with the loss that is foreseen for a plan, at no evaluation."""
+        """Return a twin whose episodes end with what is foreseen for a plan, at no evaluation.
+
+        Foreseen is the loss as a share of the reference.
+        """
 
     def episode_state(self) -> dict[str, Any]:
         """Return, as plain data, what the next episode depends on beside its actions."""

@@ -15,18 +15,21 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Ke
 from agents.interface import Plan
 from agents.rollout import EpisodeResult
 
-LEAST_LOSS = 1e-3  # where the logarithm of a loss that may be 0 stops
-NEWEST = 400  # evaluations of a network to fit: the time it takes grows with their cube
-FURTHER = 1.0  # how far beyond the losses seen one is foreseen, in their logarithms
+LEAST_SHARE = 1e-3  # where the logarithm of a share that may be 0 stops
+NEWEST = 1000  # evaluations of a network to foresee from: the time it takes grows with their cube
+TUNED = 100  # the newest, to which lengths are fitted: those of where the policy is now, and quickly
+FURTHER = 1.0  # how far beyond the shares seen one is foreseen, in their logarithms
 ITERATIONS = 30  # of a fit, which goes on from the last one's
 
 
 class LossModel:
     """Foresees the loss of a plan by Gaussian processes, one for each network.
 
-    The logarithm of the loss is linear in a plan's ratios, plus something smooth with a length for each, plus
-    noise (Rasmussen and Williams 2006, sections 2.7 and 5.1). Networks are told apart by the names of their
-    groups.
+    What is foreseen is the loss as a share of what uniform pruning loses within the same budget: losses of
+    different budgets differ a thousandfold, and what matters is which plan is the better one within its own.
+    The logarithm of the share is linear in a plan's ratios, plus something smooth with a length for each,
+    plus noise (Rasmussen and Williams 2006, sections 2.7 and 5.1). Networks are told apart by the names of
+    their groups.
     """
 
     def __init__(self) -> None:
@@ -34,13 +37,14 @@ class LossModel:
 
     def __len__(self) -> int:
         """How many evaluations it was told of."""
-        return sum(len(network.losses) for network in self._networks.values())
+        return sum(len(network.shares) for network in self._networks.values())
 
     def add(self, result: EpisodeResult) -> None:
-        """Take an evaluation up, for the next `fit`; its reward must have a part named loss."""
-        losses = self._networks.setdefault(tuple(result.plan), _NetworkLosses())
-        losses.plans.append(_ratios(result.plan))
-        losses.losses.append(float(np.log(max(result.reward["loss"], LEAST_LOSS))))
+        """Take an evaluation up, for the next `fit`; its reward's parts must name loss and reference."""
+        network = self._networks.setdefault(tuple(result.plan), _NetworkLosses())
+        share = result.reward["loss"] / max(result.reward["reference"], LEAST_SHARE)
+        network.plans.append(_ratios(result.plan))
+        network.shares.append(float(np.log(max(share, LEAST_SHARE))))
 
     def fit(self) -> None:
         """Learn from all evaluations so far."""
@@ -48,29 +52,30 @@ class LossModel:
             network.fit()
 
     def foresee(self, plan: Plan) -> float:
-        """Return the loss that a plan of a network met before the last `fit` is foreseen to have."""
+        """Return the share of the reference that a plan of a network met before the last `fit` may lose."""
         return self._networks[tuple(plan)].foresee(_ratios(plan))
 
 
 class _NetworkLosses:
     def __init__(self) -> None:
         self.plans: list[NDArray[np.float64]] = []  # [2 groups] each
-        self.losses: list[float] = []  # logarithms
+        self.shares: list[float] = []  # logarithms
         self._process: GaussianProcessRegressor | None = None
 
     def fit(self) -> None:
-        plans = np.array(self.plans[-NEWEST:])
-        kernel = self._process.kernel_ if self._process else _kernel(plans.shape[1])
-        self._process = GaussianProcessRegressor(kernel, optimizer=_a_few_steps, normalize_y=True)
+        kernel = self._process.kernel_ if self._process else _kernel(len(self.plans[0]))
+        tuned = GaussianProcessRegressor(kernel, optimizer=_a_few_steps, normalize_y=True)
         with warnings.catch_warnings():
             # a length at the end of its range is that of a ratio which does not matter, or never changes
             warnings.simplefilter("ignore", ConvergenceWarning)
-            self._process.fit(plans, self.losses[-NEWEST:])
+            tuned.fit(np.array(self.plans[-TUNED:]), self.shares[-TUNED:])
+        self._process = GaussianProcessRegressor(tuned.kernel_, optimizer=None, normalize_y=True)
+        self._process.fit(np.array(self.plans[-NEWEST:]), self.shares[-NEWEST:])
 
     def foresee(self, ratios: NDArray[np.float64]) -> float:
         assert self._process is not None
         foreseen = float(self._process.predict(ratios[None])[0])
-        seen = self.losses[-NEWEST:]
+        seen = self.shares[-NEWEST:]
         return float(np.exp(np.clip(foreseen, min(seen) - FURTHER, max(seen) + FURTHER)))
 
 

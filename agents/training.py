@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.algorithms import ALGORITHMS, Rounds, with_overrides
+from agents.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, Rounds, with_overrides
 from agents.callbacks import CheckpointCallback, EpisodeCallback
 from agents.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from agents.dyna_ppo import DynaPPO
@@ -54,7 +54,7 @@ class _Run:
 def learn(
     env: GymEnv,
     *,
-    algorithm: str = "ppo",
+    algorithm: str = DEFAULT_ALGORITHM,
     episodes: int,
     seed: int,
     hyperparameters: Mapping[str, Any] | None = None,

@@ -211,9 +211,9 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         return np.array(seen)
 
     def imagined(self, foresee: Foresight) -> LayerPruningEnv:
-        """Return a twin on the same network, whose episodes end with the loss that is foreseen for a plan.
+        """Return a twin on the same network, whose episodes end with what is foreseen for a plan.
 
-        Nothing is carried out in it, but for uniform pruning once within each budget.
+        Foreseen is the share of what uniform pruning loses, which alone is carried out, once within a budget.
         """
         twin = copy.copy(self)
         twin._np_random = None  # it draws budgets of its own

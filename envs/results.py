@@ -14,7 +14,7 @@ from pruning.prunable import PrunableNetwork
 
 Foresight: TypeAlias = Callable[
     [Mapping[str, Mapping[str, float]]], float
-]  # from a plan, plain data, its loss
+]  # from a plan, plain data, its loss as a share of the uniform one's
 
 
 class EpisodeResults:
@@ -94,7 +94,7 @@ class ForeseenResults(EpisodeResults):
     Args:
         network: whose plans.
         scorer: measures uniform plans.
-        foresee: the loss of any other plan.
+        foresee: what any other plan loses, as a share of that.
     """
 
     def __init__(self, network: PrunableNetwork, scorer: PlanScorer, foresee: Foresight) -> None:
@@ -104,5 +104,6 @@ class ForeseenResults(EpisodeResults):
     def of(self, widths: Widths, *, uniform: Widths, fully: bool = False) -> dict[str, Any]:
         """Return the `episode_result` that a plan is foreseen to have."""
         plan = self._plan(widths)
-        score = Score(self._foresee(plan), estimated=True)
-        return self._result(widths, plan, RewardTerms(score, self._scorer.score(uniform).loss))
+        reference = self._scorer.score(uniform).loss
+        score = Score(self._foresee(plan) * max(reference, LEAST_REFERENCE), estimated=True)
+        return self._result(widths, plan, RewardTerms(score, reference))

@@ -71,7 +71,7 @@ class SeveralNetworksEnv(gym.Env[Observation, Action]):
         return np.concatenate([env.uniform_observations() for env in self.envs.values()])
 
     def imagined(self, foresee: Foresight) -> SeveralNetworksEnv:
-        """Return a twin whose episodes end with the loss that is foreseen for a plan, see LayerPruningEnv."""
+        """Return a twin whose episodes end with what is foreseen for a plan, see LayerPruningEnv."""
 
         def of(name: str) -> Foresight:
             return lambda plan: foresee(_named(name, plan))

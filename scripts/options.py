@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents import ALGORITHMS, SEARCHES
+from agents import ALGORITHMS, DEFAULT_ALGORITHM, SEARCHES
 from envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, parse_budget, task_env
 from envs.budget import leading_measure
 from pruning.apply import Method
@@ -177,9 +177,10 @@ def add_learning_flags(parser: Parser) -> None:
     """Add the flags about how decisions are learned or searched for."""
     parser.add_argument(
         "--algo",
-        default="ppo",
+        default=DEFAULT_ALGORITHM,
         metavar="NAME",
-        help=f"learns a policy: {', '.join(ALGORITHMS)}; searches for a plan: {', '.join(SEARCHES)}",
+        help=f"learns a policy: {', '.join(ALGORITHMS)} (default {DEFAULT_ALGORITHM}); "
+        f"searches for a plan: {', '.join(SEARCHES)}",
     )
     parser.add_argument("--episodes", type=positive, default=200, metavar="N", help="plans to evaluate (200)")
     parser.add_argument(

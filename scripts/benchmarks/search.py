@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from agents import ALGORITHMS, BUILTIN, EpisodeResult, choose_on_validation, learn, load_policy
+from agents import (
+    ALGORITHMS,
+    BUILTIN,
+    DEFAULT_ALGORITHM,
+    EpisodeResult,
+    choose_on_validation,
+    learn,
+    load_policy,
+)
 from agents.search import SEARCHES, search
 from envs import Budget, LayerPruningEnv
 from pruning.evaluation import predictions
@@ -20,10 +28,9 @@ from scripts.benchmarks.results import begun, interval, run_side_by_side
 from scripts.records import console
 
 MARKS = (100, 200, 400)  # evaluations
-DEFAULT = "ppo"  # what `train` uses unless told otherwise
-CONTINUED = "ppo from builtin"  # the same, from the policy that ships with the package
-ALL = ("uniform", "sensitivity", *SEARCHES, "amc", "ddpg", "td3", "sac", DEFAULT, CONTINUED)
-FEW = ("uniform", "random", "cma-es", DEFAULT, CONTINUED)
+CONTINUED = f"{DEFAULT_ALGORITHM} from builtin"  # the policy that ships with the package
+ALL = ("uniform", "sensitivity", *SEARCHES, "amc", "ddpg", "td3", "sac", "ppo", DEFAULT_ALGORITHM, CONTINUED)
+FEW = ("uniform", "random", "cma-es", "ppo", DEFAULT_ALGORITHM, CONTINUED)
 
 
 class Cell(NamedTuple):
@@ -101,7 +108,7 @@ def _answers(env: LayerPruningEnv, method: str, seed: int, episodes: int) -> dic
         initial = load_policy(BUILTIN, env) if method == CONTINUED else None
         final = learn(
             env,
-            algorithm=DEFAULT if method == CONTINUED else method,
+            algorithm=DEFAULT_ALGORITHM if method == CONTINUED else method,
             episodes=episodes - spent,
             seed=seed,
             initial_policy=initial,
@@ -120,7 +127,7 @@ def show(record: Mapping[str, Any]) -> None:
     for cell, methods in record.items():
         table = Table(title=f"{cell}: test accuracy without fine-tuning, mean ± spread", title_justify="left")
         columns = [*(f"best of {mark}" for mark in MARKS), "answer", "chosen"]
-        for heading in ("method", "seeds", *columns, f"{DEFAULT} ahead by [95 %]", "s"):
+        for heading in ("method", "seeds", *columns, f"{DEFAULT_ALGORITHM} ahead by [95 %]", "s"):
             table.add_column(heading, justify="left" if heading == "method" else "right")
         for method, runs in methods.items():
             table.add_row(
@@ -139,12 +146,12 @@ def _cells(runs: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
 
 def _ahead(methods: Mapping[str, Any], method: str) -> list[str]:
     """Return by how much the default agent's deterministic policy beats a method's answer."""
-    seeds = sorted(set(methods.get(DEFAULT, {})) & set(methods[method]))
-    if method == DEFAULT or not seeds:
+    seeds = sorted(set(methods.get(DEFAULT_ALGORITHM, {})) & set(methods[method]))
+    if method == DEFAULT_ALGORITHM or not seeds:
         return ["-"]
     one, other = (
         np.array([[int(bit) for bit in methods[name][seed]["rows"]["answer"]["right"]] for seed in seeds])
-        for name in (DEFAULT, method)
+        for name in (DEFAULT_ALGORITHM, method)
     )
     low, high = interval(one.astype(float), other.astype(float))
     return [f"{100 * (one.mean() - other.mean()):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"]

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from agents.loss_model import FURTHER, LEAST_LOSS, LossModel
+from agents.loss_model import FURTHER, LEAST_SHARE, LossModel
 from agents.rollout import EpisodeResult
 
 GROUPS = ("stem", "block", "head")
@@ -16,12 +16,13 @@ def plan(ratios, prefix=""):
     }
 
 
-def result(ratios, loss, prefix=""):
-    return EpisodeResult(plan(ratios, prefix), {"loss": loss, "total": 0.5}, 0.5, 0.5, 0.5)
+def result(ratios, share, prefix="", reference=0.2):
+    reward = {"loss": share * reference, "reference": reference, "total": 0.5}
+    return EpisodeResult(plan(ratios, prefix), reward, 0.5, 0.5, 0.5)
 
 
 def curved(ratios):
-    """A loss that no straight line follows: one group matters little, one only when pruned a lot."""
+    """A share that no straight line follows: one group matters little, one only when pruned a lot."""
     static = np.reshape(ratios, (-1, 2))[:, 0]
     return float(np.exp(0.3 * static[0] + 2 * static[1] + 6 * static[2] ** 3))
 
@@ -49,6 +50,14 @@ def test_losses_of_plans_that_nobody_evaluated_are_foreseen(drawn):
     assert np.var(true - foreseen) < 0.01 * np.var(true)
     line = np.linalg.lstsq(np.c_[np.ones(80), drawn[:80]], np.log([curved(row) for row in drawn[:80]]))[0]
     assert np.var(true - np.c_[np.ones(40), drawn[80:]] @ line) > 0.05 * np.var(true)
+
+
+def test_losses_are_shares_of_what_uniform_pruning_loses_within_the_budget(drawn):
+    model = LossModel()
+    for number, row in enumerate(drawn[:80]):
+        model.add(result(row, curved(row), reference=(0.002, 0.05, 3.0)[number % 3]))
+    model.fit()
+    assert model.foresee(plan(drawn[80])) == pytest.approx(curved(drawn[80]), rel=0.1)
 
 
 def test_a_later_fit_learns_from_what_came_since(drawn):
@@ -85,7 +94,7 @@ def test_nothing_is_foreseen_far_beyond_what_was_seen(drawn, ends):
 @pytest.mark.parametrize("loss", [0.0, 0.7])
 def test_equal_losses_and_none_at_all_are_taken(drawn, count, loss):
     model = learned(drawn[:count], lambda row: loss)
-    assert model.foresee(plan(drawn[50])) == pytest.approx(max(loss, LEAST_LOSS), rel=0.01)
+    assert model.foresee(plan(drawn[50])) == pytest.approx(max(loss, LEAST_SHARE), rel=0.01)
 
 
 def test_one_plan_over_and_over_is_taken(drawn):

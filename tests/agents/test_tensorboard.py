@@ -1,5 +1,6 @@
 import io
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from agents.episode_log import EpisodeLog
 from agents.rollout import run_episode
 from agents.tensorboard import TensorBoardCallback, flatten
 from agents.training import learn
+
+learn_in_rounds = partial(learn, hyperparameters={"evaluated_episodes": 8, "imagined_episodes": 64})
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -25,7 +28,7 @@ def seen():
 
 @pytest.fixture
 def events(env, tmp_path, seen):
-    learn(env, episodes=20, seed=0, tensorboard_log=tmp_path, on_episode=seen.append)
+    learn_in_rounds(env, episodes=20, seed=0, tensorboard_log=tmp_path, on_episode=seen.append)
     return read(tmp_path)
 
 
@@ -56,14 +59,16 @@ def test_the_x_axis_counts_environment_steps(events):
 
 
 def test_the_curves_of_stable_baselines_are_there(events):
-    assert {"rollout/ep_rew_mean", "train/approx_kl", "time/fps"} <= set(events.Tags()["scalars"])
+    assert {"rollout/ep_rew_mean", "imagined/ep_rew_mean", "train/approx_kl", "time/fps"} <= set(
+        events.Tags()["scalars"]
+    )
 
 
 def test_some_updates_and_the_end_draw_a_heat_map_and_the_best_plan(env, tmp_path, seen, monkeypatch):
     monkeypatch.setattr(TensorBoardCallback, "OVERVIEW_EVERY", 16)
-    learn(
+    learn_in_rounds(
         env, episodes=28, seed=0, tensorboard_log=tmp_path, on_episode=seen.append
-    )  # updates after 8, 16, 24
+    )  # rounds end after 8, 16, 24
     events = read(tmp_path)
     assert [event.step for event in events.Images("prune/heatmap")] == [80, 140]
     picture = Image.open(io.BytesIO(events.Images("prune/heatmap")[-1].encoded_image_string))
@@ -80,7 +85,7 @@ def test_some_updates_and_the_end_draw_a_heat_map_and_the_best_plan(env, tmp_pat
 def test_a_log_gives_a_picture_of_score_and_cost_and_uniform_pruning_one_of_ratios(env, tmp_path):
     uniform = run_episode(env, lambda observation: np.zeros(2, np.float32))
     log = EpisodeLog(tmp_path / "episodes.jsonl")
-    learn(env, episodes=3, seed=0, tensorboard_log=tmp_path / "log", log=log, uniform=uniform)
+    learn_in_rounds(env, episodes=3, seed=0, tensorboard_log=tmp_path / "log", log=log, uniform=uniform)
     tags = read(tmp_path / "log").Tags()["images"]
     assert sorted(tags) == ["prune/bars", "prune/heatmap", "prune/pareto"]
 
@@ -93,7 +98,7 @@ def test_the_hyperparameters_tab_has_its_numbers_and_its_metric(events):
 
 
 def test_without_labels_there_is_no_accuracy_curve(toy, tmp_path):
-    learn(toy(accuracy=False), episodes=2, seed=0, tensorboard_log=tmp_path)
+    learn_in_rounds(toy(accuracy=False), episodes=2, seed=0, tensorboard_log=tmp_path)
     assert "prune/accuracy" not in read(tmp_path).Tags()["scalars"]
 
 
@@ -107,9 +112,11 @@ def test_a_resumed_run_continues_the_same_curves_without_a_step_twice(toy, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        learn(toy(), episodes=20, seed=0, tensorboard_log=log, checkpoint=checkpoint, on_episode=interrupt)
+        learn_in_rounds(
+            toy(), episodes=20, seed=0, tensorboard_log=log, checkpoint=checkpoint, on_episode=interrupt
+        )
     time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
-    learn(toy(), episodes=20, seed=0, tensorboard_log=log, checkpoint=checkpoint, resume=True)
+    learn_in_rounds(toy(), episodes=20, seed=0, tensorboard_log=log, checkpoint=checkpoint, resume=True)
     events = read(log)
     assert [event.step for event in events.Scalars("reward/last")] == list(range(5, 101, 5))
     assert values(events, "episode") == list(range(1, 21))

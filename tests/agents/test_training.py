@@ -143,7 +143,7 @@ class TestEveryAlgorithm:
 
 
 class TestLearning:
-    def test_ppo_beats_uniform_and_random_search(self, env, toy):
+    def test_the_default_beats_uniform_and_random_search(self, env, toy):
         learned = learn(env, episodes=150, seed=0)
         found = search(toy(), "random", gated=env.gated, episodes=150, seed=0).best
         uniform = run_episode(toy(), lambda observation: np.zeros(2, np.float32))
@@ -170,7 +170,7 @@ class TestLearning:
 
     def test_the_policy_of_another_algorithm_is_refused(self, env, tmp_path):
         save_policy(quick(env, "td3", episodes=1).model, env, tmp_path, learned_on={})
-        with pytest.raises(PolicyError, match="is a policy of td3, not of ppo; use --algo td3"):
+        with pytest.raises(PolicyError, match="is a policy of td3, not of dyna-ppo; use --algo td3"):
             learn(env, episodes=3, seed=0, initial_policy=load_policy(tmp_path, env))
 
 
@@ -277,7 +277,7 @@ class TestResume:
         with pytest.raises(CheckpointError, match="was made with algorithm 'ppo', this run has 'td3'"):
             quick(toy(), "td3", episodes=40, seed=1, **again)
         with pytest.raises(CheckpointError, match="was made with hyperparameters"):
-            learn(toy(), episodes=40, seed=1, **again)
+            learn(toy(), algorithm="ppo", episodes=40, seed=1, **again)
         with pytest.raises(CheckpointError, match="was made with environments 1, this run has 2"):
             quick(toy(), episodes=40, seed=1, n_envs=2, **again)
 

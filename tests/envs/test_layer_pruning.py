@@ -459,7 +459,7 @@ def test_plans_are_scored_by_images_or_by_a_function(small_env, settings):
 
 
 class TestImagined:
-    def test_its_episodes_end_with_the_loss_that_is_foreseen(self, small_env):
+    def test_its_episodes_end_with_what_is_foreseen(self, small_env):
         env, asked = small_env("projected"), []
 
         def foresee(plan):
@@ -472,7 +472,8 @@ class TestImagined:
         assert imagined["plan"] == real["plan"]
         assert (imagined["macs"], imagined["params"]) == (real["macs"], real["params"])
         assert imagined["reward"]["reference"] == real["reward"]["reference"]
-        assert imagined["reward"]["total"] == pytest.approx(math.exp(-0.25 / real["reward"]["reference"]))
+        assert imagined["reward"]["loss"] == pytest.approx(0.25 * real["reward"]["reference"])
+        assert imagined["reward"]["total"] == pytest.approx(math.exp(-0.25))
         assert imagined["reward"]["estimated"]
 
     def test_nothing_is_carried_out_but_uniform_pruning_once(self, small_env, monkeypatch):

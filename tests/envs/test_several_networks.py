@@ -187,4 +187,4 @@ def test_imagined_episodes_take_turns_and_foresee_by_full_names(pair):
         real = play(pair, wish=0.3, **({} if turn else {"seed": 0}))[2]
         assert [info["group"] for info in infos] == [info["group"] for info in real]
         assert infos[-1]["episode_result"]["plan"] == real[-1]["episode_result"]["plan"] == asked[-1]
-        assert infos[-1]["episode_result"]["reward"]["loss"] == 0.1
+        assert infos[-1]["episode_result"]["reward"]["total"] == pytest.approx(np.exp(-0.1))

@@ -135,7 +135,8 @@ def in_own_process(*argv: object) -> Outcome:
 def finished_run(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ten episodes, by `python scripts/train.py`; not to be changed."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    flags = ["--budget", "macs=0.5", "--episodes", "10", "--json", "--out", out]
+    rounds = ["--hyper", "evaluated_episodes=8"]  # after which a checkpoint is written
+    flags = ["--budget", "macs=0.5", "--episodes", "10", *rounds, "--json", "--out", out]
     outcome = in_own_process("scripts/train.py", *material.flags, *flags)
     assert outcome.code == 0, outcome.err
     (out.parent / "stdout.json").write_text(outcome.out)

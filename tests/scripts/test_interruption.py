@@ -20,12 +20,15 @@ from tests.scripts.killing import Running
 
 ROUND = 5  # updates of a run that learns for each input, in each of its two rounds
 EPISODES = 25  # for an agent three updates, a checkpoint after the first two, and the final policy
+ROUNDS = ("evaluated_episodes=8", "warmup_episodes=8", "imagined_episodes=64")
 LEARNERS = {
+    "default": [word for number in ROUNDS for word in ("--hyper", number)],
     "ppo": ["--algo", "ppo"],
     "two processes": ["--algo", "ppo", "--n-envs", "2"],
     "sac": ["--algo", "sac", "--hyper", "warmup_episodes=4", "--first-images", "24"],
     "cma-es": ["--algo", "cma-es"],
 }
+LATE = ("time/", "train/", "imagined/")
 ONE_LINE = "secateur: interrupted; the same command with --resume goes on\n"
 
 
@@ -43,11 +46,11 @@ def without_latency(data):
 def curves(out):
     """Return steps and values of each curve of the latest TensorBoard run, clocks and losses left out.
 
-    Stable-Baselines3 writes an update's losses a round later; those at the checkpoint are lost.
+    What Stable-Baselines3 says of an update it writes a round later; that at the checkpoint is lost.
     """
     latest = max((out / "tensorboard").iterdir())
     events = EventAccumulator(str(latest), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("time/", "train/"))]
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(LATE)]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
@@ -112,6 +115,8 @@ def check_equal(out, whole):
 @pytest.mark.parametrize(
     ("name", "author", "count", "number"),
     [
+        ("default", "dyna-ppo", 3, signal.SIGTERM),
+        ("default", "dyna-ppo", 19, signal.SIGKILL),
         ("ppo", "ppo", 3, signal.SIGINT),  # before the first checkpoint
         ("ppo", "ppo", 19, signal.SIGKILL),  # after the second
         ("ppo", "random", 5, signal.SIGTERM),  # while the baseline runs

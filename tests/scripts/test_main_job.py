@@ -53,7 +53,7 @@ def test_train_writes_everything_and_prints_its_metrics_as_json(finished_run):
 
 def test_every_evaluated_plan_is_written_down(finished_run):
     log = [json.loads(line) for line in (finished_run / "episodes.jsonl").read_text().splitlines()]
-    assert [entry["by"] for entry in log] == ["ppo"] * 10 + ["random"] * 10
+    assert [entry["by"] for entry in log] == ["dyna-ppo"] * 10 + ["random"] * 10
     metrics = read(finished_run / "metrics.json")
     assert log[9]["plan"] == metrics["candidates"]["final"]["plan"]
     best = max(log[:9], key=lambda entry: entry["reward"]["total"])

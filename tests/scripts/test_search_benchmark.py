@@ -82,7 +82,7 @@ def run_of(accuracy, right):
 
 
 def test_the_table_says_how_far_the_default_agent_is_ahead(capsys):
-    cell = {"ppo": {"0": run_of(1.0, "1111")}, "random": {"0": run_of(0.5, "1010")}}
+    cell = {"dyna-ppo": {"0": run_of(1.0, "1111")}, "random": {"0": run_of(0.5, "1010")}}
     search.show({"ResNet-20, whole, half": cell})
     shown = capsys.readouterr().out
     assert "100.0 ± 0.0" in shown
