@@ -16,6 +16,7 @@ from agents.loss_model import LossModel
 from agents.rollout import EpisodeResult
 
 TWINS = 8  # imagined environments in lockstep, so that the policy is asked for all of them at once
+LEAST_DEVIATION = 1e-3  # of actions: a policy that does not explore learns nothing
 LEARNER = (  # what the learner on imagined episodes has in common with PPO as it was made
     "learning_rate",
     "n_epochs",
@@ -102,7 +103,7 @@ class DynaPPO(PPO):
         self.losses.fit()
         self._learned_from = len(self.losses)
         first, last = self.exploration
-        deviation = last + (first - last) * self._current_progress_remaining
+        deviation = max(LEAST_DEVIATION, last + (first - last) * self._current_progress_remaining)
         self.policy.log_std.data.fill_(math.log(deviation))  # updates on a model end in too little
         learner = self._imagination
         learner.set_logger(self.logger)

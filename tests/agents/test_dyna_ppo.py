@@ -90,3 +90,8 @@ def test_several_processes_feed_one_model(toy):
 @pytest.mark.parametrize("name", ["imagined_episodes", "evaluated_episodes", "episodes_per_update"])
 def test_numbers_that_do_not_divide_each_other_are_taken(toy, name):
     assert dyna(toy(3), episodes=20, **{name: 7}).episodes == 20
+
+
+def test_no_exploration_at_all_is_a_little(toy):
+    result = dyna(toy(), episodes=17, exploration=0.0, final_exploration=0.0, n_epochs=1)
+    assert torch.isfinite(weights(result)).all()
