@@ -123,15 +123,32 @@ def _best(results: Sequence[EpisodeResult]) -> EpisodeResult:
 
 
 def show(record: Mapping[str, Any]) -> None:
-    """Print a table per cell: accuracies in percent, and how far the default agent is ahead, in points."""
+    """Print a table per cell: accuracies in percent, and the answer's reward.
+
+    The last column says how far the default agent's answers are ahead, in points (95 % bootstrap).
+    """
     for cell, methods in record.items():
-        table = Table(title=f"{cell}: test accuracy without fine-tuning, mean ± spread", title_justify="left")
+        table = Table(
+            title=f"{cell}: test accuracy without fine-tuning, mean ± spread",
+            title_justify="left",
+            pad_edge=False,
+        )
         columns = [*(f"best of {mark}" for mark in MARKS), "answer", "chosen"]
-        for heading in ("method", "seeds", *columns, f"{DEFAULT_ALGORITHM} ahead by [95 %]", "s"):
+        for heading in (
+            "method",
+            "seeds",
+            *columns,
+            "reward",
+            f"{DEFAULT_ALGORITHM} ahead by",
+        ):
             table.add_column(heading, justify="left" if heading == "method" else "right")
         for method, runs in methods.items():
             table.add_row(
-                method, str(len(runs)), *_cells(runs, columns), *_ahead(methods, method), _seconds(runs)
+                method,
+                str(len(runs)),
+                *_cells(runs, columns),
+                _rewards(runs),
+                *_ahead(methods, method),
             )
         console().print(table)
 
@@ -142,6 +159,10 @@ def _cells(runs: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
         found = [100 * run["rows"][column]["accuracy"] for run in runs.values() if column in run["rows"]]
         cells.append(f"{np.mean(found):.1f} ± {np.std(found):.1f}" if found else "-")
     return cells
+
+
+def _rewards(runs: Mapping[str, Any]) -> str:
+    return f"{np.mean([run['rows']['answer']['reward'] for run in runs.values()]):.3f}"
 
 
 def _ahead(methods: Mapping[str, Any], method: str) -> list[str]:
@@ -155,7 +176,3 @@ def _ahead(methods: Mapping[str, Any], method: str) -> list[str]:
     )
     low, high = interval(one.astype(float), other.astype(float))
     return [f"{100 * (one.mean() - other.mean()):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"]
-
-
-def _seconds(runs: Mapping[str, Any]) -> str:
-    return f"{np.median([run['seconds'] for run in runs.values()]):.0f}"

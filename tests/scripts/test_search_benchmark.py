@@ -87,6 +87,7 @@ def test_the_table_says_how_far_the_default_agent_is_ahead(capsys):
     shown = capsys.readouterr().out
     assert "100.0 ± 0.0" in shown
     assert "+50.0 [+0.0, +100.0]" in shown
+    assert "0.400" in shown
 
 
 def test_the_transfer_table_has_a_column_for_each_count_of_evaluations(capsys):
