@@ -15,6 +15,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Ke
 from agents.interface import Plan
 from agents.rollout import EpisodeResult
 
+UNIFORM_SHARE = 1.0  # what uniform pruning loses: with nothing known, no plan is better than another
 LEAST_SHARE = 1e-3  # where the logarithm of a share that may be 0 stops
 NEWEST = 1000  # evaluations of a network to foresee from: the time it takes grows with their cube
 TUNED = 100  # the newest, to which lengths are fitted: those of where the policy is now, and quickly
@@ -52,8 +53,9 @@ class LossModel:
             network.fit()
 
     def foresee(self, plan: Plan) -> float:
-        """Return the share of the reference that a plan of a network met before the last `fit` may lose."""
-        return self._networks[tuple(plan)].foresee(_ratios(plan))
+        """Return the share of the reference that a plan may lose; of a network never met, all of it."""
+        network = self._networks.get(tuple(plan))
+        return network.foresee(_ratios(plan)) if network else UNIFORM_SHARE
 
 
 class _NetworkLosses:

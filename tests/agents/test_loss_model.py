@@ -81,8 +81,12 @@ def test_networks_are_kept_apart(drawn):
     assert large / small == pytest.approx(10, rel=0.05)
 
 
-@pytest.mark.parametrize("ends", [(0.0, 0.2), (2.0, 5.0)])
-def test_nothing_is_foreseen_far_beyond_what_was_seen(drawn, ends):
+def test_a_network_that_was_never_met_is_foreseen_to_lose_what_uniform_pruning_does(drawn):
+    model = learned(drawn[:9])
+    assert model.foresee(plan(drawn[9], "other/")) == 1.0
+
+
+def test_nothing_is_foreseen_far_beyond_what_was_seen(drawn):
     rows = np.clip(drawn[:30], 0.4, 0.5)
     model = learned(rows, lambda row: float(np.exp(20 * row[0])))
     seen = np.log([np.exp(20 * row[0]) for row in rows])
