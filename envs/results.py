@@ -12,9 +12,8 @@ from pruning.cost import Widths, plan_widths, widths_plan
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
 
-Foresight: TypeAlias = Callable[
-    [Mapping[str, Mapping[str, float]]], float
-]  # from a plan, plain data, its loss as a share of the uniform one's
+# from a plan, plain data, its loss as a share of what uniform pruning loses
+Foresight: TypeAlias = Callable[[Mapping[str, Mapping[str, float]]], float]
 
 
 class EpisodeResults:
