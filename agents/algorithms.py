@@ -115,22 +115,21 @@ def amc(hyperparameters: Settings, rounds: Rounds) -> Settings:
 
 def dyna(hyperparameters: Settings, rounds: Rounds) -> Settings:
     """Return the settings of an algorithm that learns from imagined episodes after whole rounds."""
-    settings = dict(hyperparameters)
     imagined = replace(rounds, n_envs=TWINS)
-    per_update = imagined.for_episodes(settings.pop("episodes_per_update"))
-    minibatches = math.gcd(settings.pop("minibatches"), per_update * imagined.steps * TWINS)
+    settings = on_policy(hyperparameters, imagined)
+    per_update = settings["n_steps"] // imagined.steps * imagined.episodes
     evaluated = rounds.for_episodes(settings.pop("evaluated_episodes"))
     imagined_episodes, warmup = settings.pop("imagined_episodes"), settings.pop("warmup_episodes")
     exploration = settings.pop("exploration"), settings.pop("final_exploration")
     return {
         **settings,
+        "imagined_steps": settings["n_steps"],
+        "imagined_batch": settings["batch_size"],
         "n_steps": evaluated * rounds.steps,
         "batch_size": evaluated * rounds.steps * rounds.n_envs,  # which nothing is learned from
-        "updates": math.ceil(imagined_episodes / (per_update * imagined.episodes)),
+        "updates": math.ceil(imagined_episodes / per_update),
         "warmup": warmup,
         "exploration": exploration,
-        "imagined_steps": per_update * imagined.steps,
-        "imagined_batch": per_update * imagined.steps * TWINS // minibatches,
     }
 
 

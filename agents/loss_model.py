@@ -16,6 +16,7 @@ from agents.interface import Plan
 from agents.rollout import EpisodeResult
 
 UNIFORM_SHARE = 1.0  # what uniform pruning loses: with nothing known, no plan is better than another
+LEAST_REFERENCE = 1e-3  # as the environment takes it: below it uniform pruning does no harm
 LEAST_SHARE = 1e-3  # where the logarithm of a share that may be 0 stops
 NEWEST = 1000  # evaluations of a network to foresee from: the time it takes grows with their cube
 TUNED = 100  # the newest, to which lengths are fitted: those of where the policy is now, and quickly
@@ -43,7 +44,7 @@ class LossModel:
     def add(self, result: EpisodeResult) -> None:
         """Take an evaluation up, for the next `fit`; its reward's parts must name loss and reference."""
         network = self._networks.setdefault(tuple(result.plan), _NetworkLosses())
-        share = result.reward["loss"] / max(result.reward["reference"], LEAST_SHARE)
+        share = result.reward["loss"] / max(result.reward["reference"], LEAST_REFERENCE)
         network.plans.append(_ratios(result.plan))
         network.shares.append(float(np.log(max(share, LEAST_SHARE))))
 

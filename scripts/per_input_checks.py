@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from agents import DEFAULT_ALGORITHM
 from envs import ALLOCATIONS, Budget, BudgetRange, Limits, evenly_gated
 from envs.budget_keeper import BudgetKeeper, rounded_up
 from pruning.apply import Compressed
@@ -29,8 +28,8 @@ def share_of(args: argparse.Namespace, budget: Budget | BudgetRange) -> float:
     if args.plan and args.static_ratio:
         raise options.UsageError("--plan holds the static ratios; leave out --static-ratio")
     other = [name for name in ("also", "init_policy", "first_images", "dense_reward") if getattr(args, name)]
-    if other or args.algo != DEFAULT_ALGORITHM or args.n_envs != 1:
-        flag = other[0].replace("_", "-") if other else "algo" if args.algo != DEFAULT_ALGORITHM else "n-envs"
+    if other or args.algo != "ppo" or args.n_envs != 1:
+        flag = other[0].replace("_", "-") if other else "algo" if args.algo != "ppo" else "n-envs"
         raise options.UsageError(f"--per-input learns by PPO on batches of inputs; leave out --{flag}")
     return budget.shares["macs"]
 

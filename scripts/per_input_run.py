@@ -35,6 +35,7 @@ from scripts.records import INPUTS, METRICS, UPDATES, manifest_of, open_run, run
 from scripts.report import write_pictures
 
 PER_INPUT_DEFAULTS = {  # of flags, unless told otherwise
+    "algo": "ppo",
     "episodes": 25_000,
     "rounds": 2,
     "max_runtime_ratio": 0.9,
