@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
@@ -22,7 +21,6 @@ from agents.amc import AMC
 from agents.dyna_ppo import TWINS, DynaPPO
 from agents.errors import HyperparameterError
 from agents.named import Named, nearest
-from agents.standard_scores import as_standard_scores
 
 Settings: TypeAlias = dict[str, Any]  # arguments of a Stable-Baselines3 algorithm
 
@@ -69,16 +67,9 @@ class Algorithm:
         seed: int,
         device: str,
         tensorboard_log: Path | None,
-        usual: NDArray[np.floating] | None = None,
     ) -> BaseAlgorithm:
-        """Return an untrained model whose updates come after whole rounds.
-
-        It sees standard scores over the `usual` observations where these are given.
-        """
+        """Return an untrained model whose updates come after whole rounds."""
         settings = self.settings(copy.deepcopy(dict(hyperparameters)), rounds)
-        settings.pop("standardize", None)  # told by `usual`
-        if usual is not None:
-            settings["policy_kwargs"] |= as_standard_scores(usual)
         final = settings.pop("final_learning_rate", None)
         if final is not None:
             settings["learning_rate"] = LinearSchedule(settings["learning_rate"], final, 1.0)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-Observation: TypeAlias = NDArray[np.float32]  # [F], each feature in [0, 1]
+Observation: TypeAlias = NDArray[np.float32]  # [F], each feature in [-1, 1]
 Action: TypeAlias = NDArray[np.float32]  # [2], runtime and static, each in [-1, 1]; zero is the uniform plan
 ActionRule: TypeAlias = Callable[[Observation], Action]
 GymEnv: TypeAlias = gym.Env[Observation, Action]
@@ -30,13 +30,11 @@ class EpisodicEnvironment(Protocol):
     networks: int  # whose episodes take turns
     observation_names: tuple[str, ...]  # one per feature
     observation_version: int
+    observation_normaliser: str  # what was done to the features
 
     @property
     def gated(self) -> tuple[bool, ...]:
         """Whether a runtime action has any effect, for each group."""
-
-    def uniform_observations(self) -> NDArray[np.float32]:
-        """Return what episodes of uniform pruning observe, [groups, F]; begins an episode."""
 
     def imagined(self, foresee: Callable[[Plan], float]) -> GymEnv:
         """Return a twin whose episodes end with what is foreseen for a plan, at no evaluation.
@@ -78,6 +76,10 @@ def pruning_environment(env: GymEnv) -> PruningEnvironment:
 
 
 def observation_schema(env: GymEnv) -> dict[str, object]:
-    """Return the version and the feature names of the observations, as plain data."""
+    """Return the version, the feature names and the normaliser of the observations, as plain data."""
     pruning = episodic_environment(env)
-    return {"version": pruning.observation_version, "names": list(pruning.observation_names)}
+    return {
+        "version": pruning.observation_version,
+        "names": list(pruning.observation_names),
+        "normaliser": pruning.observation_normaliser,
+    }

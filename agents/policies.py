@@ -19,12 +19,10 @@ from torch import Tensor
 from agents.algorithms import ALGORITHMS
 from agents.errors import PolicyError, one_line
 from agents.interface import RUNTIME, GymEnv, episodic_environment, observation_schema
-from agents.standard_scores import StandardScores, as_standard_scores
 
-POLICY_VERSION = 2
+POLICY_VERSION = 3
 TENSORS = "policy.safetensors"
 DESCRIPTION = "policy.json"
-STANDARD_SCORES = "standard scores"  # the normaliser whose numbers lie among the tensors
 SHAPE = ("net_arch", "n_critics")  # what decides the shapes of the tensors
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -41,11 +39,6 @@ class Policy:
     def digest(self) -> str:
         """What tells these weights from others."""
         return hashlib.sha256((self.folder / TENSORS).read_bytes()).hexdigest()[:16]
-
-    @property
-    def standardized(self) -> bool:
-        """Whether it sees observations as standard scores, see `StandardScores`."""
-        return self.description["observation"]["normaliser"] == STANDARD_SCORES
 
     def check_size(self) -> None:
         """Refuse layers that are larger or more than the tensors, before memory is taken for them.
@@ -70,10 +63,9 @@ class Policy:
             PolicyError: its tensors do not fit its description.
         """
         policy_class = ALGORITHMS[self.description["algorithm"]].model_class.policy_aliases["MlpPolicy"]
-        arguments = {**self.description["shape"], **(as_standard_scores() if self.standardized else {})}
         try:
             policy = policy_class(  # the learning rate only feeds an optimiser that is never stepped
-                env.observation_space, env.action_space, lambda _: 0.0, **arguments
+                env.observation_space, env.action_space, lambda _: 0.0, **self.description["shape"]
             )
         except TypeError as error:  # critics to count where the algorithm has none
             raise self._misfit(error) from error
@@ -115,7 +107,7 @@ def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: 
     description = {
         "version": POLICY_VERSION,
         "algorithm": family,
-        "observation": {**observation_schema(env), "normaliser": _normaliser(model)},
+        "observation": observation_schema(env),
         "action": {"names": ["runtime", "static"], "low": -1.0, "high": 1.0},
         "shape": {key: model.policy_kwargs[key] for key in SHAPE if key in model.policy_kwargs},
         "learned_on": dict(learned_on),
@@ -136,10 +128,10 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
     """
     description = _read_description(folder / DESCRIPTION)
     learned, observed = description["observation"], observation_schema(env)
-    if learned not in ({**observed, "normaliser": known} for known in (None, STANDARD_SCORES)):
+    if learned != observed:
         raise PolicyError(
-            f"{folder}: the policy learned from observations {learned}, this environment gives {observed} "
-            f"and this release takes them as they are or as {STANDARD_SCORES!r}; train a policy with it"
+            f"{folder}: the policy learned from observations {learned}, this environment gives {observed}; "
+            "train a policy with this release"
         )
     ALGORITHMS[str(description["algorithm"])]
     policy = Policy(folder, description, _read_tensors(folder / TENSORS))
@@ -150,7 +142,7 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
 def fitting_hyperparameters(
     policy: Policy, algorithm: str, hyperparameters: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return hyper-parameters with the layer widths and the normaliser of a policy to go on from.
+    """Return hyper-parameters with the layer widths of a policy to go on from.
 
     Raises:
         PolicyError: the policy is of another algorithm.
@@ -161,14 +153,7 @@ def fitting_hyperparameters(
             f"{policy.folder} is a policy of {made_by}, not of {algorithm}; use --algo {made_by}"
         )
     kwargs = {**hyperparameters["policy_kwargs"], "net_arch": policy.description["shape"]["net_arch"]}
-    seen = {"standardize": policy.standardized} if "standardize" in hyperparameters else {}
-    return {**hyperparameters, **seen, "policy_kwargs": kwargs}
-
-
-def _normaliser(model: BaseAlgorithm) -> str | None:
-    """Return the name of what the policy does to observations first; None where it takes them as they are."""
-    scored = any(isinstance(module, StandardScores) for module in model.policy.modules())
-    return STANDARD_SCORES if scored else None
+    return {**hyperparameters, "policy_kwargs": kwargs}
 
 
 def _leave_gates_out_(tensors: dict[str, Tensor]) -> None:

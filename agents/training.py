@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -102,8 +100,6 @@ def learn(
     environment = episodic_environment(env)
     if initial_policy is not None:
         settings = fitting_hyperparameters(initial_policy, algorithm, settings)
-    elif environment.networks > 1 and "standardize" in settings:
-        settings["standardize"] = False  # scores tell places apart, of which each network has its own
     identity = {
         "algorithm": algorithm,
         "seed": seed,
@@ -124,13 +120,10 @@ def learn(
         )
     if log is not None:
         log.take_up(environment, algorithm, kept.history.episodes if kept else 0)
-    usual = environment.uniform_observations() if settings.get("standardize") and not kept else None
     envs = vectorized(env, n_envs=n_envs, cluster=cluster)
     try:
         rounds = Rounds(len(environment.group_names), environment.networks, n_envs)
-        run = _begin(
-            identity, environment, envs, rounds, kept, initial_policy, usual, device, tensorboard_log
-        )
+        run = _begin(identity, environment, envs, rounds, kept, initial_policy, device, tensorboard_log)
         listeners: list[Callable[[EpisodeResult], None]] = [on_episode] if on_episode else []
         if log is not None:  # first, so that nothing another listener does can lose the episode
             listeners.insert(0, partial(log.append, algorithm))
@@ -148,7 +141,6 @@ def _begin(
     rounds: Rounds,
     kept: Checkpoint[EpisodeHistory] | None,
     initial_policy: Policy | None,
-    usual: NDArray[np.floating] | None,
     device: str,
     tensorboard_log: Path | None,
 ) -> _Run:
@@ -164,7 +156,6 @@ def _begin(
             seed=identity["seed"],
             device=device,
             tensorboard_log=tensorboard_log,
-            usual=usual,
         )
         if initial_policy is not None:
             initial_policy.load_into_(model.policy)

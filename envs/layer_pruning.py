@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,12 @@ from envs.allocation import ALLOCATIONS
 from envs.budget import Budget, BudgetRange, Limits, leading_measure, priced
 from envs.budget_keeper import BudgetKeeper
 from envs.facts import group_facts
-from envs.judges import FunctionJudge, Goal, ImageJudge, first_batches
+from envs.judges import DrawnImagesJudge, FunctionJudge, Goal, ImageJudge, Judge, first_batches
 from envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
 from envs.results import EpisodeResults, Foresight
 from envs.scoring import PlanScorer
-from envs.yardstick import RELIEF_IMAGES, Shaping, Yardsticks
+from envs.standard_scores import NORMALISER, StandardScores
+from envs.yardstick import RELIEF_IMAGES, Shaping, Yardstick, Yardsticks
 from pruning.apply import DEFAULT_METHOD, Method
 from pruning.calibration import CalibrationInputs, real_images
 from pruning.cost import Widths, widths_plan
@@ -53,7 +54,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     finished plan is never above it, and below it by at most one unit of its last group.
 
     ## Observation space
-    Box(0, 1, (len(LayerObservation),), float32): see `LayerObservation`; of one size for any network.
+    Box(-1, 1, (len(LayerObservation),), float32): the features of `LayerObservation` as `StandardScores`; of
+    one size and meaning for any network.
 
     ## Rewards
     0 at every step but the last; there, how closely the compressed network follows the dense one on the
@@ -81,6 +83,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     networks = 1
     observation_names: tuple[str, ...] = LayerObservation._fields
     observation_version = OBSERVATION_VERSION
+    observation_normaliser = NORMALISER
 
     def __init__(
         self,
@@ -96,6 +99,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         actions: ActionMode = "centred",
         dense_reward: bool = False,
         first_images: int | None = None,
+        drawn_images: int | None = None,
         method: Method = DEFAULT_METHOD,
         only: Sequence[str] = (),
         protect: Sequence[str] = (),
@@ -121,6 +125,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             actions: "centred" on the budget, or "raw" as in AMC: the ratio itself, under an upper wall only.
             dense_reward: reward each step by the loss foreseen for its group, see `Shaping`.
             first_images: score plans on so many first, and only promising ones on all, see `ImageJudge`.
+            drawn_images: score each plan on so many of the reward images, drawn for it, and only uniform
+                pruning on all, see `DrawnImagesJudge`.
             method: how plans are carried out.
             only: patterns of layers to admit.
             protect: patterns of layers to freeze.
@@ -130,7 +136,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
                 measured if need be, see `latency_table`.
 
         Raises:
-            DataError: reward images and a score function are given, or neither; see also `FunctionJudge`.
+            DataError: reward images and a score function are given, or neither, or the images are to be
+                chosen in two ways; see also the judges.
             PruningError: see `PrunableNetwork`, `Budget` and `BudgetKeeper`.
         """
         self.render_mode = render_mode
@@ -145,14 +152,14 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         self._actions: ActionMode = actions
         self._score = score
         if score is None:
-            self._judge_by_images(reward, validation, goal, first_images)
+            self._judge_by_images(reward, validation, self._image_judge(goal, first_images, drawn_images))
         else:
-            self._judge_by(score, reward, first_images)
+            self._judge_by(score, reward, first_images or drawn_images)
         self._shaping = Shaping(self.network) if dense_reward else None
         self.set_budget(budget if isinstance(budget, (Budget, BudgetRange)) else Budget(budget))
         self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
         self.observation_space = spaces.Box(
-            0.0, 1.0, shape=(len(LayerObservation._fields),), dtype=np.float32
+            -1.0, 1.0, shape=(len(LayerObservation._fields),), dtype=np.float32
         )
 
     def reset(
@@ -192,24 +199,6 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         takes = self._limits.runtime > 0 and self._actions == "centred"
         return tuple(takes and group.ungated is None for group in self.network.graph.prunable)
 
-    def uniform_observations(self) -> NDArray[np.float32]:
-        """Return what an episode of uniform pruning observes, [groups, features], and begin an episode.
-
-        Nothing is evaluated but what observations need themselves. Of a range, within the tightest budget.
-        """
-        if isinstance(self._budget, BudgetRange):
-            self._keep_to(self._budget.tightest)
-        self._begin()
-        seen = []
-        for kept in self._yardstick.uniform.kept:
-            seen.append(self._observe())
-            self._kept[self._step] = self._executed[self._step] = kept
-            self._step += 1
-            if self._step < len(self.group_names):
-                self._even_ratio = self._even_ratio_now()
-        self._begin()
-        return np.array(seen)
-
     def imagined(self, foresee: Foresight) -> LayerPruningEnv:
         """Return a twin on the same network, whose episodes end with what is foreseen for a plan.
 
@@ -241,7 +230,9 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         no_gates = replace(self._given_limits, runtime=0.0)
         self._limits = no_gates if leading == "latency" else self._given_limits
         self._keep_to(budget if isinstance(budget, Budget) else budget.tightest)
+        self._anchor = self._yardstick.uniform
         self._observer = Observer(self.network, leading)
+        self._scores: dict[Yardstick, StandardScores] = {}
         self._budget = budget
         self._results.forget_least()
         self._begin()
@@ -256,7 +247,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         return widths_plan(self.network.graph, widths).to_dict()
 
     def evaluate(self, plan: PlainPlan) -> dict[str, Any]:
-        """Return the `episode_result` of a plan, on all reward images; it costs one evaluation.
+        """Return the `episode_result` of a plan, never an estimate; it costs one evaluation.
 
         Raises:
             PlanError: the plan asks for what the network cannot do.
@@ -297,20 +288,35 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         ]
         return "\n".join([f"{'group':<32} {'static':>7} {'runtime':>8}", *rows])
 
+    def _image_judge(
+        self, goal: Goal, first_images: int | None, drawn_images: int | None
+    ) -> Callable[[Batches], Judge]:
+        """Return what makes the judge of reward images."""
+        model = self.network.model
+        if drawn_images is None:
+            return lambda reward: ImageJudge(model, reward, goal=goal, first_images=first_images)
+        if first_images is not None or goal != "divergence":
+            raise DataError("drawn images go with divergence, and not with first images; choose one")
+        return lambda reward: DrawnImagesJudge(
+            model, reward, drawn=drawn_images, anchor=self._uniformly_pruned
+        )
+
+    def _uniformly_pruned(self) -> nn.Module:
+        return self.network.compress(widths_plan(self.network.graph, self._anchor)).model
+
     def _judge_by_images(
-        self, reward: Batches | None, validation: Batches | None, goal: Goal, first_images: int | None
+        self, reward: Batches | None, validation: Batches | None, judge: Callable[[Batches], Judge]
     ) -> None:
         if reward is None:
             raise DataError("there is nothing to score plans by; give reward images or a score function")
         model, reward = self.network.model, list(checked(reward, "reward"))
-        judge = ImageJudge(model, reward, goal=goal, first_images=first_images)
         glance = ImageJudge(model, first_batches(reward, RELIEF_IMAGES)[0], goal="divergence")
-        self._results = EpisodeResults(self.network, PlanScorer(self.network, judge))
+        self._results = EpisodeResults(self.network, PlanScorer(self.network, judge(reward)))
         self._yardsticks = Yardsticks(self.network, PlanScorer(self.network, glance))
         self._validation_batches = reward if validation is None else list(checked(validation, "validation"))
 
-    def _judge_by(self, score: ScoreFunction, reward: Batches | None, first_images: int | None) -> None:
-        if reward is not None or first_images is not None:
+    def _judge_by(self, score: ScoreFunction, reward: Batches | None, some_images: int | None) -> None:
+        if reward is not None or some_images is not None:
             raise DataError("a score function takes the place of reward images; leave those out")
         scorer = PlanScorer(self.network, FunctionJudge(score, self.network.model))
         self._results = EpisodeResults(self.network, scorer)
@@ -358,11 +364,24 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         return self._keeper.even_ratio(self._step, self._kept[: self._step], self._executed[: self._step])
 
     def _observe(self) -> Observation:
+        if self._yardstick not in self._scores:
+            self._scores[self._yardstick] = StandardScores(self._uniform_features())
+        features = self._features(self._step, self._widths(), self._even_ratio)
+        return self._scores[self._yardstick].of(features)
+
+    def _features(self, step: int, widths: Widths, even_ratio: float) -> Observation:
         return self._observer.observe(
-            Progress(
-                self._step, self._widths(), self._even_ratio, self._keeper.budget, self._yardstick.relief
-            )
+            Progress(step, widths, even_ratio, self._keeper.budget, self._yardstick.relief)
         )
+
+    def _uniform_features(self) -> NDArray[np.float32]:
+        """Return the features of the groups in an episode of uniform pruning, [groups, F]."""
+        uniform, units, found = self._yardstick.uniform.kept, self._keeper.units, []
+        for step in range(len(units)):
+            kept = np.concatenate([uniform[:step], units[step:]])
+            even_ratio = self._keeper.even_ratio(step, kept[:step], kept[:step])
+            found.append(self._features(step, Widths(kept, kept), even_ratio))
+        return np.array(found)
 
     def _widths(self) -> Widths:
         return Widths(self._kept, self._executed)

@@ -14,11 +14,12 @@ from pruning.cost import CostModel, Widths
 from pruning.graph import ChannelGraph, ChannelGroup
 from pruning.prunable import PrunableNetwork
 
-OBSERVATION_VERSION = 2
+OBSERVATION_VERSION = 3
+CONTEXT = ("gated", "macs_budget", "params_budget", "even_ratio")  # features that are no standard scores
 
 
 class LayerObservation(NamedTuple):
-    """Features of one group and of the episode so far, each in [0, 1].
+    """Features of one group and of the episode so far, each in [0, 1]; agents see `StandardScores` of them.
 
     Where the budget names latency, shares of latency stand wherever shares of MACs are named here.
     """

@@ -41,7 +41,7 @@ class EpisodeResults:
             uniform: those of the uniform plan within the same budget.
             fully: on all reward images, however little the plan promises.
         """
-        reference = self._scorer.score(uniform).loss
+        reference = self._scorer.score(uniform, on_all=True).loss
         # as a share: the loss itself is always larger within a tighter budget
         to_beat = math.inf if fully else self._least_share * max(reference, LEAST_REFERENCE)
         terms = RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference)
@@ -103,6 +103,6 @@ class ForeseenResults(EpisodeResults):
     def of(self, widths: Widths, *, uniform: Widths, fully: bool = False) -> dict[str, Any]:
         """Return the `episode_result` that a plan is foreseen to have."""
         plan = self._plan(widths)
-        reference = self._scorer.score(uniform).loss
+        reference = self._scorer.score(uniform, on_all=True).loss
         score = Score(self._foresee(plan) * max(reference, LEAST_REFERENCE), estimated=True)
         return self._result(widths, plan, RewardTerms(score, reference))

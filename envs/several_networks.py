@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-from numpy.typing import NDArray
 
 from envs.layer_pruning import Action, LayerPruningEnv, Observation, PlainPlan
 from envs.results import Foresight
@@ -29,6 +27,7 @@ class SeveralNetworksEnv(gym.Env[Observation, Action]):
 
     observation_names = LayerPruningEnv.observation_names
     observation_version = LayerPruningEnv.observation_version
+    observation_normaliser = LayerPruningEnv.observation_normaliser
 
     def __init__(self, envs: Mapping[str, LayerPruningEnv]) -> None:
         if not envs:
@@ -65,10 +64,6 @@ class SeveralNetworksEnv(gym.Env[Observation, Action]):
             result = info["episode_result"]
             info["episode_result"] = {**result, "plan": _named(name, result["plan"])}
         return observation, reward, terminated, truncated, info
-
-    def uniform_observations(self) -> NDArray[np.float32]:
-        """Return what episodes of uniform pruning observe, one of each network, [groups, features]."""
-        return np.concatenate([env.uniform_observations() for env in self.envs.values()])
 
     def imagined(self, foresee: Foresight) -> SeveralNetworksEnv:
         """Return a twin whose episodes end with what is foreseen for a plan, see LayerPruningEnv."""

@@ -160,10 +160,19 @@ def task_env(task: Task, **settings: Any) -> LayerPruningEnv:
     if task.score is not None:
         settings.setdefault("score", task.score)
     elif "reward" not in settings:  # asked for only then: synthetic images are made when they are
-        settings["reward"] = list(task.splits.reward.batches())
-        settings.setdefault("validation", list(task.splits.validation.batches()))
-        settings.setdefault("goal", "divergence" if task.splits.reward.labelled else "accuracy")
+        settings |= _images_of(task.splits, drawn=settings.get("first_images") is None) | settings
     return LayerPruningEnv(task.model, **{"calibration": task.calibration, "budget": task.budget, **settings})
+
+
+def _images_of(splits: ImageSplits | SyntheticSplits, *, drawn: bool) -> dict[str, Any]:
+    """Return the images that plans are scored and chosen by, as arguments of LayerPruningEnv."""
+    chosen = {"validation": list(splits.validation.batches())}
+    if isinstance(splits, SyntheticSplits):
+        return {**chosen, "reward": list(splits.reward.batches()), "goal": "accuracy"}
+    if not drawn:
+        return {**chosen, "reward": list(splits.reward.batches())}
+    images = splits.to_draw_from
+    return {**chosen, "reward": [(images.images, images.labels)], "drawn_images": len(splits.reward)}
 
 
 def make_env(task: str | Task | None = None, **settings: Any) -> LayerPruningEnv:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from pruning.data.images import Images, ImageSource, joined
 from pruning.errors import DataError
 
 _HELD_OUT = {"calibration": 512, "reward": 512, "validation": 1000}  # images
+_DRAWN_FROM = 4  # times as many images as `reward` has
+_DRAWN_BYTES = 2**29  # of those in memory, at most, unless `reward` alone takes more
 _LARGEST_HELD_OUT_SHARE = 0.75  # of the training images; beyond it the sizes above shrink
 
 
@@ -26,6 +29,20 @@ class ImageSplits:
     validation: Images  # chooses between candidates
     test: Images  # reported, and never used for any choice
     classes: int | None = None  # that the data set names; None where labels are bare numbers
+
+    @cached_property
+    def to_draw_from(self) -> Images:
+        """The reward images and, held in memory with them, more of those to train on.
+
+        A plan may be scored on some, drawn for it alone: what suits a few hundred that are always the same
+        need not suit others.
+        """
+        reward = Images(self.reward.images, self.reward.labels)
+        most = min(_DRAWN_FROM * len(reward), _DRAWN_BYTES // reward.images[0].nbytes)
+        more = torch.arange(min(len(self.train), most - len(reward)))
+        if len(more) == 0:
+            return reward
+        return joined(reward, Images(self.train.take(more), self.train.labels[more]))
 
     def all_but_test(self) -> Images:
         """Return what there is to learn from once every choice is made."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, task_env
 from envs.action import ActionMode
-from envs.judges import first_batches
 from pruning.data import Images
 from scripts import options
 
@@ -36,7 +35,7 @@ def comparison_env(
     only: tuple[str, ...] = (),
     seed: int,
     labelled: bool = True,
-    reward_images: int | None = None,
+    drawn_images: int | None = None,
     actions: ActionMode = "centred",
     dense_reward: bool = False,
 ) -> tuple[LayerPruningEnv, Images]:
@@ -44,23 +43,22 @@ def comparison_env(
 
     Of the networks in WEIGHTS, and the embedded default, `digits_resnet`.
 
-    Static ratios alone, and of the reward images the first so many, or all.
+    Static ratios alone. A plan is scored on so many images drawn for it, or on as many as `train` draws.
     """
     if name == "digits_resnet":
         task = load_task(name, data="digits", budget=budget, device=options.device_of(args), seed=seed)
     else:
         data = {} if labelled else {"data": "none", "eval_data": cifar_images(args)}
         task = cifar_task(name, args, budget=budget, seed=seed, **data)
+    drawn = {"drawn_images": drawn_images} if drawn_images else {}
     env = task_env(
         task,
-        reward=first_batches(list(task.splits.reward.batches()), reward_images)[0],
-        validation=list(task.splits.validation.batches()),
-        goal="divergence" if labelled else "accuracy",
         limits=Limits(runtime=0.0),
         only=only,
         actions=actions,
         dense_reward=dense_reward,
         seed=seed,
+        **drawn,
     )
     return env, task.splits.test
 

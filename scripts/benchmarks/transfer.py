@@ -40,7 +40,7 @@ ALGORITHM = "ppo"  # dyna-ppo learned no better policies for reuse
 EPISODES, SEEDS = 1000, 2  # to learn a policy for reuse
 # many steps share a reward here: each is told sooner what it did, and they explore less
 HYPERPARAMETERS = {"episodes_per_update": 16, "policy_kwargs.log_std_init": -1.6}
-REWARD_IMAGES = 128  # so that all takes a few hours
+DRAWN_IMAGES = 128  # so that all takes a few hours
 FURTHER, SCRATCH = (20, 50, 100), (50, 100, 200)  # evaluations on the target
 ZERO_SHOT = "0"
 
@@ -76,7 +76,7 @@ def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, s
             budget=LEARNED_WITHIN,
             only=only,
             seed=int(seed),
-            reward_images=REWARD_IMAGES,
+            drawn_images=DRAWN_IMAGES,
             dense_reward=True,
         )[0]
         for network in SOURCES[source]
@@ -100,7 +100,7 @@ def _run(
 ) -> dict[str, Any]:
     """Return the test accuracy on the target after so many evaluations there."""
     env, test = comparison_env(
-        TARGET, args, budget=HALF, only=SCOPES[scope], seed=int(seed), reward_images=REWARD_IMAGES
+        TARGET, args, budget=HALF, only=SCOPES[scope], seed=int(seed), drawn_images=DRAWN_IMAGES
     )
     policy = load_policy(folder / f"{origin} {seed}", env) if origin in SOURCES else None
     if origin == "uniform":

@@ -23,6 +23,7 @@ class ToyPruning(gym.Env):
 
     networks = 1
     observation_version = 1
+    observation_normaliser = "none"
 
     def __init__(self, groups: int = 5, accuracy: bool = True) -> None:
         self.group_names = tuple(f"layer{index}.conv" for index in range(groups))
@@ -60,9 +61,6 @@ class ToyPruning(gym.Env):
 
     def remember(self, result: Mapping[str, Any]) -> None:
         self.known[json.dumps(result["plan"])] = dict(result)
-
-    def uniform_observations(self) -> np.ndarray:
-        return np.array([[0.5, *row] for row in np.eye(len(self.group_names))], dtype=np.float32)
 
     def episode_state(self) -> dict[str, Any]:
         return {"random": self.np_random.bit_generator.state}

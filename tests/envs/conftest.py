@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from envs import LayerPruningEnv
+from envs.standard_scores import StandardScores
 from tests.pruning.example_networks import EXAMPLES
 
 
@@ -38,3 +39,9 @@ def make_small_env(name: str = "residual", **settings: Any) -> LayerPruningEnv:
 def small_env() -> Callable[..., LayerPruningEnv]:
     """Make the environment of an example network; settings go to LayerPruningEnv."""
     return make_small_env
+
+
+@pytest.fixture
+def features_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have environments observe the features themselves, not as scores, which have tests of their own."""
+    monkeypatch.setattr(StandardScores, "of", lambda self, features: features)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from envs.judges import FunctionJudge, ImageJudge, first_batches
+from envs.judges import DrawnImagesJudge, FunctionJudge, ImageJudge, first_batches
 from pruning.errors import DataError
 from tests.pruning.example_networks import EXAMPLES
 
@@ -40,6 +40,86 @@ def test_accuracy_and_divergence_by_hand(goal):
 
 def test_the_dense_network_does_not_diverge_from_itself():
     assert image_judge()(Saying([SURE, SURE]), to_beat=math.inf, known=[]).loss == 0.0
+
+
+COUNT = 40
+MANY = torch.arange(COUNT).float()
+
+
+def saying(sureness):
+    """A network that gives image i the logits (sureness_i, 0)."""
+    return Saying([[float(value), 0.0] for value in sureness])
+
+
+def drawing_judge(anchor, drawn=8, batches=None):
+    batches = batches or [(MANY[:25], torch.zeros(25)), (MANY[25:], torch.zeros(15))]
+    return DrawnImagesJudge(saying([0.0] * COUNT), batches, drawn=drawn, anchor=lambda: anchor)
+
+
+def losses(sureness):
+    """KL((1/2, 1/2) || softmax(s, 0)) of each image, by hand."""
+    return [-0.5 * math.log(4 * math.exp(s) / (1 + math.exp(s)) ** 2) for s in sureness]
+
+
+def judged(judge, model, draw):
+    return judge(model, to_beat=math.inf, known=[], draw=draw)
+
+
+class TestDrawnImages:
+    hard = tuple(0.1 * (1 + image % 7) for image in range(COUNT))
+
+    def test_without_a_draw_all_images_judge(self):
+        score = judged(drawing_judge(saying(self.hard)), saying(self.hard), None)
+        assert score.loss == score.divergence == pytest.approx(sum(losses(self.hard)) / COUNT, rel=1e-6)
+        assert score.accuracy == 1.0
+
+    def test_what_loses_as_the_anchor_does_is_judged_exactly_by_any_draw(self):
+        judge = drawing_judge(saying(self.hard))
+        for draw in range(5):
+            found = judged(judge, saying(self.hard), draw).loss
+            assert found == pytest.approx(sum(losses(self.hard)) / COUNT, rel=1e-3)
+
+    def test_a_draw_is_of_so_many_images_and_its_loss_is_scaled_by_the_anchors(self):
+        other = [0.02 * image for image in range(COUNT)]
+        judge = drawing_judge(saying(self.hard))
+        whole, mine = losses(self.hard), losses(other)
+        which = judge._which(3).tolist()
+        assert len(which) == len(set(which)) == 8
+        ratio = sum(mine[at] for at in which) / sum(whole[at] for at in which)
+        expected = ratio * sum(whole) / COUNT
+        assert judged(judge, saying(other), 3).loss == pytest.approx(expected, rel=1e-3)
+
+    def test_equal_draws_are_equal_and_others_differ_and_none_is_left_out_in_the_long_run(self):
+        one, other = (drawing_judge(saying(self.hard)) for _ in range(2))
+        draws = [tuple(one._which(draw).tolist()) for draw in range(60)]
+        assert draws == [tuple(other._which(draw).tolist()) for draw in range(60)]
+        assert len(set(draws)) == 60
+        assert set().union(*draws) == set(range(COUNT))
+
+    def test_it_errs_in_both_directions_and_less_than_without_an_anchor(self):
+        sureness = [value + 0.01 * (image % 3) for image, value in enumerate(self.hard)]
+        true = sum(losses(sureness)) / COUNT
+        judge = drawing_judge(saying(self.hard))
+        errors = [judged(judge, saying(sureness), draw).loss - true for draw in range(40)]
+        plain = [sum(losses(sureness)[at] for at in judge._which(draw)) / 8 - true for draw in range(40)]
+        assert min(errors) < 0 < max(errors)
+        assert sum(map(abs, errors)) < 0.3 * sum(map(abs, plain))
+
+    def test_where_there_are_no_more_images_than_to_draw_all_judge(self):
+        judge = drawing_judge(saying(self.hard), drawn=COUNT)
+        assert judged(judge, saying(self.hard), 1) == judged(judge, saying(self.hard), None)
+
+    def test_one_batch_is_not_copied(self):
+        judge = drawing_judge(saying(self.hard), batches=[(MANY, torch.zeros(COUNT))])
+        assert judge._images.untyped_storage().data_ptr() == MANY.untyped_storage().data_ptr()
+
+    def test_a_perfect_anchor_divides_by_nothing(self):
+        judge = drawing_judge(saying([0.0] * COUNT))
+        assert judged(judge, saying([0.0] * COUNT), 1).loss == pytest.approx(0.0, abs=1e-9)
+
+    def test_none_to_draw_is_refused(self):
+        with pytest.raises(DataError, match="at least one image to be judged by, got 0"):
+            drawing_judge(saying(self.hard), drawn=0)
 
 
 def first_weight(model):

@@ -107,6 +107,7 @@ def test_gates_come_back_with_another_budget():
     assert any(env.gated)
 
 
+@pytest.mark.usefixtures("features_alone")
 def test_shares_of_latency_are_seen_where_the_budget_names_it():
     env = timed_env()
     seen = LayerObservation(*env.reset(seed=0)[0].tolist())

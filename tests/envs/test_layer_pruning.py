@@ -367,6 +367,7 @@ def test_where_a_runtime_action_has_an_effect_is_known(small_env):
     assert small_env("residual", actions="raw").gated == (False, False)
 
 
+@pytest.mark.usefixtures("features_alone")
 def test_each_episode_of_a_range_keeps_to_the_budget_it_draws_and_a_seed_repeats_them(small_env):
     def budgets(env, seed):
         found = []
@@ -409,6 +410,7 @@ def test_evaluating_a_plan_is_an_episode_that_ends_with_it(small_env):
         env.evaluate({"conv7": {"static_ratio": 0.5}})
 
 
+@pytest.mark.usefixtures("features_alone")
 def test_what_is_known_of_each_group_is_plain_data(small_env):
     env = small_env("plain")
     facts = env.facts()

@@ -7,6 +7,8 @@ import pytest
 from envs import Budget, BudgetRange, LayerObservation
 from tests.envs.conftest import make_small_env
 
+pytestmark = pytest.mark.usefixtures("features_alone")
+
 
 def observations(env, seed=0):
     rng = np.random.default_rng(seed)
@@ -135,24 +137,3 @@ def test_relief_is_seen_by_itself_by_price_and_by_rank():
     usual = statistics.median(prices)
     expected = [price / (price + usual) if price + usual > 0 else 0.5 for price in prices]
     assert [one.relief_price for one in seen] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("network", ["plain", "projected", "padded"])
-def test_what_uniform_pruning_observes_is_what_an_episode_of_it_does(network):
-    env = make_small_env(network, budget={"macs": 0.6})
-    env.step(np.array([0.5, -1.0], dtype=np.float32))  # an episode at hand is given up
-    foreseen = env.uniform_observations()
-    observation, _ = env.reset()
-    for expected in foreseen:
-        assert observation == pytest.approx(expected)
-        observation, _, terminated, _, _ = env.step(np.zeros(2, dtype=np.float32))
-    assert terminated
-
-
-def test_of_a_range_it_is_observed_within_the_tightest_budget():
-    budgets = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.9}))
-    env = make_small_env("projected", budget=budgets)
-    for _ in range(3):
-        env.reset()
-    alone = make_small_env("projected", budget={"macs": 0.4})
-    assert env.uniform_observations() == pytest.approx(alone.uniform_observations())

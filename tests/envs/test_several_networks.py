@@ -57,11 +57,6 @@ def test_gymnasiums_and_sb3s_checkers_are_silent(make, settings):
     check_for_sb3(make(**settings))
 
 
-def test_what_uniform_pruning_observes_is_that_of_each_network_in_turn(pair):
-    expected = [play(pair, seed=0)[0][:-1], play(pair)[0][:-1]]
-    assert pair.uniform_observations() == pytest.approx(np.concatenate(expected))
-
-
 def test_no_network_is_refused():
     with pytest.raises(PlanError, match="there is no network to learn on; name at least one"):
         SeveralNetworksEnv({})

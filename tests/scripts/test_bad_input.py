@@ -276,7 +276,7 @@ def test_a_damaged_policy(refused, flags, finished_run, tmp_path):
     assert "cannot read the policy" in refused("prune", *flags, "--policy", tmp_path / "none")
     folder = shutil.copytree(finished_run / "policy", tmp_path / "policy")
     altered(folder / "policy.json", lambda record: record.update(version=9))
-    assert "expected a policy of version 2, got 9" in refused("prune", *flags, "--policy", folder)
+    assert "expected a policy of version 3, got 9" in refused("prune", *flags, "--policy", folder)
     (folder / "policy.json").write_text('{"version": 1')
     assert "cannot read the policy" in refused("prune", *flags, "--policy", folder)
     shutil.copy(finished_run / "policy" / "policy.json", folder)
