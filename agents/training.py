@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -26,6 +27,8 @@ from agents.progress import EpisodeBar
 from agents.rollout import EpisodeResult, deterministic, run_episode
 from agents.search import require_episodes
 from agents.tensorboard import TensorBoardCallback, log_nowhere_
+
+LAYERS = "policy_kwargs.net_arch"  # a hyper-parameter
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def learn(
         algorithm: a name in `ALGORITHMS`.
         episodes: how many evaluations to spend; with several environments up to one round fewer are.
         seed: of the environment, the network and the exploration.
-        hyperparameters: that differ from the algorithm's own, see `with_overrides`.
+        hyperparameters: that differ from the algorithm's own, see `with_overrides`; unless they name layers,
+            a policy of PPO's kind for several networks is linear.
         initial_policy: a policy to go on from, instead of from uniform pruning.
         n_envs: processes that run episodes side by side, see `vectorized`; results depend on it.
         cluster: address of the Ray cluster whose processes are used, None for this machine's own.
@@ -96,10 +100,13 @@ def learn(
         AgentError: fewer than one episode or environment.
     """
     require_episodes(episodes)
-    settings = with_overrides(ALGORITHMS[algorithm], hyperparameters or {})
+    spec, overrides = ALGORITHMS[algorithm], hyperparameters or {}
+    settings = with_overrides(spec, overrides)
     environment = episodic_environment(env)
     if initial_policy is not None:
         settings = fitting_hyperparameters(initial_policy, algorithm, settings)
+    elif environment.networks > 1 and issubclass(spec.model_class, PPO) and LAYERS not in overrides:
+        settings["policy_kwargs"]["net_arch"] = []  # linear: what a few networks teach must hold for others
     identity = {
         "algorithm": algorithm,
         "seed": seed,

@@ -39,7 +39,7 @@ class ImageSplits:
         """
         reward = Images(self.reward.images, self.reward.labels)
         most = min(_DRAWN_FROM * len(reward), _DRAWN_BYTES // reward.images[0].nbytes)
-        more = torch.arange(min(len(self.train), most - len(reward)))
+        more = torch.arange(min(len(self.train), max(0, most - len(reward))))
         if len(more) == 0:
             return reward
         return joined(reward, Images(self.train.take(more), self.train.labels[more]))

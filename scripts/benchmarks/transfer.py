@@ -36,10 +36,7 @@ SOURCES: Mapping[str, Sequence[str]] = {
 SCOPES: Mapping[str, tuple[str, ...]] = {"block-inner": ("*.conv1",), "whole": ()}
 TARGET, HALF = "cifar_resnet56", Budget({"macs": 0.5})
 LEARNED_WITHIN = BudgetRange(Budget({"macs": 0.2}), Budget({"macs": 0.8}))
-ALGORITHM = "ppo"  # dyna-ppo learned no better policies for reuse
 EPISODES, SEEDS = 1000, 2  # to learn a policy for reuse
-# many steps share a reward here: each is told sooner what it did, and they explore less
-HYPERPARAMETERS = {"episodes_per_update": 16, "policy_kwargs.log_std_init": -1.6}
 DRAWN_IMAGES = 128  # so that all takes a few hours
 FURTHER, SCRATCH = (20, 50, 100), (50, 100, 200)  # evaluations on the target
 ZERO_SHOT = "0"
@@ -84,9 +81,7 @@ def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, s
     }
     env = SeveralNetworksEnv(envs)
     episodes = args.episodes or EPISODES
-    found = learn(
-        env, algorithm=ALGORITHM, episodes=episodes, seed=int(seed), hyperparameters=HYPERPARAMETERS
-    )
+    found = learn(env, episodes=episodes, seed=int(seed))
     place = folder / f"{source} {seed}"
     place.parent.mkdir(parents=True, exist_ok=True)
     learned_on = {"networks": list(envs), "budget": [str(LEARNED_WITHIN)], "episodes": episodes}
@@ -109,9 +104,7 @@ def _run(
         assert policy is not None
         chosen = run_episode(env, deterministic(policy.build(env)))
     else:
-        found = learn(
-            env, algorithm=ALGORITHM, episodes=int(evaluations), seed=int(seed), initial_policy=policy
-        )
+        found = learn(env, episodes=int(evaluations), seed=int(seed), initial_policy=policy)
         chosen = choose_on_validation(env, [found.final, found.best])
     right = accuracy(*predictions(env.carry_out(chosen.plan), test.batches()))
     return {"accuracy": right, "reward": chosen.total, "macs": chosen.macs}

@@ -356,3 +356,20 @@ class TestSeveralEnvironments:
         with pytest.raises(KeyboardInterrupt):
             quick(toy(), episodes=9, n_envs=2, on_episode=Interrupt(3))
         assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("networks", "algorithm", "overrides", "layers"),
+    [
+        (1, "dyna-ppo", {}, [64, 64]),
+        (5, "dyna-ppo", {}, []),
+        (5, "ppo", {}, []),
+        (5, "ppo", {"policy_kwargs.net_arch": [8]}, [8]),
+        (5, "td3", {}, [64, 64]),
+    ],
+)
+def test_a_policy_for_several_networks_is_linear(toy, networks, algorithm, overrides, layers):
+    env = toy()
+    env.networks = networks  # of one group each
+    model = learn(env, algorithm=algorithm, episodes=1, seed=0, hyperparameters=overrides).model
+    assert model.policy_kwargs["net_arch"] == layers

@@ -9,6 +9,7 @@ from envs import Budget, BudgetRange
 from envs.judges import ImageJudge
 from envs.scoring import PlanScorer
 from pruning.cost import Widths
+from pruning.errors import DataError
 from tests.envs.conftest import labelled, make_small_env
 
 BUDGETS = {
@@ -156,3 +157,46 @@ def test_an_interrupted_run_decides_on_what_to_score_as_if_it_had_gone_on(stoppe
     for result in results[:stopped]:
         resumed.remember(result)
     assert episodes(resumed, start=stopped) == results[stopped:]
+
+
+def drawn_env(**settings):
+    return make_env(drawn_images=20, **settings)
+
+
+def test_drawn_scores_are_those_of_the_plan_wherever_and_whenever_it_is_scored():
+    results = episodes(drawn_env(), count=12)
+    assert episodes(drawn_env(), count=12, start=6) == results[6:]
+    assert not estimated(results)
+
+
+def test_drawn_scores_come_near_those_on_all_images_and_uniform_pruning_is_measured_on_all():
+    drawn, full = episodes(drawn_env()), played(None)
+    references = {one["reward"]["reference"] for one in drawn}
+    assert len(references) == 1
+    assert references.pop() == pytest.approx(full[0]["reward"]["reference"], rel=1e-5)
+    ratios = [one["reward"]["loss"] / other["reward"]["loss"] for one, other in zip(drawn, full, strict=True)]
+    assert statistics.median(ratios) == pytest.approx(1.0, abs=0.1)
+    assert len({round(ratio, 3) for ratio in ratios}) > 30  # each has a draw of its own
+
+
+@pytest.mark.parametrize("stopped", [3, 9])
+@pytest.mark.parametrize("budget", list(BUDGETS))
+def test_an_interrupted_run_on_draws_goes_on_as_if_it_had_not_been(budget, stopped):
+    results = episodes(drawn_env(budget=BUDGETS[budget]), count=15)
+    resumed = drawn_env(budget=BUDGETS[budget])
+    for result in results[:stopped]:
+        resumed.remember(result)
+    assert episodes(resumed, count=15, start=stopped) == results[stopped:]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"drawn_images": 8, "first_images": 4},
+        {"drawn_images": 8, "goal": "accuracy"},
+        {"drawn_images": 8, "reward": None, "score": lambda model: 1.0},
+    ],
+)
+def test_images_are_chosen_in_one_way_only(settings):
+    with pytest.raises(DataError, match=r"choose one|leave those out"):
+        make_small_env("padded", **settings)

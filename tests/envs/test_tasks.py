@@ -7,8 +7,10 @@ from safetensors.torch import save_file
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 from torch import nn
 
+import envs.judges
 import envs.tasks
 from envs import TASKS, Budget, LayerPruningEnv, count_classes, load_task, make_env
+from envs.yardstick import RELIEF_IMAGES
 from pruning.errors import DataError, UnknownNameError, WeightsError
 from pruning.networks import NetworkSpec, resolve_network
 from tests.pruning.example_networks import randomised
@@ -56,6 +58,28 @@ def test_plans_are_validated_on_the_validation_images():
     with torch.no_grad():
         right = task.model(task.splits.validation.images).argmax(1) == task.splits.validation.labels
     assert make_env(task).validate({}) == pytest.approx(float(right.double().mean()), abs=1e-12)
+
+
+@pytest.mark.usefixtures("_untrained_digits")
+def test_plans_are_scored_on_draws_unless_first_images_are_asked_for(monkeypatch):
+    task = TASKS["digits"]()
+    judged, predictions = [], envs.judges.predictions
+
+    def counted(model, batches):
+        logits, labels = predictions(model, batches)
+        judged.append(len(labels))
+        return logits, labels
+
+    monkeypatch.setattr(envs.judges, "predictions", counted)
+    few, many = len(task.splits.reward), len(task.splits.to_draw_from)
+    assert many > 2 * few
+    plans = [{}, {"layer1.0.conv1": {"static_ratio": 0.5, "runtime_ratio": 0.0}}]
+    make_env(task).evaluate(plans[0])
+    # the dense network on all and on the first ones; uniform pruning, the plan, the anchor of its draw
+    assert sorted(judged) == sorted([many, RELIEF_IMAGES, many, few, many])
+    judged.clear()
+    make_env(task, first_images=50).evaluate(plans[1])
+    assert max(judged) == few
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_name():
