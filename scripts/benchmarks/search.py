@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ from scripts.benchmarks.results import begun, interval, run_side_by_side
 from scripts.records import console
 
 MARKS = (100, 200, 400)  # evaluations
+ALL_IMAGES = sys.maxsize  # to draw
 CONTINUED = f"{DEFAULT_ALGORITHM} from builtin"  # the policy that ships with the package
 ALL = ("uniform", "sensitivity", *SEARCHES, "amc", "ddpg", "td3", "sac", "ppo", DEFAULT_ALGORITHM, CONTINUED)
 FEW = ("uniform", "random", "cma-es", "ppo", DEFAULT_ALGORITHM, CONTINUED)
@@ -68,18 +70,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(args: argparse.Namespace, cell: str, method: str, seed: str) -> dict[str, Any]:
-    """Return the plans that a method found, as rows of `accuracy` and of which test images were right."""
+    """Return the plans that a method found, as rows of accuracies, rewards and which test images were right.
+
+    Rewards are on all images that plans are scored on a draw of.
+    """
     what, start = CELLS[cell], time.perf_counter()
-    actions = ALGORITHMS[method].actions if method in ALGORITHMS else "centred"
-    env, test = comparison_env(
+    make = partial(
+        comparison_env,
         what.network,
         args,
         budget=Budget({"macs": what.budget}),
         only=what.only,
         seed=int(seed),
         labelled=what.labelled,
-        actions=actions,
     )
+    env, test = make(actions=ALGORITHMS[method].actions if method in ALGORITHMS else "centred")
+    judge, _ = make(drawn_images=ALL_IMAGES if what.labelled else None)  # by more than one draw
     episodes = args.episodes or MARKS[-1]
     answers = _answers(env, method, int(seed), episodes)
     rows = {}
@@ -89,7 +95,7 @@ def _run(args: argparse.Namespace, cell: str, method: str, seed: str) -> dict[st
         rows[name] = {
             "accuracy": float(np.mean(right)),
             "right": "".join(map(str, right)),
-            "reward": result.total,
+            "reward": judge.evaluate(result.plan)["reward"]["total"],
             "macs": result.macs,
         }
     return {"rows": rows, "seconds": time.perf_counter() - start}
@@ -134,13 +140,7 @@ def show(record: Mapping[str, Any]) -> None:
             pad_edge=False,
         )
         columns = [*(f"best of {mark}" for mark in MARKS), "answer", "chosen"]
-        for heading in (
-            "method",
-            "seeds",
-            *columns,
-            "reward",
-            f"{DEFAULT_ALGORITHM} ahead by",
-        ):
+        for heading in ("method", "seeds", *columns, "reward", f"{DEFAULT_ALGORITHM} ahead by"):
             table.add_column(heading, justify="left" if heading == "method" else "right")
         for method, runs in methods.items():
             table.add_row(
