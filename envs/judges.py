@@ -109,9 +109,10 @@ class ImageJudge:
 class DrawnImagesJudge:
     """Compares a compressed network with the dense one on some of many images, drawn for each plan.
 
-    Of a few hundred images that are always the same, a search soon finds out what suits just these: of the
-    best plans for 512 images of ResNet-20, the loss on them said next to nothing of the loss on others (rank
-    correlation 0.16). Drawn anew, they cost as much and err each time in another way, which averages out.
+    Of a few hundred images that are always the same, a search soon finds out what suits just these. *Measured*
+    on ResNet-20, the better half of 75 plans found by 512 images: rank correlation of the loss on these with
+    the loss on test images 0.16, of that on 1,536 other training images 0.60. Drawn anew, images cost as much
+    and err each time in another way, which averages out.
     A draw depends on the plan alone, so that it is the same in any process and in a run that goes on.
 
     The loss is a ratio estimate (Cochran 1977, chapter 6): the mean on the images drawn, times what the
