@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import torch
 import yaml
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -80,6 +81,10 @@ class Algorithm:
 def on_policy(hyperparameters: Settings, rounds: Rounds) -> Settings:
     """Return the settings of an algorithm that learns from whole rounds and forgets them."""
     settings = dict(hyperparameters)
+    settings["policy_kwargs"] |= {
+        "optimizer_class": torch.optim.AdamW,  # which is Adam where nothing decays
+        "optimizer_kwargs": {"weight_decay": settings.pop("weight_decay", 0.0), "eps": 1e-5},
+    }
     n_steps = rounds.for_episodes(settings.pop("episodes_per_update")) * rounds.steps
     minibatches = math.gcd(settings.pop("minibatches"), n_steps * rounds.n_envs)  # none is cut short
     return {**settings, "n_steps": n_steps, "batch_size": n_steps * rounds.n_envs // minibatches}

@@ -28,7 +28,9 @@ from agents.rollout import EpisodeResult, deterministic, run_episode
 from agents.search import require_episodes
 from agents.tensorboard import TensorBoardCallback, log_nowhere_
 
-LAYERS = "policy_kwargs.net_arch"  # a hyper-parameter
+# what a few networks teach must hold for others: a policy of PPO's kind is linear, and what they do not ask
+# for decays
+FOR_SEVERAL_NETWORKS: Mapping[str, Any] = {"policy_kwargs.net_arch": [], "weight_decay": 0.2}
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ def learn(
         algorithm: a name in `ALGORITHMS`.
         episodes: how many evaluations to spend; with several environments up to one round fewer are.
         seed: of the environment, the network and the exploration.
-        hyperparameters: that differ from the algorithm's own, see `with_overrides`; unless they name layers,
-            a policy of PPO's kind for several networks is linear.
+        hyperparameters: that differ from the algorithm's own, see `with_overrides`, and from
+            FOR_SEVERAL_NETWORKS.
         initial_policy: a policy to go on from, instead of from uniform pruning.
         n_envs: processes that run episodes side by side, see `vectorized`; results depend on it.
         cluster: address of the Ray cluster whose processes are used, None for this machine's own.
@@ -105,8 +107,8 @@ def learn(
     environment = episodic_environment(env)
     if initial_policy is not None:
         settings = fitting_hyperparameters(initial_policy, algorithm, settings)
-    elif environment.networks > 1 and issubclass(spec.model_class, PPO) and LAYERS not in overrides:
-        settings["policy_kwargs"]["net_arch"] = []  # linear: what a few networks teach must hold for others
+    elif environment.networks > 1 and issubclass(spec.model_class, PPO):
+        settings = with_overrides(spec, {**FOR_SEVERAL_NETWORKS, **overrides})
     identity = {
         "algorithm": algorithm,
         "seed": seed,

@@ -359,17 +359,26 @@ class TestSeveralEnvironments:
 
 
 @pytest.mark.parametrize(
-    ("networks", "algorithm", "overrides", "layers"),
+    ("networks", "algorithm", "overrides", "layers", "decay"),
     [
-        (1, "dyna-ppo", {}, [64, 64]),
-        (5, "dyna-ppo", {}, []),
-        (5, "ppo", {}, []),
-        (5, "ppo", {"policy_kwargs.net_arch": [8]}, [8]),
-        (5, "td3", {}, [64, 64]),
+        (1, "dyna-ppo", {}, [64, 64], 0.0),
+        (1, "ppo", {"weight_decay": 0.1}, [64, 64], 0.1),
+        (5, "dyna-ppo", {}, [], 0.2),
+        (5, "ppo", {"policy_kwargs.net_arch": [8]}, [8], 0.2),
+        (5, "ppo", {"weight_decay": 0.0}, [], 0.0),
     ],
 )
-def test_a_policy_for_several_networks_is_linear(toy, networks, algorithm, overrides, layers):
+def test_a_policy_for_several_networks_is_linear_and_decays(
+    toy, networks, algorithm, overrides, layers, decay
+):
     env = toy()
     env.networks = networks  # of one group each
     model = learn(env, algorithm=algorithm, episodes=1, seed=0, hyperparameters=overrides).model
     assert model.policy_kwargs["net_arch"] == layers
+    assert model.policy.optimizer.defaults["weight_decay"] == decay
+
+
+def test_other_algorithms_learn_on_several_networks_as_on_one(toy):
+    env = toy()
+    env.networks = 5
+    assert learn(env, algorithm="td3", episodes=1, seed=0).model.policy_kwargs["net_arch"] == [64, 64]
