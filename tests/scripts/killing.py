@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -133,10 +134,10 @@ def _hold_at_update(count: int) -> None:
 def _be_slow_after(count: int, log: Path) -> None:
     measure = PlanScorer._measure
 
-    def measure_slowly(scorer: PlanScorer, plan: PruningPlan, to_beat: float) -> Score:
+    def measure_slowly(scorer: PlanScorer, plan: PruningPlan, *how: Any) -> Score:
         if log.exists() and len(log.read_text().splitlines()) >= count:
             (log.parent / "slow").touch()
             time.sleep(600)
-        return measure(scorer, plan, to_beat)
+        return measure(scorer, plan, *how)
 
     PlanScorer._measure = measure_slowly  # type: ignore[method-assign]

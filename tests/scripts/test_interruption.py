@@ -89,10 +89,10 @@ def measured(monkeypatch, tmp_path):
     """Return the plans that were evaluated so far in this test, in this process and its forks."""
     record, measure = tmp_path / "measured.jsonl", PlanScorer._measure
 
-    def measure_and_record(scorer, plan, to_beat):
+    def measure_and_record(scorer, plan, *how):
         with record.open("a") as file:
             file.write(json.dumps(plan.to_dict()) + "\n")
-        return measure(scorer, plan, to_beat)
+        return measure(scorer, plan, *how)
 
     monkeypatch.setattr(PlanScorer, "_measure", measure_and_record)
     record.touch()
