@@ -43,6 +43,9 @@ class Budget:
                     f"budget {name}: the share that may remain must lie in (0, 1], got {share!r}; half is 0.5"
                 )
 
+    def __str__(self) -> str:
+        return " ".join(f"{name}={share:g}" for name, share in self.shares.items())
+
 
 @dataclass(frozen=True)
 class BudgetRange:

@@ -116,7 +116,7 @@ def _rows(name: str, task: Task, env: LayerPruningEnv, learned: LearningResult) 
     plans = {f"{name} dense": PruningPlan()}
     for budget in _shown(task.budget):
         env.set_budget(budget)
-        label = " ".join([name, *(f"{measure}={share:g}" for measure, share in budget.shares.items())])
+        label = f"{name} {budget}"
         plans[f"{label} uniform"] = PruningPlan.from_dict(env.allocation("uniform"))
         decided = run_episode(env, deterministic(learned.model))
         plans[f"{label} learned"] = PruningPlan.from_dict(decided.plan)

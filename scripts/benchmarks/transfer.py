@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -28,16 +28,27 @@ from scripts.benchmarks.assets import comparison_env
 from scripts.benchmarks.results import begun, run_side_by_side
 from scripts.records import console
 
-SOURCES: Mapping[str, Sequence[str]] = {
-    "ResNet-20": ("cifar_resnet20",),
-    "digits and ResNet-32": ("digits_resnet", "cifar_resnet32"),  # that of seed 0 ships as `agents/builtin`
-    "ResNet-20 and 32": ("cifar_resnet20", "cifar_resnet32"),
+HALF = Budget({"macs": 0.5})
+AROUND_HALF = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.6}))
+
+
+class Source(NamedTuple):
+    """What a policy for reuse is learned on."""
+
+    networks: Sequence[str]
+    budget: Budget | BudgetRange = HALF
+
+
+SOURCES: Mapping[str, Source] = {
+    "ResNet-20": Source(("cifar_resnet20",)),
+    "ResNet-20 and 32": Source(("cifar_resnet20", "cifar_resnet32")),
+    # that of seed 0 ships as `agents/builtin`
+    "digits and ResNet-32": Source(("digits_resnet", "cifar_resnet32"), AROUND_HALF),
 }
 SCOPES: Mapping[str, tuple[str, ...]] = {"block-inner": ("*.conv1",), "whole": ()}
-TARGET, HALF = "cifar_resnet56", Budget({"macs": 0.5})
-LEARNED_WITHIN = BudgetRange(Budget({"macs": 0.2}), Budget({"macs": 0.8}))
-EPISODES, SEEDS = 1000, 2  # to learn a policy for reuse
-DRAWN_IMAGES = 128  # so that all takes a few hours
+TARGET = "cifar_resnet56"
+EPISODES, SEEDS = 600, 2  # to learn a policy for reuse
+DRAWN_IMAGES = 256  # so that all takes a few hours
 FURTHER, SCRATCH = (20, 50, 100), (50, 100, 200)  # evaluations on the target
 ZERO_SHOT = "0"
 
@@ -66,17 +77,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, seed: str) -> dict[str, Any]:
     """Learn one policy on a source's networks, on inner channels and on all, and keep it in `folder`."""
+    what = SOURCES[source]
     envs = {
         f"{network} {scope}": comparison_env(
             network,
             args,
-            budget=LEARNED_WITHIN,
+            budget=what.budget,
             only=only,
             seed=int(seed),
             drawn_images=DRAWN_IMAGES,
-            dense_reward=True,
         )[0]
-        for network in SOURCES[source]
+        for network in what.networks
         for scope, only in SCOPES.items()
     }
     env = SeveralNetworksEnv(envs)
@@ -84,7 +95,7 @@ def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, s
     found = learn(env, episodes=episodes, seed=int(seed))
     place = folder / f"{source} {seed}"
     place.parent.mkdir(parents=True, exist_ok=True)
-    learned_on = {"networks": list(envs), "budget": [str(LEARNED_WITHIN)], "episodes": episodes}
+    learned_on = {"networks": list(envs), "budget": [str(what.budget)], "episodes": episodes}
     with folder_written_whole(place) as partial_folder:
         save_policy(found.model, env, partial_folder, learned_on=learned_on)
     return {"episodes": found.episodes}
