@@ -4,7 +4,7 @@ from agents.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
 from agents.compress import Compression, compress
 from agents.episode_log import EpisodeLog
 from agents.errors import AgentError
-from agents.policies import BUILTIN, load_policy, save_policy
+from agents.policies import BUILTIN, load_policy, save_mean_policy, save_policy
 from agents.rollout import EpisodeResult, deterministic, exploring, run_episode
 from agents.search import SEARCHES, choose_on_validation
 from agents.training import LearningResult, learn
@@ -26,5 +26,6 @@ __all__ = [
     "learn",
     "load_policy",
     "run_episode",
+    "save_mean_policy",
     "save_policy",
 ]

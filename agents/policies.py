@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,31 @@ def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: 
         "shape": {key: model.policy_kwargs[key] for key in SHAPE if key in model.policy_kwargs},
         "learned_on": dict(learned_on),
     }
+    _write_description(folder, description)
+
+
+def save_mean_policy(policies: Sequence[Policy], folder: Path, *, learned_on: Mapping[str, Any]) -> None:
+    """Write the mean of several linear policies, which errs less than each: of seeds, or of networks.
+
+    Args:
+        policies: of the same algorithm and observations, without layers.
+        folder: an existing one, which gets what `save_policy` writes.
+        learned_on: see `save_policy`.
+
+    Raises:
+        PolicyError: a policy is not linear, or not like the first.
+    """
+    descriptions = [{**policy.description, "learned_on": dict(learned_on)} for policy in policies]
+    for policy, description in zip(policies, descriptions, strict=True):
+        if description["shape"]["net_arch"] or description != descriptions[0]:
+            raise PolicyError(f"{policy.folder}: only linear policies of one kind have a mean; train others")
+    names = policies[0].tensors
+    means = {name: torch.stack([one.tensors[name] for one in policies]).mean(0) for name in names}
+    save_file(means, folder / TENSORS)
+    _write_description(folder, descriptions[0])
+
+
+def _write_description(folder: Path, description: Mapping[str, Any]) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 

@@ -19,6 +19,7 @@ from agents import (
     learn,
     load_policy,
     run_episode,
+    save_mean_policy,
     save_policy,
 )
 from envs import Budget, BudgetRange, SeveralNetworksEnv
@@ -42,15 +43,16 @@ class Source(NamedTuple):
 SOURCES: Mapping[str, Source] = {
     "ResNet-20": Source(("cifar_resnet20",)),
     "ResNet-20 and 32": Source(("cifar_resnet20", "cifar_resnet32")),
-    # that of seed 0 ships as `agents/builtin`
     "digits and ResNet-32": Source(("digits_resnet", "cifar_resnet32"), AROUND_HALF),
 }
+SHIPPED = (("ResNet-20 and 32", "0"), ("ResNet-20 and 32", "1"), ("digits and ResNet-32", "0"))
 SCOPES: Mapping[str, tuple[str, ...]] = {"block-inner": ("*.conv1",), "whole": ()}
 TARGET = "cifar_resnet56"
 EPISODES, SEEDS = 600, 2  # to learn a policy for reuse
 DRAWN_IMAGES = 256  # so that all takes a few hours
 FURTHER, SCRATCH = (20, 50, 100), (50, 100, 200)  # evaluations on the target
 ZERO_SHOT = "0"
+MEAN = "mean of three, which ships"
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -60,10 +62,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     seeds = [str(seed) for seed in range(SEEDS)]
     policies = [("policies", source, seed) for source in SOURCES for seed in seeds]
     run_side_by_side(record, policies, partial(_learn_policy, args, folder), args)
+    _average(args, folder)
     steps = {
         "uniform": (ZERO_SHOT,),
         "scratch": SCRATCH,
         **{source: (ZERO_SHOT, *FURTHER) for source in SOURCES},
+        MEAN: (ZERO_SHOT,),
     }
     jobs = [
         (scope, origin, str(evaluations), seed)
@@ -101,6 +105,21 @@ def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, s
     return {"episodes": found.episodes}
 
 
+def _average(args: argparse.Namespace, folder: Path) -> None:
+    """Keep the mean of the policies in SHIPPED, which is what lies in `agents/builtin`."""
+    env, _ = comparison_env(TARGET, args, budget=HALF, seed=0)
+    policies = [load_policy(folder / f"{source} {seed}", env) for source, seed in SHIPPED]
+    learned = [policy.description["learned_on"] for policy in policies]
+    learned_on = {
+        "networks": sorted({network for one in learned for network in one["networks"]}),
+        "budget": sorted({budget for one in learned for budget in one["budget"]}),
+        "episodes": sum(one["episodes"] for one in learned),
+        "mean_of": len(policies),
+    }
+    with folder_written_whole(folder / MEAN) as partial_folder:
+        save_mean_policy(policies, partial_folder, learned_on=learned_on)
+
+
 def _run(
     args: argparse.Namespace, folder: Path, scope: str, origin: str, evaluations: str, seed: str
 ) -> dict[str, Any]:
@@ -108,7 +127,8 @@ def _run(
     env, test = comparison_env(
         TARGET, args, budget=HALF, only=SCOPES[scope], seed=int(seed), drawn_images=DRAWN_IMAGES
     )
-    policy = load_policy(folder / f"{origin} {seed}", env) if origin in SOURCES else None
+    place = folder / (MEAN if origin == MEAN else f"{origin} {seed}")
+    policy = load_policy(place, env) if origin in (*SOURCES, MEAN) else None
     if origin == "uniform":
         chosen = EpisodeResult.from_dict(env.evaluate(env.allocation("uniform")))
     elif evaluations == ZERO_SHOT:

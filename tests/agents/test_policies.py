@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from agents.algorithms import ALGORITHMS, Rounds
 from agents.errors import AgentError, PolicyError
 from agents.parallel import vectorized
-from agents.policies import fitting_hyperparameters, load_policy, save_policy
+from agents.policies import fitting_hyperparameters, load_policy, save_mean_policy, save_policy
+from agents.training import learn
 
 
 def untrained(env, name="ppo"):
@@ -222,3 +223,33 @@ def test_a_rebuilt_policy_acts_within_the_box(env, folder):
     for deterministic in (True, False):
         action, _ = policy.predict(np.ones(6, np.float32), deterministic=deterministic)
         assert (abs(action) <= 1).all()
+
+
+def linear_policy(env, folder, seed):
+    folder.mkdir()
+    model = learn(
+        env, algorithm="ppo", episodes=9, seed=seed, hyperparameters={"policy_kwargs.net_arch": []}
+    ).model
+    save_policy(model, env, folder, learned_on={"seed": seed})
+    return load_policy(folder, env)
+
+
+def test_the_mean_of_linear_policies_decides_the_mean_of_what_they_do(env, tmp_path):
+    policies = [linear_policy(env, tmp_path / str(seed), seed) for seed in range(3)]
+    save_mean_policy(policies, tmp_path, learned_on={"mean_of": 3})
+    mean = load_policy(tmp_path, env)
+    assert mean.description["learned_on"] == {"mean_of": 3}
+    observation = env.observation_space.sample()
+    actions = [policy.build(env).predict(observation, deterministic=True)[0] for policy in policies]
+    found = mean.build(env).predict(observation, deterministic=True)[0]
+    assert np.ptp(actions, axis=0).max() > 1e-3
+    assert found == pytest.approx(np.mean(actions, axis=0), abs=1e-5)
+
+
+def test_policies_with_layers_or_of_different_kinds_have_no_mean(env, folder, tmp_path):
+    deep = load_policy(folder, env)
+    (tmp_path / "mean").mkdir()
+    for policies in ([deep, deep], [linear_policy(env, tmp_path / "linear", 0), deep]):
+        with pytest.raises(PolicyError, match="only linear policies of one kind have a mean"):
+            save_mean_policy(policies, tmp_path / "mean", learned_on={})
+    assert not list((tmp_path / "mean").iterdir())
