@@ -200,3 +200,11 @@ def test_an_interrupted_run_on_draws_goes_on_as_if_it_had_not_been(budget, stopp
 def test_images_are_chosen_in_one_way_only(settings):
     with pytest.raises(DataError, match=r"choose one|leave those out"):
         make_small_env("padded", **settings)
+
+
+def test_uniform_pruning_is_measured_on_all_images_within_each_budget():
+    drawn = episodes(drawn_env(budget=BUDGETS["a range"]), count=20)
+    references = [one["reward"]["reference"] for one in drawn]
+    assert len(set(references)) > 3
+    expected = [one["reward"]["reference"] for one in played(None, "a range")[:20]]
+    assert references == pytest.approx(expected, rel=1e-5)
