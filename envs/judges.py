@@ -150,7 +150,8 @@ class DrawnImagesJudge:
         loss = float(losses.mean())
         if len(which) < len(self._labels):
             loss *= float((self._anchor.mean() + TINY) / (self._anchor[which].mean() + TINY))
-        return Score(loss, accuracy=accuracy(logits, self._labels[which]), divergence=loss)
+        labels = self._labels[which].to(logits.device)
+        return Score(loss, accuracy=accuracy(logits, labels), divergence=loss)
 
     @cached_property
     def _anchor(self) -> Tensor:
