@@ -19,6 +19,8 @@ from agents import (
     EpisodeResult,
     LearningResult,
     choose_on_validation,
+    deterministic,
+    run_episode,
     save_policy,
 )
 from agents.algorithms import read_overrides, with_overrides
@@ -54,6 +56,11 @@ from scripts.records import (
 from scripts.report import write_pictures
 
 MAY_DIFFER = ("episodes", "baselines")  # when a run is resumed
+CANDIDATES = {
+    "final": "final policy",
+    "best": "best plan seen",
+    "initial": "initial policy, unchanged",  # at one more evaluation
+}
 
 
 def build_parser() -> options.Parser:
@@ -125,14 +132,12 @@ def _train_for_one(out: Path, args: argparse.Namespace, budget: Budget) -> None:
     spent = Budget({name: env.shares(even.plan)[name] for name in budget.shares})
     env.set_budget(spent)
     log = EpisodeLog(out / EPISODES)
-    if args.algo in SEARCHES:
-        found = _search(env, args.algo, args, log)
-    elif ALGORITHMS[args.algo].actions == "centred":
-        found = _learn(env, out, args, log, even)
-    else:  # baselines keep to the centred actions
+    own = env
+    if args.algo in ALGORITHMS and ALGORITHMS[args.algo].actions == "raw":
+        # baselines keep to the centred actions
         own = options.env_of(task, args, actions="raw", **options.reward_settings(args))
         own.set_budget(spent)
-        found = _learn(own, out, args, log, even)
+    found = _search(own, args.algo, args, log) if args.algo in SEARCHES else _learn(own, out, args, log, even)
     if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
         open_run(out, run_config(args), overwrite=False)
     chosen = {"uniform": even}
@@ -140,11 +145,14 @@ def _train_for_one(out: Path, args: argparse.Namespace, budget: Budget) -> None:
         if name != args.algo:
             chosen[name] = _baseline(env, name, args, log)
     name = "learned" if isinstance(found, LearningResult) else args.algo
-    chosen[name] = choose_on_validation(env, [found.final, found.best])
+    candidates = {"final": found.final, "best": found.best}
+    if policy := initial_policy(own, args):
+        candidates["initial"] = run_episode(own, deterministic(policy.build(own)))
+    chosen[name] = choose_on_validation(env, list(candidates.values()))
     if isinstance(found, LearningResult):
         with folder_written_whole(out / "policy") as folder:
             save_policy(found.model, env, folder, learned_on=options.learned_on(args))
-    _write(out, env, task, args, chosen, {"final": found.final, "best": found.best})
+    _write(out, env, task, args, chosen, candidates)
 
 
 def _learn(
@@ -226,7 +234,7 @@ def _write(
         "gated_groups": rows.gated,
         **foretold,
         "verdict": verdict(rows.evaluations, name, latency=latency),
-        f"{name}_is": "final policy" if chosen[name] is candidates["final"] else "best plan seen",
+        f"{name}_is": next(CANDIDATES[key] for key, one in candidates.items() if one is chosen[name]),
         "candidates": {
             name: {**one.to_dict(), "validation": env.validate(one.plan)} for name, one in candidates.items()
         },

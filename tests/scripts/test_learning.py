@@ -123,13 +123,23 @@ def test_a_policy_goes_on_within_another_budget(secateur, flags, for_reuse, tmp_
     """It begins as what it goes on from: with one evaluation, which explores nothing, it decides alike."""
     init = ["--init-policy", for_reuse / "policy", "--episodes", "1", "--budget", "macs=0.2", "--baselines"]
     assert secateur("train", *flags, *init, "--out", tmp_path / "on").code == 0
-    candidate = read(tmp_path / "on" / "metrics.json")["candidates"]["final"]
-    applied = ["--policy", for_reuse / "policy", "--budget", f"macs={candidate['macs']!r}"]
     metrics = read(tmp_path / "on" / "metrics.json")
     even = metrics["rows"]["uniform"]["macs"] / metrics["rows"]["dense"]["macs"]
-    applied[-1] = f"macs={even!r}"
+    applied = ["--policy", for_reuse / "policy", "--budget", f"macs={even!r}"]
     assert secateur("prune", *flags, *applied, "--out", tmp_path / "applied").code == 0
-    assert read(tmp_path / "applied" / "plan.json")["decisions"] == candidate["plan"]
+    decided = read(tmp_path / "applied" / "plan.json")["decisions"]
+    assert metrics["candidates"]["final"]["plan"] == metrics["candidates"]["initial"]["plan"] == decided
+
+
+def test_the_policy_that_learning_began_from_stays_a_candidate(secateur, flags, for_reuse, tmp_path):
+    spoilt = ["--hyper", "learning_rate=1.0", "--episodes", "9", "--budget", "macs=0.2", "--baselines"]
+    init = ["--init-policy", for_reuse / "policy", *spoilt]
+    assert secateur("train", *flags, *init, "--out", tmp_path / "on").code == 0
+    metrics = read(tmp_path / "on" / "metrics.json")
+    candidates = metrics["candidates"]
+    assert candidates["initial"]["plan"] != candidates["final"]["plan"]
+    best = max(("final", "best", "initial"), key=lambda name: candidates[name]["validation"])
+    assert read(tmp_path / "on" / "plan.json")["decisions"] == candidates[best]["plan"]
 
 
 def test_a_policy_is_learned_on_two_networks_and_goes_on(secateur, material, tmp_path):
