@@ -173,9 +173,10 @@ def fitting_hyperparameters(
         PolicyError: the policy is of another algorithm.
     """
     made_by = policy.description["algorithm"]
-    if made_by not in (algorithm, ALGORITHMS[algorithm].policies):
+    takers = [name for name, entry in ALGORITHMS.items() if made_by in (name, entry.policies)]
+    if algorithm not in takers:
         raise PolicyError(
-            f"{policy.folder} is a policy of {made_by}, not of {algorithm}; use --algo {made_by}"
+            f"{policy.folder} is a policy of {made_by}, not of {algorithm}; use --algo {' or '.join(takers)}"
         )
     kwargs = {**hyperparameters["policy_kwargs"], "net_arch": policy.description["shape"]["net_arch"]}
     return {**hyperparameters, "policy_kwargs": kwargs}

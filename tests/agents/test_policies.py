@@ -73,7 +73,7 @@ def test_a_policy_brings_the_width_of_its_layers(env, folder):
 
 
 def test_the_policy_of_another_algorithm_is_refused_to_go_on_from(env, folder):
-    with pytest.raises(PolicyError, match="is a policy of ppo, not of sac; use --algo ppo"):
+    with pytest.raises(PolicyError, match="is a policy of ppo, not of sac; use --algo dyna-ppo or ppo"):
         fitting_hyperparameters(load_policy(folder, env), "sac", ALGORITHMS["sac"].hyperparameters)
 
 

@@ -321,7 +321,7 @@ def test_a_policy_that_does_not_fit(refused, flags, finished_run, tmp_path, verb
 def test_a_policy_to_go_on_from(refused, flags, finished_run, tmp_path):
     assert "cannot read the policy" in refused("train", *flags, "--init-policy", tmp_path / "none")
     line = refused("train", *flags, "--init-policy", finished_run / "policy", "--algo", "sac")
-    assert "is a policy of ppo, not of sac; use --algo ppo" in line
+    assert "is a policy of ppo, not of sac; use --algo dyna-ppo or ppo" in line
     policy = shutil.copytree(finished_run / "policy", tmp_path / "policy")
     tensors = policy / "policy.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-9])
