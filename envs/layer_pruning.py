@@ -21,9 +21,10 @@ from envs.facts import group_facts
 from envs.judges import DrawnImagesJudge, FunctionJudge, Goal, ImageJudge, Judge, first_batches
 from envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
 from envs.results import EpisodeResults, Foresight
+from envs.reward import step_reward
 from envs.scoring import PlanScorer
 from envs.standard_scores import NORMALISER, StandardScores
-from envs.yardstick import RELIEF_IMAGES, Shaping, Yardstick, Yardsticks
+from envs.yardstick import RELIEF_IMAGES, ExpectedLosses, Yardstick, Yardsticks
 from pruning.apply import DEFAULT_METHOD, Method
 from pruning.calibration import CalibrationInputs, real_images
 from pruning.cost import Widths, widths_plan
@@ -123,7 +124,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             limits: the largest static and runtime ratio of a group.
             goal: what the reward on images is made of, see `ImageJudge`.
             actions: "centred" on the budget, or "raw" as in AMC: the ratio itself, under an upper wall only.
-            dense_reward: reward each step by the loss foreseen for its group, see `Shaping`.
+            dense_reward: reward each step by the loss expected of its group, see `ExpectedLosses`.
             first_images: score plans on so many first, and only promising ones on all, see `ImageJudge`.
             drawn_images: score each plan on so many of the reward images, drawn for it, and only uniform
                 pruning on all, see `DrawnImagesJudge`.
@@ -155,7 +156,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             self._judge_by_images(reward, validation, self._image_judge(goal, first_images, drawn_images))
         else:
             self._judge_by(score, reward, first_images or drawn_images)
-        self._shaping = Shaping(self.network) if dense_reward else None
+        self._expected = ExpectedLosses(self.network)
+        self._dense_reward = dense_reward
         self.set_budget(budget if isinstance(budget, (Budget, BudgetRange)) else Budget(budget))
         self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
         self.observation_space = spaces.Box(
@@ -187,7 +189,9 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         info: dict[str, Any] = {"group": group.name}
         if self._step == len(self.group_names):  # all decided: a true end, not a time limit
             result = info["episode_result"] = self._results.of(
-                self._widths(), uniform=self._yardstick.uniform
+                self._widths(),
+                uniform=self._yardstick.uniform,
+                expected=self._expected.of_plan(self._executed, self._yardstick),
             )
             return self._observe(), reward + result["reward"]["total"] - self._given, True, False, info
         self._even_ratio = self._even_ratio_now()
@@ -202,7 +206,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     def imagined(self, foresee: Foresight) -> LayerPruningEnv:
         """Return a twin on the same network, whose episodes end with what is foreseen for a plan.
 
-        Foreseen is the share of what uniform pruning loses, which alone is carried out, once within a budget.
+        Uniform pruning alone is carried out, once within a budget; foreseen are shares of what it loses.
         """
         twin = copy.copy(self)
         twin._np_random = None  # it draws budgets of its own
@@ -252,7 +256,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         Raises:
             PlanError: the plan asks for what the network cannot do.
         """
-        return self._results.of(self._results.widths(plan), uniform=self._yardstick.uniform, fully=True)
+        return self._results.in_full(self._results.widths(plan), uniform=self._yardstick.uniform)
 
     def shares(self, plan: PlainPlan) -> dict[str, float]:
         """Return the shares of the dense network that a plan leaves, by each measure that has a price."""
@@ -354,9 +358,9 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
 
     def _shaped(self) -> float:
         """Return the dense reward for the group just decided, to be taken back at the end."""
-        if self._shaping is None:
+        if not self._dense_reward:
             return 0.0
-        given = self._shaping.of(self._step, int(self._kept[self._step]), self._yardstick)
+        given = step_reward(self._expected.of(self._step, int(self._kept[self._step]), self._yardstick))
         self._given += given
         return given
 

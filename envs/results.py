@@ -12,8 +12,9 @@ from pruning.cost import Widths, plan_widths, widths_plan
 from pruning.plan import PruningPlan
 from pruning.prunable import PrunableNetwork
 
-# from a plan, plain data, its loss as a share of what uniform pruning loses
-Foresight: TypeAlias = Callable[[Mapping[str, Mapping[str, float]]], float]
+# from a plan, plain data, and the share of what uniform pruning loses that is expected of it (see
+# `ExpectedLosses`), the share that it loses
+Foresight: TypeAlias = Callable[[Mapping[str, Mapping[str, float]], float], float]
 
 
 class EpisodeResults:
@@ -33,18 +34,24 @@ class EpisodeResults:
         """Compare the plans to come among themselves alone, as where the budget changes."""
         self._least_share = math.inf  # of the results so far that are no estimates
 
-    def of(self, widths: Widths, *, uniform: Widths, fully: bool = False) -> dict[str, Any]:
+    def of(self, widths: Widths, *, uniform: Widths, expected: float) -> dict[str, Any]:
         """Return the `episode_result` of a plan, see `LayerPruningEnv`.
 
         Args:
             widths: the plan's unit counts.
             uniform: those of the uniform plan within the same budget.
-            fully: on all reward images, however little the plan promises.
+            expected: the share of that one's loss that the plan is expected to lose.
         """
-        reference = self._scorer.score(uniform, on_all=True).loss
+        reference = self._reference(uniform)
         # as a share: the loss itself is always larger within a tighter budget
-        to_beat = math.inf if fully else self._least_share * max(reference, LEAST_REFERENCE)
-        terms = RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference)
+        to_beat = self._least_share * max(reference, LEAST_REFERENCE)
+        terms = RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference, expected)
+        self._note(terms)
+        return self._result(widths, self._plan(widths), terms)
+
+    def in_full(self, widths: Widths, *, uniform: Widths) -> dict[str, Any]:
+        """Return the `episode_result` of a plan that no episode decided, never an estimate."""
+        terms = RewardTerms(self._scorer.score(widths), self._reference(uniform))
         self._note(terms)
         return self._result(widths, self._plan(widths), terms)
 
@@ -66,6 +73,9 @@ class EpisodeResults:
     def foreseen(self, foresee: Foresight) -> ForeseenResults:
         """Return results of plans that nobody carries out, beside these."""
         return ForeseenResults(self._network, self._scorer, foresee)
+
+    def _reference(self, uniform: Widths) -> float:
+        return self._scorer.score(uniform, on_all=True).loss
 
     def _plan(self, widths: Widths) -> dict[str, dict[str, float]]:
         return widths_plan(self._network.graph, widths).to_dict()
@@ -93,16 +103,15 @@ class ForeseenResults(EpisodeResults):
     Args:
         network: whose plans.
         scorer: measures uniform plans.
-        foresee: what any other plan loses, as a share of that.
+        foresee: what any other plan loses.
     """
 
     def __init__(self, network: PrunableNetwork, scorer: PlanScorer, foresee: Foresight) -> None:
         super().__init__(network, scorer)
         self._foresee = foresee
 
-    def of(self, widths: Widths, *, uniform: Widths, fully: bool = False) -> dict[str, Any]:
+    def of(self, widths: Widths, *, uniform: Widths, expected: float) -> dict[str, Any]:
         """Return the `episode_result` that a plan is foreseen to have."""
-        plan = self._plan(widths)
-        reference = self._scorer.score(uniform, on_all=True).loss
-        score = Score(self._foresee(plan) * max(reference, LEAST_REFERENCE), estimated=True)
-        return self._result(widths, plan, RewardTerms(score, reference))
+        plan, reference = self._plan(widths), self._reference(uniform)
+        score = Score(self._foresee(plan, expected) * max(reference, LEAST_REFERENCE), estimated=True)
+        return self._result(widths, plan, RewardTerms(score, reference, expected))

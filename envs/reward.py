@@ -9,6 +9,7 @@ from typing import Any
 
 UNIFORM_TOTAL = math.exp(-1.0)  # the reward of the uniform plan
 LEAST_REFERENCE = 1e-3  # below it uniform pruning does no harm, and shares of its loss are noise
+DENSE_SCALE = 0.4  # the slope of exp(-x) where a plan is as good as uniform
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class RewardTerms:
 
     score: Score
     reference: float  # the loss of the uniform plan within the same budget
+    expected: float | None = None  # the share of it that the plan was expected to lose, see `ExpectedLosses`
 
     @property
     def share(self) -> float:
@@ -53,4 +55,14 @@ class RewardTerms:
     def to_dict(self) -> dict[str, float]:
         """Return the parts and their total as plain data."""
         parts = {name: float(value) for name, value in asdict(self.score).items() if value is not None}
-        return {**parts, "reference": self.reference, "total": self.total}
+        expected = {} if self.expected is None else {"expected": self.expected}
+        return {**parts, "reference": self.reference, **expected, "total": self.total}
+
+
+def step_reward(expected: float) -> float:
+    """Return the dense reward, in [-DENSE_SCALE, 0], for a group of which this share of the loss is expected.
+
+    The environment takes the sum back at the end of the episode, so that no policy gains or loses by it; it
+    only says sooner which step did what.
+    """
+    return -DENSE_SCALE * min(1.0, expected)

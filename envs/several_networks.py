@@ -69,7 +69,7 @@ class SeveralNetworksEnv(gym.Env[Observation, Action]):
         """Return a twin whose episodes end with what is foreseen for a plan, see LayerPruningEnv."""
 
         def of(name: str) -> Foresight:
-            return lambda plan: foresee(_named(name, plan))
+            return lambda plan, expected: foresee(_named(name, plan), expected)
 
         return SeveralNetworksEnv({name: env.imagined(of(name)) for name, env in self.envs.items()})
 

@@ -17,7 +17,6 @@ from pruning.prunable import CURVE_RATIOS, PrunableNetwork
 
 RELIEF_IMAGES = 128  # a group's share of a loss needs fewer than the loss itself
 LEAST_RELIEF = 0.01  # what is measured below it is noise
-SCALE = 0.4  # of the dense reward: the slope of exp(-x) where a plan is as good as uniform
 
 
 class Yardstick:
@@ -71,12 +70,12 @@ class Yardsticks:
         return self._scorer.score(Widths(kept, kept)).loss
 
 
-class Shaping:
-    """The loss foreseen for one group, as a reward for the step that decides it.
+class ExpectedLosses:
+    """What plans are expected to lose before one was carried out, as shares of what uniform pruning loses.
 
-    Its relief, times how much more its readers lose by the error curve than in the uniform plan: as a share
-    of what uniform pruning loses altogether, as the reward itself is. The environment takes the sum back at
-    the end of the episode, so that no policy gains or loses by it; it only says sooner which step did what.
+    Of a group it is its relief, times how much more its readers lose by the error curve than in the uniform
+    plan. *Measured*, over the first 20 plans of seven searches on ResNet-20: rank correlation of the sum with
+    the loss 0.2 to 0.8.
     """
 
     def __init__(self, network: PrunableNetwork) -> None:
@@ -84,11 +83,15 @@ class Shaping:
         self._curves = [np.array([0.0, *curve, 1.0]) for curve in network.error_curves]
         self._ratios = np.array([0.0, *CURVE_RATIOS, 1.0])
 
-    def of(self, group: int, kept: int, yardstick: Yardstick) -> float:
-        """Return the reward, in [-SCALE, 0], for keeping so many units of a group."""
-        here = self._loss(group, kept)
+    def of(self, group: int, units: int, yardstick: Yardstick) -> float:
+        """Return the share expected of a group of which so many units are left."""
+        here = self._loss(group, units)
         usual = max(self._loss(group, int(yardstick.uniform.kept[group])), 1e-6)
-        return -SCALE * min(1.0, max(LEAST_RELIEF, float(yardstick.relief[group])) * here / usual)
+        return max(LEAST_RELIEF, float(yardstick.relief[group])) * here / usual
 
-    def _loss(self, group: int, kept: int) -> float:
-        return float(np.interp(1.0 - kept / self._units[group], self._ratios, self._curves[group]))
+    def of_plan(self, units: Counts, yardstick: Yardstick) -> float:
+        """Return the share expected of a plan that leaves so many units of each group, [groups]."""
+        return sum(self.of(group, int(left), yardstick) for group, left in enumerate(units))
+
+    def _loss(self, group: int, units: int) -> float:
+        return float(np.interp(1.0 - units / self._units[group], self._ratios, self._curves[group]))

@@ -99,7 +99,7 @@ class ToyPruning(gym.Env):
         return self._result(plan, float(((np.array(actions) - self.best_actions) ** 2).mean()))
 
     def _result(self, plan: Any, loss: float) -> dict[str, Any]:
-        reward = {"loss": loss, "reference": 0.5, "bonus": 0.25, "total": 1.25 - loss}
+        reward = {"loss": loss, "reference": 0.5, "expected": 1.0, "bonus": 0.25, "total": 1.25 - loss}
         accuracy = 1.0 - loss if self.accuracy else None
         return {"plan": plan, "reward": reward, "accuracy": accuracy, "macs": 0.5, "params": 0.4}
 
@@ -110,7 +110,7 @@ class ImaginedToy(ToyPruning):
         self._foresee = foresee
 
     def _evaluate(self) -> dict[str, Any]:
-        return self._result(self._plan(), 0.5 * self._foresee(self._plan()))
+        return self._result(self._plan(), 0.5 * self._foresee(self._plan(), 1.0))
 
 
 @pytest.fixture

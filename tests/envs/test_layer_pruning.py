@@ -405,6 +405,7 @@ def test_a_plan_is_evaluated_as_it_is_carried_out(small_env, round_to):
 def test_evaluating_a_plan_is_an_episode_that_ends_with_it(small_env):
     env = small_env("projected")
     result = result_of(env, random_actions(env))
+    del result["reward"]["expected"]  # before it was carried out, which here it is at once
     assert small_env("projected").evaluate(result["plan"]) == result
     with pytest.raises(UnknownNameError, match="no channel group named 'conv7'"):
         env.evaluate({"conv7": {"static_ratio": 0.5}})
@@ -464,13 +465,13 @@ class TestImagined:
     def test_its_episodes_end_with_what_is_foreseen(self, small_env):
         env, asked = small_env("projected"), []
 
-        def foresee(plan):
-            asked.append(plan)
+        def foresee(plan, expected):
+            asked.append((plan, expected))
             return 0.25
 
         actions = random_actions(env)
         real, imagined = result_of(env, actions), result_of(env.imagined(foresee), actions)
-        assert asked == [imagined["plan"]]
+        assert asked == [(imagined["plan"], real["reward"]["expected"])]
         assert imagined["plan"] == real["plan"]
         assert (imagined["macs"], imagined["params"]) == (real["macs"], real["params"])
         assert imagined["reward"]["reference"] == real["reward"]["reference"]
@@ -487,7 +488,7 @@ class TestImagined:
         )
         env.reset()  # measures what it observes
         carried_out.clear()
-        twins = [env.imagined(lambda plan: 0.1) for _ in range(2)]
+        twins = [env.imagined(lambda plan, expected: 0.1) for _ in range(2)]
         for twin in (*twins, *twins):
             result_of(twin, random_actions(env))
         assert carried_out == [env.allocation("uniform")]
@@ -498,7 +499,7 @@ class TestImagined:
         env.reset(seed=0)
         env.step(np.zeros(2, np.float32))
         before, state = env.render(), env.episode_state()
-        twin = env.imagined(lambda plan: 0.1)
+        twin = env.imagined(lambda plan, expected: 0.1)
         observations = [twin.reset()[0] for _ in range(12)]
         assert len({observation.tobytes() for observation in observations}) > 1  # of several budgets
         result_of(twin, random_actions(env))

@@ -51,8 +51,8 @@ def in_full(results):
     return [one for one in results if not one["reward"]["estimated"]]
 
 
-def without_first_loss(result):
-    return {**result, "reward": {k: v for k, v in result["reward"].items() if k != "first_loss"}}
+def without(part, result):
+    return {**result, "reward": {k: v for k, v in result["reward"].items() if k != part}}
 
 
 def totals(results):
@@ -106,7 +106,7 @@ def test_what_is_scored_in_full_is_scored_as_in_one_stage_and_estimates_come_nea
         if mine["reward"]["estimated"]:
             assert mine["reward"]["divergence"] == pytest.approx(theirs["reward"]["divergence"], rel=0.5)
         else:
-            assert without_first_loss(mine) == theirs
+            assert without("first_loss", mine) == theirs
 
 
 def test_the_first_loss_is_that_of_the_first_images():
@@ -125,8 +125,8 @@ def test_an_evaluation_is_never_an_estimate():
     guess = estimated(results)[-1]
     found = env.evaluate(guess["plan"])
     number = results.index(guess)
-    assert without_first_loss(found) == played(None)[number]
-    assert episodes(env)[number] == found  # what is known in full stays so
+    assert without("first_loss", found) == without("expected", played(None)[number])
+    assert without("expected", episodes(env)[number]) == found  # what is known in full stays so
 
 
 def test_the_first_plan_within_another_budget_is_scored_in_full():

@@ -176,7 +176,7 @@ class TestLearning:
 
 def test_imagined_episodes_take_turns_and_foresee_by_full_names(pair):
     asked = []
-    twin = pair.imagined(lambda plan: asked.append(plan) or 0.1)
+    twin = pair.imagined(lambda plan, expected: asked.append(plan) or 0.1)
     for turn in range(3):
         infos = play(twin, wish=0.3, **({} if turn else {"seed": 0}))[2]
         real = play(pair, wish=0.3, **({} if turn else {"seed": 0}))[2]

@@ -122,3 +122,32 @@ def test_a_dense_reward_by_hand():
     env.reset()
     env.set_budget(Budget({"macs": 1.0}))
     assert env.step(np.array([0.0, -1.0], dtype=np.float32))[1] == 0.0
+
+
+def test_of_uniform_pruning_the_reliefs_are_expected():
+    env = make_small_env("padded")
+    _, result = episode_of(env, np.zeros((len(env.group_names), 2)))
+    whole = [one["static_ratio"] == 0 for one in env.allocation("uniform").values()]
+    shares = [0.0 if w else max(0.01, relief) for w, relief in zip(whole, relief_of(env), strict=True)]
+    assert result["reward"]["expected"] == pytest.approx(sum(shares))
+
+
+def test_what_is_expected_by_hand():
+    """Of a group whose units are skipped as much as if they were removed."""
+    env = make_small_env("plain", budget={"macs": 0.5})
+    facts = env.facts()
+    _, result = episode_of(env, [[0.5, -0.4], [-1.0, 0.3]])
+    shares = []
+    for fact, (name, decision) in zip(facts, result["plan"].items(), strict=True):
+        gone = 1 - (1 - decision["static_ratio"]) * (1 - decision["runtime_ratio"])
+        even = env.allocation("uniform")[name]["static_ratio"]
+        here, usual = np.interp([gone, even], [0, 0.25, 0.5, 0.75, 1], [0, *fact["errors"], 1])
+        shares.append(max(0.01, fact["relief"]) * here / usual)
+    assert any(decision["runtime_ratio"] > 0 for decision in result["plan"].values())
+    assert result["reward"]["expected"] == pytest.approx(sum(shares))
+
+
+def test_of_a_plan_that_no_episode_decided_nothing_is_expected(monkeypatch):
+    env = make_small_env("plain")
+    monkeypatch.setattr("envs.yardstick.Yardsticks._relief", None)  # which costs evaluations
+    assert "expected" not in env.evaluate(env.allocation("uniform"))["reward"]
