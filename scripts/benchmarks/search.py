@@ -32,7 +32,7 @@ MARKS = (100, 200, 400)  # evaluations
 ALL_IMAGES = sys.maxsize  # to draw
 CONTINUED = f"{DEFAULT_ALGORITHM} from builtin"  # the policy that ships with the package
 ALL = ("uniform", "sensitivity", *SEARCHES, "amc", "ddpg", "td3", "sac", "ppo", DEFAULT_ALGORITHM, CONTINUED)
-FEW = ("uniform", "random", "cma-es", "ppo", DEFAULT_ALGORITHM, CONTINUED)
+FEW = ("uniform", "random", "cma-es", DEFAULT_ALGORITHM)
 
 
 class Cell(NamedTuple):
