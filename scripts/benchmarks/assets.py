@@ -37,7 +37,6 @@ def comparison_env(
     labelled: bool = True,
     drawn_images: int | None = None,
     actions: ActionMode = "centred",
-    dense_reward: bool = False,
 ) -> tuple[LayerPruningEnv, Images]:
     """Return the environment in which methods are compared, and the test images.
 
@@ -56,7 +55,6 @@ def comparison_env(
         limits=Limits(runtime=0.0),
         only=only,
         actions=actions,
-        dense_reward=dense_reward,
         seed=seed,
         **drawn,
     )
