@@ -17,6 +17,7 @@ from pruning.prunable import CURVE_RATIOS, PrunableNetwork
 
 RELIEF_IMAGES = 128  # a group's share of a loss needs fewer than the loss itself
 LEAST_RELIEF = 0.01  # what is measured below it is noise
+LEAST_ERROR = 1e-3  # of a group's readers; where uniform pruning does less harm, no multiple of it says much
 
 
 class Yardstick:
@@ -86,7 +87,7 @@ class ExpectedLosses:
     def of(self, group: int, units: int, yardstick: Yardstick) -> float:
         """Return the share expected of a group of which so many units are left."""
         here = self._loss(group, units)
-        usual = max(self._loss(group, int(yardstick.uniform.kept[group])), 1e-6)
+        usual = max(self._loss(group, int(yardstick.uniform.kept[group])), LEAST_ERROR)
         return max(LEAST_RELIEF, float(yardstick.relief[group])) * here / usual
 
     def of_plan(self, units: Counts, yardstick: Yardstick) -> float:

@@ -151,3 +151,9 @@ def test_of_a_plan_that_no_episode_decided_nothing_is_expected(monkeypatch):
     env = make_small_env("plain")
     monkeypatch.setattr("envs.yardstick.Yardsticks._relief", None)  # which costs evaluations
     assert "expected" not in env.evaluate(env.allocation("uniform"))["reward"]
+
+
+def test_where_uniform_pruning_does_no_harm_what_is_expected_stays_within_reason():
+    env = make_small_env("plain", actions="raw", budget={"macs": 1.0})
+    _, result = episode_of(env, np.full((len(env.group_names), 2), 0.9))
+    assert 0.1 < result["reward"]["expected"] <= 10 * len(env.group_names)
