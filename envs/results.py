@@ -45,15 +45,15 @@ class EpisodeResults:
         reference = self._reference(uniform)
         # as a share: the loss itself is always larger within a tighter budget
         to_beat = self._least_share * max(reference, LEAST_REFERENCE)
-        terms = RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference, expected)
-        self._note(terms)
-        return self._result(widths, self._plan(widths), terms)
+        score = self._scorer.score(widths, to_beat=to_beat)
+        return self._noted(widths, RewardTerms(score, reference, expected))
 
     def in_full(self, widths: Widths, *, uniform: Widths) -> dict[str, Any]:
         """Return the `episode_result` of a plan that no episode decided, never an estimate."""
-        terms = RewardTerms(self._scorer.score(widths), self._reference(uniform))
-        self._note(terms)
-        return self._result(widths, self._plan(widths), terms)
+        reference = self._reference(
+            uniform
+        )  # first: the plan may be the uniform one, to be met by all images
+        return self._noted(widths, RewardTerms(self._scorer.score(widths), reference))
 
     def remember(self, result: Mapping[str, Any]) -> None:
         """Take an `episode_result` as known, from an earlier run of the same task."""
@@ -73,6 +73,10 @@ class EpisodeResults:
     def foreseen(self, foresee: Foresight) -> ForeseenResults:
         """Return results of plans that nobody carries out, beside these."""
         return ForeseenResults(self._network, self._scorer, foresee)
+
+    def _noted(self, widths: Widths, terms: RewardTerms) -> dict[str, Any]:
+        self._note(terms)
+        return self._result(widths, self._plan(widths), terms)
 
     def _reference(self, uniform: Widths) -> float:
         return self._scorer.score(uniform, on_all=True).loss

@@ -124,7 +124,7 @@ def _train_for_one(out: Path, args: argparse.Namespace, budget: Budget) -> None:
     """Find a plan for one network within one budget."""
     task = options.task_of(args, budget)
     env = options.env_of(task, args, **options.reward_settings(args))
-    initial_policy(env, args)  # refused before a run begins
+    policy = initial_policy(env, args)  # refused before a run begins
     if not args.resume:
         open_run(out, run_config(args), overwrite=args.overwrite)
     even = EpisodeResult.from_dict(env.evaluate(env.allocation("uniform")))
@@ -146,7 +146,7 @@ def _train_for_one(out: Path, args: argparse.Namespace, budget: Budget) -> None:
             chosen[name] = _baseline(env, name, args, log)
     name = "learned" if isinstance(found, LearningResult) else args.algo
     candidates = {"final": found.final, "best": found.best}
-    if policy := initial_policy(own, args):
+    if policy is not None:
         candidates["initial"] = run_episode(own, deterministic(policy.build(own)))
     chosen[name] = choose_on_validation(env, list(candidates.values()))
     if isinstance(found, LearningResult):

@@ -208,3 +208,10 @@ def test_uniform_pruning_is_measured_on_all_images_within_each_budget():
     assert len(set(references)) > 3
     expected = [one["reward"]["reference"] for one in played(None, "a range")[:20]]
     assert references == pytest.approx(expected, rel=1e-5)
+
+
+def test_uniform_pruning_evaluated_by_itself_is_measured_on_all_images():
+    env, whole = drawn_env(), make_env()
+    even = env.evaluate(env.allocation("uniform"))
+    assert even["accuracy"] == whole.evaluate(whole.allocation("uniform"))["accuracy"]
+    assert even["reward"]["loss"] == even["reward"]["reference"]
