@@ -85,7 +85,7 @@ def _run(args: argparse.Namespace, cell: str, method: str, seed: str) -> dict[st
         labelled=what.labelled,
     )
     env, test = make(actions=ALGORITHMS[method].actions if method in ALGORITHMS else "centred")
-    judge, _ = make(drawn_images=ALL_IMAGES if what.labelled else None)  # by more than one draw
+    judge, _ = make(drawn_images=ALL_IMAGES)  # by more than one draw
     episodes = args.episodes or MARKS[-1]
     answers = _answers(env, method, int(seed), episodes)
     rows = {}

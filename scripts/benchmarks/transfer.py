@@ -50,7 +50,6 @@ AVERAGED = ("ResNet-20", "digits and ResNet-32")  # of both seeds, for the polic
 SCOPES: Mapping[str, tuple[str, ...]] = {"block-inner": ("*.conv1",), "whole": ()}
 TARGET = "cifar_resnet56"
 EPISODES, SEEDS = 600, 2  # to learn a policy for reuse
-DRAWN_IMAGES = 256  # so that all takes a few hours
 FURTHER, SCRATCH = (20, 50, 100), (50, 100, 200)  # evaluations on the target
 ZERO_SHOT = "0"
 MEAN = "mean of four, which ships"
@@ -84,14 +83,7 @@ def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, s
     """Learn one policy on a source's networks, on inner channels and on all, and keep it in `folder`."""
     what = SOURCES[source]
     envs = {
-        f"{network} {scope}": comparison_env(
-            network,
-            args,
-            budget=what.budget,
-            only=only,
-            seed=int(seed),
-            drawn_images=DRAWN_IMAGES,
-        )[0]
+        f"{network} {scope}": comparison_env(network, args, budget=what.budget, only=only, seed=int(seed))[0]
         for network in what.networks
         for scope, only in SCOPES.items()
     }
@@ -125,9 +117,7 @@ def _run(
     args: argparse.Namespace, folder: Path, scope: str, origin: str, evaluations: str, seed: str
 ) -> dict[str, Any]:
     """Return the test accuracy on the target after so many evaluations there."""
-    env, test = comparison_env(
-        TARGET, args, budget=HALF, only=SCOPES[scope], seed=int(seed), drawn_images=DRAWN_IMAGES
-    )
+    env, test = comparison_env(TARGET, args, budget=HALF, only=SCOPES[scope], seed=int(seed))
     place = folder / (MEAN if origin == MEAN else f"{origin} {seed}")
     policy = load_policy(place, env) if origin in (*SOURCES, MEAN) else None
     candidates = []

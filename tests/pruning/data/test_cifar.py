@@ -122,13 +122,21 @@ def archive(files, tmp_path, monkeypatch):
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / dataset.base_folder, dataset.base_folder)
     monkeypatch.setattr(dataset, "tgz_md5", md5(archive))
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=archive.parent)) as server:
+    with SilentServer(("127.0.0.1", 0), partial(Silent, directory=archive.parent)) as server:
         monkeypatch.setattr(dataset, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield archive
         server.shutdown()
         thread.join()
+
+
+class SilentServer(ThreadingHTTPServer):
+    """Takes it calmly when a client hangs up, as torchvision does after looking where a URL leads."""
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Silent(SimpleHTTPRequestHandler):
