@@ -167,7 +167,9 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
 def fitting_hyperparameters(
     policy: Policy, algorithm: str, hyperparameters: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return hyper-parameters with the layer widths of a policy to go on from.
+    """Return hyper-parameters with the layer widths of a policy to go on from, unless it is linear.
+
+    What learned on several networks is linear, what goes on need not be; policies of PPO can be imitated.
 
     Raises:
         PolicyError: the policy is of another algorithm.
@@ -178,8 +180,10 @@ def fitting_hyperparameters(
         raise PolicyError(
             f"{policy.folder} is a policy of {made_by}, not of {algorithm}; use --algo {' or '.join(takers)}"
         )
-    kwargs = {**hyperparameters["policy_kwargs"], "net_arch": policy.description["shape"]["net_arch"]}
-    return {**hyperparameters, "policy_kwargs": kwargs}
+    widths = policy.description["shape"]["net_arch"]
+    if made_by == "ppo" and not widths:
+        return dict(hyperparameters)
+    return {**hyperparameters, "policy_kwargs": {**hyperparameters["policy_kwargs"], "net_arch": widths}}
 
 
 def _leave_gates_out_(tensors: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, Rounds, with_overrides
@@ -20,7 +21,8 @@ from agents.dyna_ppo import DynaPPO
 from agents.episode_log import EpisodeLog
 from agents.errors import CheckpointError
 from agents.history import EpisodeHistory
-from agents.interface import EpisodicEnvironment, GymEnv, episodic_environment, observation_schema
+from agents.imitation import imitate_
+from agents.interface import GymEnv, episodic_environment, observation_schema
 from agents.parallel import vectorized
 from agents.policies import Policy, fitting_hyperparameters
 from agents.progress import EpisodeBar
@@ -105,10 +107,10 @@ def learn(
     spec, overrides = ALGORITHMS[algorithm], hyperparameters or {}
     settings = with_overrides(spec, overrides)
     environment = episodic_environment(env)
+    if environment.networks > 1 and issubclass(spec.model_class, PPO):
+        settings = with_overrides(spec, {**FOR_SEVERAL_NETWORKS, **overrides})
     if initial_policy is not None:
         settings = fitting_hyperparameters(initial_policy, algorithm, settings)
-    elif environment.networks > 1 and issubclass(spec.model_class, PPO):
-        settings = with_overrides(spec, {**FOR_SEVERAL_NETWORKS, **overrides})
     identity = {
         "algorithm": algorithm,
         "seed": seed,
@@ -132,7 +134,7 @@ def learn(
     envs = vectorized(env, n_envs=n_envs, cluster=cluster)
     try:
         rounds = Rounds(len(environment.group_names), environment.networks, n_envs)
-        run = _begin(identity, environment, envs, rounds, kept, initial_policy, device, tensorboard_log)
+        run = _begin(identity, env, envs, rounds, kept, initial_policy, device, tensorboard_log)
         listeners: list[Callable[[EpisodeResult], None]] = [on_episode] if on_episode else []
         if log is not None:  # first, so that nothing another listener does can lose the episode
             listeners.insert(0, partial(log.append, algorithm))
@@ -145,7 +147,7 @@ def learn(
 
 def _begin(
     identity: dict[str, Any],
-    environment: EpisodicEnvironment,
+    env: GymEnv,
     envs: VecEnv,
     rounds: Rounds,
     kept: Checkpoint[EpisodeHistory] | None,
@@ -154,7 +156,7 @@ def _begin(
     tensorboard_log: Path | None,
 ) -> _Run:
     """Return a run at its beginning, or as a checkpoint kept it."""
-    spec = ALGORITHMS[identity["algorithm"]]
+    spec, environment = ALGORITHMS[identity["algorithm"]], episodic_environment(env)
     if kept:
         model = kept.restore(spec.model_class, envs, device=device, tensorboard_log=tensorboard_log)
     else:
@@ -167,13 +169,24 @@ def _begin(
             tensorboard_log=tensorboard_log,
         )
         if initial_policy is not None:
-            initial_policy.load_into_(model.policy)
+            _begin_as_(model, initial_policy, env, seed=identity["seed"])
     if isinstance(model, DynaPPO):
         model.imagine_in_(environment)
     if tensorboard_log is None:
         log_nowhere_(model)
     history = kept.history if kept else EpisodeHistory(identity["groups"])
     return _Run(identity, envs, rounds, model, history)
+
+
+def _begin_as_(model: BaseAlgorithm, policy: Policy, env: GymEnv, *, seed: int) -> None:
+    """Have an untrained model decide as a policy does."""
+    if model.policy_kwargs["net_arch"] == policy.description["shape"]["net_arch"]:
+        policy.load_into_(model.policy)
+    else:
+        student, teacher = model.policy, policy.build(env)
+        assert isinstance(student, ActorCriticPolicy)
+        assert isinstance(teacher, ActorCriticPolicy)
+        imitate_(student, teacher, episodic_environment(env), seed=seed)
 
 
 def _spend(
