@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -51,6 +52,8 @@ def run_side_by_side(
 ) -> dict[str, Any]:
     """Return the record with the results of all jobs, one process per core; it is written after each.
 
+    What ends it early, Ctrl-C or a job that fails, ends all its processes at once.
+
     Args:
         record: of earlier results, nested by the parts of a job's name; a job that it holds is not run again.
         jobs: names.
@@ -62,20 +65,29 @@ def run_side_by_side(
     shown = not args.quiet and sys.stderr.isatty()
     with ProcessPoolExecutor(available_cores(), mp_context=fork, initializer=_start, initargs=(run,)) as pool:
         futures = {pool.submit(_call, job): job for job in missing}
-        for future in tqdm(as_completed(futures), total=len(futures), unit="run", disable=not shown):
-            *path, last = futures[future]
-            place = record
-            for part in path:
-                place = place.setdefault(part, {})
-            place[last] = future.result()
-            if args.out is not None:
-                write_json(args.out, record)
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), unit="run", disable=not shown):
+                _file(record, futures[future], future.result())
+                if args.out is not None:
+                    write_json(args.out, record)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()  # it has minutes of work in hand
+            raise
     return record
 
 
 def available_cores() -> int:
     """Return how many cores this process may use: fewer than there are, where it is held to some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _file(record: dict[str, Any], job: tuple[str, ...], result: Any) -> None:
+    *path, last = job
+    for part in path:
+        record = record.setdefault(part, {})
+    record[last] = result
 
 
 def _found(record: dict[str, Any], job: tuple[str, ...]) -> Any:
@@ -92,6 +104,8 @@ def _start(run: Callable[..., Any]) -> None:
     global _run
     _run = run
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the process that waits
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _call(job: tuple[str, ...]) -> Any:

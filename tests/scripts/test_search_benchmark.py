@@ -1,6 +1,8 @@
 import argparse
 import json
 import os
+import signal
+import sys
 import time
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from scripts.benchmarks import results, search, transfer
 from scripts.benchmarks.results import run_side_by_side
+from tests.scripts.killing import SERVER
 
 
 def settings(out=None):
@@ -52,6 +55,46 @@ def test_what_a_record_holds_is_not_run_again():
 def test_a_job_that_fails_is_not_passed_over():
     with pytest.raises(AssertionError, match="should not have been run"):
         run_side_by_side({}, JOBS, fail, settings())
+
+
+def test_a_job_that_fails_ends_the_others_at_once():
+    def fail_or_sleep(*names):
+        if names == JOBS[0]:
+            fail(*names)
+        time.sleep(600)
+
+    with pytest.raises(AssertionError, match="should not have been run"):
+        run_side_by_side({}, JOBS, fail_or_sleep, settings())
+
+
+def work_until_interrupted(out, held):
+    """Do one job, and others that never end; `held` is open for as long as a process of this lives."""
+
+    def sleep_after_the_first(*names):
+        return say(*names) if names == JOBS[0] else time.sleep(600)
+
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run_side_by_side({}, JOBS, sleep_after_the_first, settings(out))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@pytest.mark.parametrize("ask", [os.kill, os.killpg])  # as a supervisor does, and as Ctrl-C in a terminal
+def test_an_interruption_ends_all_at_once_and_keeps_what_was_found(tmp_path, ask):
+    alive, held = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=work_until_interrupted, args=(tmp_path / "r.json", held))
+    process.start()
+    held.close()
+    while not (tmp_path / "r.json").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    ask(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    assert alive.poll(60)  # no worker is left
+    assert list(json.loads((tmp_path / "r.json").read_text())) == ["cell"]
 
 
 class TestInterval:
