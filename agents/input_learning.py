@@ -21,7 +21,7 @@ from agents.algorithms import Algorithm, Rounds, on_policy, with_overrides
 from agents.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from agents.search import require_episodes
 from agents.side_by_side import SideBySide
-from agents.tensorboard import flatten, hide_events_from, log_nowhere_, tensorboard_formats
+from agents.tensorboard import flatten, has_curves, hide_events_from, log_nowhere_, tensorboard_formats
 
 PER_INPUT = Algorithm("per-input", PPO, on_policy)
 SAVE_EVERY = 20  # updates
@@ -140,7 +140,7 @@ def learn_per_input(
                 watch,
                 log_interval=1,
                 tb_log_name="per-input",
-                reset_num_timesteps=not history.episodes,
+                reset_num_timesteps=not (history.episodes or (resume and has_curves(model, "per-input"))),
             )
             if save is not None:
                 save(model, history=history, env=envs)
@@ -197,17 +197,21 @@ class _Watch(BaseCallback):
         self._seen: list[Mapping[str, Any]] = []  # of the inputs since the last update
 
     def _on_training_start(self) -> None:
-        if self._history.episodes:
-            for log in tensorboard_formats(self.logger):
-                hide_events_from(log.writer, self.num_timesteps + 1)
+        for log in tensorboard_formats(self.logger):
+            hide_events_from(log.writer, self.num_timesteps + 1)
         hparams = HParam(flatten(self._settings), {"input/agrees": 0.0, "input/macs": 0.0})
         self.logger.record("hparams", hparams, exclude=("stdout", "log", "json", "csv"))
 
     def _on_rollout_start(self) -> None:
+        # what the last update recorded would else wait for the next one, and be lost to a checkpoint
+        self.logger.dump(self.num_timesteps)
         # Not at a rollout's end, where Stable-Baselines3 has collected it but not learned from it yet.
         updates = len(self._history.updates)
         if self._save is not None and updates and updates % SAVE_EVERY == 0:
             self._save(self.model, history=self._history, env=self.training_env)
+
+    def _on_training_end(self) -> None:
+        self.logger.dump(self.num_timesteps)
 
     def _on_step(self) -> bool:
         infos, rewards = self.locals["infos"], self.locals["rewards"]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.utils import get_latest_run_id
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
@@ -90,13 +91,18 @@ class TensorBoardCallback(BaseCallback):
         if not formats:
             return
         self._writer = formats[0].writer
-        if self._history.episodes:
-            hide_events_from(self._writer, self._history.steps + 1)
+        hide_events_from(self._writer, self._history.steps + 1)
         hparams = HParam(flatten(self._hyperparameters), {"reward/best": 0.0})
         formats[0].write({"hparams": hparams}, {"hparams": ()})
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_rollout_start(self) -> None:
+        # what the last update recorded would else wait for the next one, and be lost to a checkpoint
+        self.logger.dump(self.num_timesteps)
+
+    _on_training_end = _on_rollout_start
 
     def _on_rollout_end(self) -> None:
         if self._history.episodes - self._drawn >= self.OVERVIEW_EVERY:
@@ -123,8 +129,13 @@ def tensorboard_formats(logger: Logger) -> list[TensorBoardOutputFormat]:
     return [entry for entry in logger.output_formats if isinstance(entry, TensorBoardOutputFormat)]
 
 
+def has_curves(model: BaseAlgorithm, name: str) -> bool:
+    """Whether a run of that name wrote into the model's TensorBoard log before."""
+    return bool(model.tensorboard_log and get_latest_run_id(model.tensorboard_log, name))
+
+
 def hide_events_from(writer: SummaryWriter, step: int) -> None:
-    """Have TensorBoard forget what the interrupted run wrote after its last checkpoint."""
+    """Have TensorBoard forget what an interrupted run wrote after its last checkpoint, if it had one."""
     assert writer.file_writer is not None
     restart = Event(step=step, session_log=SessionLog(status=SessionLog.START))
     writer.file_writer.add_event(restart)

@@ -26,9 +26,9 @@ from agents.interface import GymEnv, episodic_environment, observation_schema
 from agents.parallel import vectorized
 from agents.policies import Policy, fitting_hyperparameters
 from agents.progress import EpisodeBar
-from agents.rollout import EpisodeResult, deterministic, run_episode
+from agents.rollout import EpisodeResult, deterministic, exploring, run_episode
 from agents.search import require_episodes
-from agents.tensorboard import TensorBoardCallback, log_nowhere_
+from agents.tensorboard import TensorBoardCallback, has_curves, log_nowhere_
 
 # what a few networks teach must hold for others: a policy of PPO's kind is linear, and what they do not ask
 # for decays
@@ -80,7 +80,8 @@ def learn(
     Args:
         env: a pruning environment, of one network or of several.
         algorithm: a name in `ALGORITHMS`.
-        episodes: how many evaluations to spend; with several environments up to one round fewer are.
+        episodes: how many evaluations to spend. Side by side, a round of episodes that these do not fill is
+            explored in one process, after learning.
         seed: of the environment, the network and the exploration.
         hyperparameters: that differ from the algorithm's own, see `with_overrides`, and from
             FOR_SEVERAL_NETWORKS.
@@ -140,7 +141,9 @@ def learn(
             listeners.insert(0, partial(log.append, algorithm))
         labels = {"algorithm": algorithm, "seed": seed, **settings}
         board = TensorBoardCallback(run.history, labels, log=log, uniform=uniform)
-        return _spend(run, env, episodes, board, listeners, progress=progress, checkpoint=checkpoint)
+        return _spend(
+            run, env, episodes, board, listeners, progress=progress, checkpoint=checkpoint, resume=resume
+        )
     finally:
         envs.close()
 
@@ -198,9 +201,10 @@ def _spend(
     *,
     progress: bool,
     checkpoint: Path | None,
+    resume: bool,
 ) -> LearningResult:
     """Spend all episodes but one on learning, the last on what was learned."""
-    # environments that step together end together, so what does not fill a round is left
+    # environments that step together end together, so what does not fill a round is left for later
     last = (episodes - 1) // run.rounds.n_envs * run.rounds.n_envs
     identity = run.identity
     with EpisodeBar(identity["algorithm"], episodes=episodes, shown=progress, history=run.history) as bar:
@@ -211,6 +215,8 @@ def _spend(
                 save_checkpoint, checkpoint, run.model, run=identity, history=run.history, env=run.envs
             )
             callbacks.append(CheckpointCallback(run.history, save))
+        # a run that ended before its first checkpoint has curves too
+        in_same_curves = run.history.episodes or (resume and has_curves(run.model, identity["algorithm"]))
         try:
             steps = last * run.rounds.steps // run.rounds.networks
             run.model.learn(
@@ -218,10 +224,12 @@ def _spend(
                 callbacks,
                 log_interval=1,
                 tb_log_name=identity["algorithm"],
-                reset_num_timesteps=not run.history.episodes,  # a resumed run goes on in the same curves
+                reset_num_timesteps=not in_same_curves,
             )
-            best = run.history.best
             # seeded: beside several processes, this one's environment has had no seed yet
+            for number in range(episodes - 1 - last):
+                counter.announce(run_episode(env, exploring(run.model), seed=identity["seed"] + number))
+            best = run.history.best
             final = run_episode(env, deterministic(run.model), seed=identity["seed"])
             counter.announce(final)
             board.write_overview()

@@ -180,7 +180,7 @@ def learn_ratios(
                 episodes=settings.episodes,
                 seed=settings.seed + number,  # or a round on the same plan would repeat the one before
                 hyperparameters=settings.hyperparameters,
-                tensorboard_log=out / "tensorboard" if out else None,
+                tensorboard_log=out / "tensorboard" / f"round-{number}" if out else None,
                 progress=progress,
                 on_update=_numbered(on_update, number),
                 checkpoint=out / "checkpoint" / f"round-{number}" if out else None,

@@ -28,7 +28,6 @@ LEARNERS = {
     "sac": ["--algo", "sac", "--hyper", "warmup_episodes=4", "--first-images", "24"],
     "cma-es": ["--algo", "cma-es"],
 }
-LATE = ("time/", "train/", "imagined/")
 ONE_LINE = "secateur: interrupted; the same command with --resume goes on\n"
 
 
@@ -44,14 +43,15 @@ def without_latency(data):
 
 
 def curves(out):
-    """Return steps and values of each curve of the latest TensorBoard run, clocks and losses left out.
-
-    What Stable-Baselines3 says of an update it writes a round later; that at the checkpoint is lost.
-    """
-    latest = max((out / "tensorboard").iterdir())
-    events = EventAccumulator(str(latest), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(LATE)]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+    """Return steps and values of each curve of each TensorBoard run, clocks left out."""
+    found = {}
+    for run in {path.parent for path in (out / "tensorboard").rglob("*tfevents*")}:
+        events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            if not tag.startswith("time/"):
+                points = [(event.step, event.value) for event in events.Scalars(tag)]
+                found[str(run.relative_to(out)), tag] = points
+    return found
 
 
 def plan_of(line):
@@ -289,6 +289,7 @@ class TestPerInput:
             resume = ["--resume"] if count > 4 else []
             running = Running(tmp_path / str(count), *command, "--out", out, *resume, hold_update=count)
             running.when(lambda count=count: len(updates(out)) == count).end(signal.SIGKILL)
+            time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
         assert secateur(*command, "--out", out, "--resume").code == 0
         check_same(out, uninterrupted())
 
