@@ -1,5 +1,6 @@
 """Learning on the toy environment: what holds for every algorithm, and for runs that are interrupted."""
 
+import json
 import multiprocessing
 import tempfile
 
@@ -322,11 +323,18 @@ class TestResume:
 
 
 class TestSeveralEnvironments:
-    @pytest.mark.parametrize(("episodes", "spent"), [(1, 1), (2, 1), (9, 9), (20, 19), (21, 21)])
-    def test_at_most_one_round_is_left(self, toy, episodes, spent):
+    @pytest.mark.parametrize("episodes", [1, 2, 9, 20, 21])
+    def test_as_many_evaluations_are_spent_as_by_one(self, toy, episodes):
         env, seen = toy(), []
         result = quick(env, episodes=episodes, n_envs=2, on_episode=seen.append)
-        assert env.measured.value == len(seen) == result.episodes == spent
+        assert env.measured.value == len(seen) == result.episodes == episodes
+
+    def test_what_does_not_fill_a_round_explores(self, toy):
+        seen = []
+        result = quick(toy(), episodes=12, n_envs=4, on_episode=seen.append)
+        plans = [json.dumps(one.plan) for one in seen]
+        assert len(set(plans)) == 12
+        assert result.best == max(seen[:-1], key=lambda one: one.total)
         assert result.final == seen[-1]
 
     def test_each_explores_differently_and_starts_from_what_is_known(self, toy):
