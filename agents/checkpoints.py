@@ -77,7 +77,7 @@ class Checkpoint(Generic[H]):
             EOFError,
             PickleError,
         ) as error:
-            raise CheckpointError(f"cannot read {self.archive}: {one_line(error)}; start afresh") from error
+            raise _damaged(self.archive, error) from error
         _restore_random(self.random, model, env)
         return model
 
@@ -140,7 +140,7 @@ def read_checkpoint(
         checkpoint = Checkpoint(folder / state["model"], history(state["history"]), state["random"])
         saved: Mapping[str, Any] = state["run"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {folder / STATE}: {one_line(error)}; start afresh") from error
+        raise _damaged(folder / STATE, error) from error
     for key, value in run.items():
         if saved.get(key) != value:
             raise CheckpointError(
@@ -148,6 +148,13 @@ def read_checkpoint(
                 "resume with what it was started with, or start afresh"
             )
     return checkpoint
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read {path}: {one_line(error)}; remove {path.parent} and resume: "
+        "it learns anew, plans on file are not evaluated again"
+    )
 
 
 def _replay_of(archive: Path) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -17,13 +18,16 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from agents.algorithms import ALGORITHMS
-from agents.errors import PolicyError, one_line
+from agents.errors import PolicyError, UnknownAlgorithmError, one_line
 from agents.interface import RUNTIME, GymEnv, episodic_environment, observation_schema
 
 POLICY_VERSION = 3
 TENSORS = "policy.safetensors"
 DESCRIPTION = "policy.json"
+NET_ARCH = "policy_kwargs.net_arch"
 SHAPE = ("net_arch", "n_critics")  # what decides the shapes of the tensors
+ACTION = {"names": ["runtime", "static"], "low": -1.0, "high": 1.0}
+LONGEST_REASON = 160  # characters of what torch says of tensors that do not fit
 BUILTIN = Path(__file__).parent / "builtin"
 
 
@@ -84,8 +88,8 @@ class Policy:
             raise self._misfit(error) from error
 
     def _misfit(self, error: Exception) -> PolicyError:
-        message = f"{self.folder}: {TENSORS} does not fit {DESCRIPTION} ({one_line(error)}); copy it anew"
-        return PolicyError(message)
+        reason = shorten(str(error), LONGEST_REASON, placeholder=" ...")
+        return PolicyError(f"{self.folder}: {TENSORS} does not fit {DESCRIPTION} ({reason}); copy it anew")
 
 
 def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: Mapping[str, Any]) -> None:
@@ -108,7 +112,7 @@ def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: 
         "version": POLICY_VERSION,
         "algorithm": family,
         "observation": observation_schema(env),
-        "action": {"names": ["runtime", "static"], "low": -1.0, "high": 1.0},
+        "action": ACTION,
         "shape": {key: model.policy_kwargs[key] for key in SHAPE if key in model.policy_kwargs},
         "learned_on": dict(learned_on),
     }
@@ -148,31 +152,56 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
         env: the environment to act in; it must observe what the policy learned from.
 
     Raises:
-        PolicyError: a file is missing or damaged, the version is unknown, or the observations differ.
-        UnknownAlgorithmError: the policy is of an algorithm that this release does not have.
+        PolicyError: a file is missing or damaged, the version or the algorithm unknown, or observations or
+            actions differ.
     """
     description = _read_description(folder / DESCRIPTION)
-    learned, observed = description["observation"], observation_schema(env)
-    if learned != observed:
-        raise PolicyError(
-            f"{folder}: the policy learned from observations {learned}, this environment gives {observed}; "
-            "train a policy with this release"
-        )
-    ALGORITHMS[str(description["algorithm"])]
+    for kind, here in (("observation", observation_schema(env)), ("action", ACTION)):
+        if description[kind] != here:
+            raise PolicyError(
+                f"{folder}: the {kind}s of the policy are not those of this environment: "
+                f"{_differences(description[kind], here)}; train a policy with this release"
+            )
+    try:
+        ALGORITHMS[str(description["algorithm"])]
+    except UnknownAlgorithmError as error:
+        raise PolicyError(f"{folder / DESCRIPTION}: {error}") from error
     policy = Policy(folder, description, _read_tensors(folder / TENSORS))
     policy.check_size()
     return policy
 
 
-def fitting_hyperparameters(
-    policy: Policy, algorithm: str, hyperparameters: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return hyper-parameters with the layer widths of a policy to go on from, unless it is linear.
+def _differences(there: Any, here: Mapping[str, Any]) -> str:
+    """Say in which entries a policy's schema and an environment's differ; of lists, what one has alone."""
+    if not isinstance(there, dict) or set(there) != set(here):
+        return f"{shorten(str(there), LONGEST_REASON)} there, entries {', '.join(here)} here"
+    found = []
+    for key in here:
+        one, other = there[key], here[key]
+        if one != other and isinstance(one, list) and isinstance(other, list):
+            alone = [name for name in one if name not in other], [name for name in other if name not in one]
+            one, other = alone if any(alone) else (one, other)
+        if one != other:
+            found.append(f"{key} {one!r} there, {other!r} here")
+    return "; ".join(found)
 
-    What learned on several networks is linear, what goes on need not be; policies of PPO can be imitated.
+
+def fitting_hyperparameters(
+    policy: Policy, algorithm: str, hyperparameters: Mapping[str, Any], *, overridden: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return hyper-parameters with the layer widths of a policy to go on from.
+
+    Policies of PPO can be imitated, so theirs need not be kept: a linear one, of several networks, takes the
+    algorithm's own, and whatever was asked for is taken.
+
+    Args:
+        policy: to go on from.
+        algorithm: that is to go on.
+        hyperparameters: its own, with what was asked for.
+        overridden: the keys that were asked for.
 
     Raises:
-        PolicyError: the policy is of another algorithm.
+        PolicyError: the policy is of another algorithm, or other widths were asked for.
     """
     made_by = policy.description["algorithm"]
     takers = [name for name, entry in ALGORITHMS.items() if made_by in (name, entry.policies)]
@@ -181,8 +210,11 @@ def fitting_hyperparameters(
             f"{policy.folder} is a policy of {made_by}, not of {algorithm}; use --algo {' or '.join(takers)}"
         )
     widths = policy.description["shape"]["net_arch"]
-    if made_by == "ppo" and not widths:
+    asked = NET_ARCH in overridden
+    if made_by == "ppo" and (asked or not widths):
         return dict(hyperparameters)
+    if asked and hyperparameters["policy_kwargs"]["net_arch"] != widths:
+        raise PolicyError(f"{policy.folder} has layers of {widths}; leave {NET_ARCH} out")
     return {**hyperparameters, "policy_kwargs": {**hyperparameters["policy_kwargs"], "net_arch": widths}}
 
 
@@ -208,7 +240,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise PolicyError(
             f"{path}: expected a policy of version {POLICY_VERSION}, got {version!r}; train it anew"
         )
-    missing = {"algorithm", "observation", "shape"} - set(description)
+    missing = {"algorithm", "observation", "action", "shape"} - set(description)
     if missing:
         raise PolicyError(f"{path}: {', '.join(sorted(missing))} missing; copy the policy anew")
     shape = description["shape"]

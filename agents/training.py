@@ -111,7 +111,7 @@ def learn(
     if environment.networks > 1 and issubclass(spec.model_class, PPO):
         settings = with_overrides(spec, {**FOR_SEVERAL_NETWORKS, **overrides})
     if initial_policy is not None:
-        settings = fitting_hyperparameters(initial_policy, algorithm, settings)
+        settings = fitting_hyperparameters(initial_policy, algorithm, settings, overridden=overrides)
     identity = {
         "algorithm": algorithm,
         "seed": seed,

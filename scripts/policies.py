@@ -22,6 +22,7 @@ from agents import (
     run_episode,
     save_policy,
 )
+from agents.algorithms import read_overrides, with_overrides
 from agents.interface import GymEnv
 from agents.policies import Policy, fitting_hyperparameters
 from envs import Budget, BudgetRange, LayerPruningEnv, SeveralNetworksEnv, Task
@@ -54,7 +55,9 @@ def initial_policy(env: GymEnv, args: argparse.Namespace) -> Policy | None:
     if args.init_policy is None:
         return None
     policy = load_policy(policy_folder(args.init_policy), env)
-    fitting_hyperparameters(policy, args.algo, ALGORITHMS[args.algo].hyperparameters)
+    overrides = read_overrides(args.hyper)
+    settings = with_overrides(ALGORITHMS[args.algo], overrides)
+    fitting_hyperparameters(policy, args.algo, settings, overridden=overrides)
     policy.build(env)  # its tensors may be of another shape than its description
     return policy
 

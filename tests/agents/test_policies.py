@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from agents.algorithms import ALGORITHMS, Rounds
 from agents.errors import AgentError, PolicyError
 from agents.parallel import vectorized
-from agents.policies import fitting_hyperparameters, load_policy, save_mean_policy, save_policy
+from agents.policies import ACTION, fitting_hyperparameters, load_policy, save_mean_policy, save_policy
 from agents.training import learn
 
 
@@ -72,6 +72,24 @@ def test_a_policy_brings_the_width_of_its_layers(env, folder):
     assert settings["policy_kwargs"]["net_arch"] == [64, 64]
 
 
+def test_layers_that_were_asked_for_are_taken_where_a_policy_can_be_imitated(env, folder, tmp_path):
+    asked = {"policy_kwargs": {"net_arch": [7], "log_std_init": -1.0}}
+    overridden = ["policy_kwargs.net_arch"]
+    assert (
+        fitting_hyperparameters(load_policy(folder, env), "ppo", asked, overridden=overridden)[
+            "policy_kwargs"
+        ]
+        == asked["policy_kwargs"]
+    )
+    (tmp_path / "sac").mkdir()
+    save_policy(untrained(env, "sac"), env, tmp_path / "sac", learned_on={})
+    policy = load_policy(tmp_path / "sac", env)
+    with pytest.raises(PolicyError, match=r"sac has layers of \[64, 64\]; leave policy_kwargs.net_arch out"):
+        fitting_hyperparameters(policy, "sac", asked, overridden=overridden)
+    same = {"policy_kwargs": {"net_arch": [64, 64]}}
+    assert fitting_hyperparameters(policy, "sac", same, overridden=overridden) == same
+
+
 def test_the_policy_of_another_algorithm_is_refused_to_go_on_from(env, folder):
     with pytest.raises(PolicyError, match="is a policy of ppo, not of sac; use --algo dyna-ppo or ppo"):
         fitting_hyperparameters(load_policy(folder, env), "sac", ALGORITHMS["sac"].hyperparameters)
@@ -79,26 +97,27 @@ def test_the_policy_of_another_algorithm_is_refused_to_go_on_from(env, folder):
 
 def test_other_observations_are_refused_and_both_schemas_named(toy, folder):
     with pytest.raises(
-        PolicyError, match=r"'is_layer4.conv'.*this environment gives .*'is_layer1.conv'\].*; train"
+        PolicyError,
+        match=r": names \['is_layer2.conv', 'is_layer3.conv', 'is_layer4.conv'\] there, \[\] here; train",
     ):
         load_policy(folder, toy(2))
 
 
 def test_the_same_features_in_another_order_are_refused(env, folder):
     env.observation_names = env.observation_names[::-1]
-    with pytest.raises(PolicyError, match="learned from observations"):
+    with pytest.raises(PolicyError, match=r"names \['noise', .*\] there, \[.*, 'noise'\] here; train"):
         load_policy(folder, env)
 
 
 def test_another_observation_version_is_refused(env, folder):
     env.observation_version = 2
-    with pytest.raises(PolicyError, match=r"'version': 1, .*'version': 2"):
+    with pytest.raises(PolicyError, match=r"environment: version 1 there, 2 here; train"):
         load_policy(folder, env)
 
 
 def test_another_normaliser_is_refused(env, folder):
     env.observation_normaliser = "ranks"
-    with pytest.raises(PolicyError, match=r"'normaliser': 'none'.*'normaliser': 'ranks'"):
+    with pytest.raises(PolicyError, match=r"environment: normaliser 'none' there, 'ranks' here; train"):
         load_policy(folder, env)
 
 
@@ -121,7 +140,11 @@ def test_a_missing_or_damaged_file_is_refused_in_one_line(env, folder, name, dam
         ({"version": 1}, "expected a policy of version 3, got 1; train it anew"),
         ({"version": 4}, "expected a policy of version 3, got 4"),
         ({"version": None}, "expected a policy of version 3, got None"),
-        ({"algorithm": "nope"}, "no algorithm named 'nope'"),
+        ({"algorithm": "nope"}, r"policy\.json: no algorithm named 'nope'"),
+        ({"action": {**ACTION, "low": -2.0}}, "the actions .*: low -2.0 there, -1.0 here; train"),
+        ({"action": {**ACTION, "names": ["static"]}}, r"names \[\] there, \['runtime'\] here"),
+        ({"action": "both"}, "both there, entries names, low, high here"),
+        ({"observation": {"names": "all"}}, "there, entries version, names, normaliser here"),
         ({"algorithm": ["ppo"]}, "no algorithm named"),
         ({"shape": [64, 64]}, "shape must hold a list of layer widths"),
         ({"shape": {}}, "shape must hold a list of layer widths"),

@@ -300,8 +300,8 @@ def see_further(record):
     ("change", "expected"),
     [
         (see_further, "moon"),
-        (lambda record: record["observation"].update(version=7), "'version': 7"),
-        (lambda record: record["observation"].update(normaliser={"mean": 0}), "'normaliser': {'mean': 0}"),
+        (lambda record: record["observation"].update(version=7), "version 7 there, 3 here"),
+        (lambda record: record["observation"].update(normaliser={"mean": 0}), "normaliser {'mean': 0} there"),
         (lambda record: record.update(algorithm="dqn"), "no algorithm named 'dqn'"),
         (
             lambda record: record.update(shape={"net_arch": [64, "x"]}),
