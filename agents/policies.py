@@ -233,7 +233,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise PolicyError(
-            f"cannot read the policy {path}: {one_line(error)}; is this a policy folder?"
+            f"cannot read the policy {path}: {one_line(error)}; name the folder of a policy, or builtin"
         ) from error
     version = description.get("version") if isinstance(description, dict) else None
     if version != POLICY_VERSION:

@@ -6,7 +6,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from scripts import options
 from scripts.cli import run_verb
 from scripts.curves import Curves
 from scripts.learning_material import DISTILLATION, LABELS, Material, material_of
-from scripts.records import METRICS, check_out, compressed_folder, open_run, run_config, show
+from scripts.records import METRICS, check_out, claimed, compressed_folder, open_run, run_config, show
 
 
 def build_parser() -> options.Parser:
@@ -97,12 +97,12 @@ def run(argv: Sequence[str]) -> None:
     args = build_parser().parse(argv)
     if args.lr is None:
         args.lr = OPTIMIZERS[args.optimizer].learning_rate
-    with launched(args.device) as processes:
-        _run(args, processes)
-
-
-def _run(args: argparse.Namespace, processes: Processes) -> None:
     source = _source(args)
+    with launched(args.device) as processes, nullcontext() if processes.number else claimed(args.out):
+        _run(args, source, processes)
+
+
+def _run(args: argparse.Namespace, source: Path, processes: Processes) -> None:
     loaded = load_compressed(source, network=args.model)
     _check(args, loaded.model)
     _complete(args, loaded)

@@ -187,9 +187,9 @@ def add_learning_flags(parser: Parser) -> None:
         "--baselines",
         nargs="*",
         choices=["sensitivity", *SEARCHES],
-        default=["random"],
         metavar="NAME",
-        help=f"to compare with, of sensitivity, {', '.join(SEARCHES)} (default random)",
+        help=f"to compare with, for one network and one budget: sensitivity, {', '.join(SEARCHES)} "
+        "(default random)",
     )
     parser.add_argument(
         "--hyper",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import hashlib
 import json
+import os
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from rich.table import Table
 from envs import Task
 from pruning.data import absolute
 from pruning.evaluation import Evaluation
-from pruning.files import read_json, write_json
+from pruning.files import cache_folder, read_json, write_json
 from pruning.plan import PruningPlan
 from pruning.saving import Manifest
 from scripts.options import UsageError, plain
@@ -43,12 +47,38 @@ COLUMNS = {
 }
 
 
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Keep this user's other processes from working in a folder for results at the same time.
+
+    One byte of a file in the cache stands for the folder. Its lock ends with this process, however that ends,
+    and is not its forks', so that what they still do hinders no resumption.
+
+    Raises:
+        UsageError: a process works there already.
+    """
+    byte = int.from_bytes(hashlib.sha256(os.fsencode(out.resolve())).digest()[:7], "big")
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cache_folder() / "in-use").open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except (BlockingIOError, PermissionError) as error:
+            raise UsageError(
+                f"another process is at work in {out}; wait for it, end it, or give another --out"
+            ) from error
+        yield
+
+
 def check_empty(out: Path, *, overwrite: bool, way_out: str = "--overwrite") -> None:
     """Refuse a folder for results that holds something already, before any work.
 
     Raises:
-        UsageError: it holds a run and `overwrite` is not given, or it holds something else.
+        UsageError: it holds a run and `overwrite` is not given, or it holds something else, or it cannot be
+            made.
     """
+    place = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UsageError(f"cannot write into {place}; give another --out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / CONFIG).is_file():
@@ -159,7 +189,9 @@ def show_rows(title: str, rows: Mapping[str, Mapping[str, Any]], *, gated: Mappi
         table.add_row(name, *cells)
     console().print(table)
     if any(gated.values()):
-        names = ", ".join(f"{name} ({count} groups)" for name, count in gated.items() if count)
+        names = ", ".join(
+            f"{name} ({count} group{'s' * (count > 1)})" for name, count in gated.items() if count
+        )
         console().print(f"* {names}: for each input, units are skipped; latency with only the others run")
 
 

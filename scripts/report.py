@@ -201,7 +201,9 @@ def _rows(record: Mapping[str, Any]) -> Iterator[str]:
         [[name + " *" * bool(gated.get(name)), *(_cell(rows, name, key) for key in keys)] for name in rows],
     )
     if any(gated.values()):
-        marked = ", ".join(f"{name} ({count} groups)" for name, count in gated.items() if count)
+        marked = ", ".join(
+            f"{name} ({count} group{'s' * (count > 1)})" for name, count in gated.items() if count
+        )
         note = f"* {marked}: for each input, units are skipped; latency with only the others run."
         yield element("p", note, style="quiet")
     if "learned_is" in record:

@@ -48,6 +48,7 @@ from scripts.records import (
     METRICS,
     check_out,
     check_source,
+    claimed,
     manifest_of,
     open_run,
     run_config,
@@ -55,6 +56,7 @@ from scripts.records import (
 )
 from scripts.report import write_pictures
 
+BASELINE = "random"  # where none is named
 MAY_DIFFER = ("episodes", "baselines")  # when a run is resumed
 CANDIDATES = {
     "final": "final policy",
@@ -99,11 +101,16 @@ def run(argv: Sequence[str]) -> None:
     options.method_of(args)
     budget = options.budget_of(args)
     out = args.out or Path("runs") / args.model.replace("/", "-")
-    check_out(out, args, may_differ=() if args.per_input else MAY_DIFFER)
-    if args.init_policy:
-        check_source(policy_folder(args.init_policy), out)
-    torch.manual_seed(args.seed)
+    if args.baselines and (args.per_input or args.also or isinstance(budget, BudgetRange)):
+        raise options.UsageError("--baselines go with one network and one budget; leave them out")
+    if args.baselines is None:
+        args.baselines = [BASELINE]
     with ExitStack() as stack:
+        stack.enter_context(claimed(out))
+        check_out(out, args, may_differ=() if args.per_input else MAY_DIFFER)
+        if args.init_policy:
+            check_source(policy_folder(args.init_policy), out)
+        torch.manual_seed(args.seed)
         if args.cluster:  # before the work begins, and once for agent and baselines
             stack.enter_context(connected(args.cluster, n_envs=args.n_envs))
         _train(out, args, budget)
@@ -249,10 +256,9 @@ def _write(
         f"{options.judged_on(args)}"
     )
     show(record, title, as_json=args.json)
-    print(
-        f"written to {out}; watch the curves with: tensorboard --logdir {out / 'tensorboard'}",
-        file=sys.stderr,
-    )
+    curves = out / "tensorboard"
+    watch = f"; watch the curves with: tensorboard --logdir {curves}" if curves.exists() else ""
+    print(f"written to {out}{watch}", file=sys.stderr)
 
 
 def verdict(rows: Mapping[str, Evaluation], name: str, *, latency: float | None = None) -> str:

@@ -67,6 +67,16 @@ def altered(path, change):
         (["train", "--algo", "cma_es"], "no algorithm named 'cma_es'. Did you mean 'cma-es'?"),
         (["train", "--baselines", "randm"], "argument --baselines: invalid choice: 'randm'"),
         (["train", "--baselines", "ppo"], "argument --baselines: invalid choice: 'ppo'"),
+        (
+            ["train", "--budget", "macs=0.3..0.8", "--baselines", "random"],
+            "--baselines go with one network and one budget; leave them out",
+        ),
+        (
+            ["train", "--also", "cifar_resnet20", "--baselines", "random"],
+            "--baselines go with one network and one budget; leave them out",
+        ),
+        (["train", "--out", "/dev/null/x"], "cannot write into /dev/null; give another --out"),
+        (["prune", "--out", "/dev/null/x"], "cannot write into /dev/null; give another --out"),
         (["train", "--n-envs", "0"], "argument --n-envs: must be 1 or more, got 0"),
         (["train", "--first-images", "0"], "argument --first-images: must be 1 or more, got 0"),
         (["train", "--hyper", "tau=0.1"], "ppo has no hyper-parameter 'tau'."),
@@ -373,8 +383,9 @@ def test_a_strangers_network_file_is_not_run_unasked(refused, compressed):
 
 def test_an_out_that_is_no_folder(refused, flags, tmp_path):
     (tmp_path / "file").touch()
-    assert "left alone" in refused("prune", *flags, "--out", tmp_path / "file")
-    assert "Not a directory" in refused("prune", *flags, "--out", tmp_path / "file" / "below")
+    line = refused("prune", *flags, "--out", tmp_path / "file")
+    assert f"cannot write into {tmp_path / 'file'}; give another --out" in line
+    assert refused("prune", *flags, "--out", tmp_path / "file" / "below") == line
 
 
 @pytest.mark.parametrize("verb", ["train", "prune", "evaluate"])

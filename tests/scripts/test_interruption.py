@@ -252,6 +252,23 @@ def uninterrupted(command, tmp_path_factory):
     return run
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_a_run_at_work_is_left_alone(secateur, flags, whole, tmp_path, flag):
+    out = tmp_path / "run"
+    command = [*flags, *LEARNERS["ppo"], "--out", out]
+    running = Running(tmp_path / "first", *command, hold=("ppo", 3)).when(lambda: len(lines(out)) == 3)
+    refused = secateur(*command, flag)
+    assert (refused.code, refused.err) == (
+        2,
+        f"secateur: another process is at work in {out}; wait for it, end it, or give another --out\n",
+    )
+    running.end(signal.SIGKILL)
+    assert len(lines(out)) == 3
+    time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
+    assert secateur(*command, "--resume").code == 0
+    check_equal(out, whole("ppo"))
+
+
 class TestPerInput:
     """Two rounds, with checkpoints after the second and fourth update and at the end of each."""
 
@@ -335,7 +352,6 @@ class TestPerInput:
         for flag, value in (
             ("--episodes", "9"),
             ("--rounds", "3"),
-            ("--baselines", "cma-es"),
             ("--seed", "1"),
         ):
             line = refused(*command, flag, value, "--out", uninterrupted(), "--resume")
