@@ -126,7 +126,9 @@ def _trained(network: NetworkSpec, weights: Path | None, images: str | None, *, 
         return model
     if trains_itself(network, images):
         return dense_digits(progress=progress)
-    raise WeightsError(f"{network.name} is untrained: name its trained weights with --weights")
+    raise WeightsError(
+        f"{network.name} is untrained: name its trained weights with --weights, or --also NAME=WEIGHTS"
+    )
 
 
 def trains_itself(network: NetworkSpec, images: str | None) -> bool:

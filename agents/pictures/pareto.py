@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from agents.episode_log import Episode
 from agents.pictures.canvas import in_percent, limits, new_axes, score_axis, styles
-from agents.pictures.scores import scores
+from agents.pictures.scores import maker, network, scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LEAST_MACS, LEAST_SCORE = 0.002, 0.02  # spans: smaller differences are not blown up to look like much
+SEVERAL_BUDGETS = 0.05  # span of MACs from which on plans are of several budgets, and far scores no accident
 LABEL_GAP = 0.055  # between labels, of the axis' height
 MARK = "#F0E442"
 PLAN = 24.0  # size of a plan's mark, in points squared
@@ -46,10 +47,10 @@ def pareto_figure(
     marked: Mapping[str, Point] | None = None,
     dense_accuracy: float | None = None,
 ) -> Figure:
-    """Draw score against MACs of every evaluated plan, coloured by who made it, the best front joined.
+    """Draw score against MACs of every evaluated plan, coloured by who made it, each network's front joined.
 
-    Plans far from all others are drawn hollow at the edge, so that they do not squeeze the others together.
-    Estimates are faint, and never on the front.
+    Plans far from all others of their budget are drawn hollow at the edge, so that they do not squeeze the
+    others together. Estimates are faint, and never on the front.
 
     Args:
         episodes: at least one.
@@ -61,21 +62,23 @@ def pareto_figure(
     marked = marked or {}
     figure, axes = new_axes(8.0, 4.8)
     named = list(marked.values())
-    axes.set_xlim(limits([macs for macs, _ in points], inside=[macs for macs, _ in named], least=LEAST_MACS))
-    full = [point for point, one in zip(points, episodes, strict=True) if not one.result.estimated]
-    best = [max(score for _, score in full)] if full else []
+    left, right = limits([macs for macs, _ in points], inside=[macs for macs, _ in named], least=LEAST_MACS)
+    axes.set_xlim(left, right)
+    full = [(point, one) for point, one in zip(points, episodes, strict=True) if not one.result.estimated]
+    best = found if right - left > SEVERAL_BUDGETS else [max(point[1] for point, _ in full)] if full else []
     axes.set_ylim(limits(found, inside=[*best, *(score for _, score in named)], least=LEAST_SCORE))
     if dense_accuracy is not None:
         _draw_dense_(axes, dense_accuracy)
     outside = _draw_points_(axes, np.array(points), episodes)
-    _draw_front_(axes, full)
+    for name in {network(one) for _, one in full}:
+        _draw_front_(axes, [point for point, one in full if network(one) == name])
     _draw_marks_(axes, marked, accuracy=accuracy)
     notes = _notes(outside, estimated=len(points) - len(full))
     axes.set_xlabel("\n".join(["MACs that remain, share of the dense network", *notes]))
     in_percent(axes.xaxis)
     score_axis(axes, accuracy=accuracy)
     on_test = "reported, on test images" if accuracy else "reported"
-    _draw_legend_(figure, [episode.by for episode in episodes], on_test if marked else None)
+    _draw_legend_(figure, [maker(episode) for episode in episodes], on_test if marked else None)
     return figure
 
 
@@ -88,7 +91,7 @@ def _notes(outside: int, *, estimated: int) -> list[str]:
 
 
 def _draw_front_(axes: Axes, points: Sequence[Point]) -> None:
-    best = np.array([points[index] for index in front(points)]).reshape(-1, 2)
+    best = np.array([points[index] for index in front(points)])
     axes.step(*best.T, where="post", color="black", linewidth=1.0, zorder=2.5)
     axes.scatter(best[:, 0], best[:, 1], s=60, facecolors="none", edgecolors="black", zorder=4)
 
@@ -100,11 +103,11 @@ def _draw_points_(axes: Axes, points: NDArray[np.float64], episodes: Sequence[Ep
     low, high = (np.array(ends) for ends in zip(axes.get_xlim(), axes.get_ylim(), strict=True))
     outside = ((points < low) | (points > high)).any(axis=1)
     macs, found = points.clip(low, high).T
-    makers = np.array([episode.by for episode in episodes])
+    makers = np.array([maker(episode) for episode in episodes])
     alpha = np.array([FAINT if episode.result.estimated else OPAQUE for episode in episodes])
-    for maker, (colour, shape) in styles(makers).items():
+    for name, (colour, shape) in styles(makers).items():
         for hollow in (False, True):
-            where = (outside == hollow) & (makers == maker)
+            where = (outside == hollow) & (makers == name)
             ink = [(*to_rgb(colour), opacity) for opacity in alpha[where]]
             axes.scatter(
                 macs[where],
@@ -170,8 +173,8 @@ def _draw_legend_(figure: Figure, makers: Sequence[str], star: str | None) -> No
     from matplotlib.lines import Line2D
 
     entries = [
-        Line2D([], [], color=style.colour, marker=style.marker, linestyle="", label=f"by {maker}")
-        for maker, style in styles(makers).items()
+        Line2D([], [], color=style.colour, marker=style.marker, linestyle="", label=f"by {name}")
+        for name, style in styles(makers).items()
     ]
     entries.append(Line2D([], [], color="black", marker="o", markerfacecolor="none", label="best front"))
     if star:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from agents.episode_log import Episode
 from agents.pictures.canvas import limits, new_axes, styles
+from agents.pictures.scores import maker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,19 +32,17 @@ def reward_curve_figure(episodes: Sequence[Episode]) -> Figure:
 
     figure, axes = new_axes(8.0, 3.6)
     rewards = [episode.result.total for episode in episodes]
-    made = {
-        maker: [one for one in episodes if one.by == maker] for maker in styles(one.by for one in episodes)
-    }
-    bests = {maker: _best_so_far(mine) for maker, mine in made.items()}
+    made = {name: [one for one in episodes if maker(one) == name] for name in styles(map(maker, episodes))}
+    bests = {name: _best_so_far(mine) for name, mine in made.items()}
     ends = [best[np.isfinite(best)][[0, -1]] for best in bests.values() if np.isfinite(best).any()]
     low, high = limits(rewards, inside=np.ravel(ends).tolist(), least=LEAST_REWARD)
-    for maker, style in styles(made).items():
-        mine = np.array([episode.result.total for episode in made[maker]])
+    for name, style in styles(made).items():
+        mine = np.array([episode.result.total for episode in made[name]])
         count = np.arange(1, len(mine) + 1)
         if len(mine) == 1:
-            axes.axhline(mine[0], color=style.colour, linewidth=1.1, linestyle=(0, (5, 4)), label=maker)
+            axes.axhline(mine[0], color=style.colour, linewidth=1.1, linestyle=(0, (5, 4)), label=name)
             continue
-        axes.step(count, bests[maker], where="post", color=style.colour, linewidth=1.8, label=maker)
+        axes.step(count, bests[name], where="post", color=style.colour, linewidth=1.8, label=name)
         axes.scatter(
             count, mine.clip(low, high), s=14, marker=style.marker, c=style.colour, alpha=0.5, linewidths=0
         )

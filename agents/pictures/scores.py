@@ -1,4 +1,4 @@
-"""What an episode is judged by in the pictures."""
+"""What an episode is judged by in the pictures, and whose it is."""
 
 from __future__ import annotations
 
@@ -17,3 +17,16 @@ def scores(episodes: Sequence[Episode]) -> tuple[list[float], bool]:
     if len(known) == len(accuracies):
         return known, True
     return [episode.result.total for episode in episodes], False
+
+
+def network(episode: Episode) -> str:
+    """Return the network that an episode's plan is of; "" where the run is of one alone.
+
+    With several, the names of groups begin with the network's, see SeveralNetworksEnv.
+    """
+    return next(iter(episode.result.plan), "").rpartition("/")[0]
+
+
+def maker(episode: Episode) -> str:
+    """Return who made the plan, and for which of several networks."""
+    return f"{episode.by}, {network(episode)}" if network(episode) else episode.by

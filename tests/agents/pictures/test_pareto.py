@@ -135,3 +135,20 @@ def test_heights_are_moved_apart_only_where_they_are_too_near():
     assert spread([0.1, 0.5, 0.9], least=0.1) == pytest.approx([0.1, 0.5, 0.9])
     assert spread([0.5, 0.5], least=0.1) == pytest.approx([0.45, 0.55])
     assert min(np.diff(spread([0.1, 0.11, 0.12, 0.13, 0.9], least=0.05))) >= 0.05 - 1e-12
+
+
+def test_each_of_several_networks_has_its_own_colour_and_front(episode):
+    small, large = ({f"{name}/conv": (0.5, 0.0)} for name in ("resnet20", "a/resnet32"))
+    judged = [(0.8, 0.5, small), (0.7, 0.4, small), (0.95, 0.41, large), (0.9, 0.39, large)]
+    figure = pareto_figure([episode(score, macs, plan=plan) for score, macs, plan in judged])
+    fronts = sorted(line.get_xydata().tolist() for line in figure.axes[0].lines)
+    assert fronts == [[[0.39, 0.9], [0.41, 0.95]], [[0.4, 0.7], [0.5, 0.8]]]
+    assert {"by ppo, resnet20", "by ppo, a/resnet32"} <= set(texts(figure))
+
+
+def test_within_a_range_of_budgets_no_plan_is_far_out(episode):
+    tight = [episode(0.2 + n / 100, 0.3) for n in range(5)]
+    figure = pareto_figure([*tight, *(episode(0.97 + n / 3000, 0.4 + n / 80) for n in range(40))])
+    low, _ = figure.axes[0].get_ylim()
+    assert low < 0.2
+    assert figure.axes[0].lines[0].get_xydata()[0].tolist() == pytest.approx([0.3, 0.24])

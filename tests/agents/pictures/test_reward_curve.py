@@ -47,3 +47,10 @@ def test_terrible_plans_do_not_squeeze_the_curve(episode):
 def test_where_a_maker_began_stays_in_view(episode):
     plans = [*(episode(0.9 + n / 1000) for n in range(40)), episode(0.2, by="uniform")]
     assert reward_curve_figure(plans).axes[0].get_ylim()[0] < -0.05
+
+
+def test_each_of_several_networks_has_a_line(episode):
+    plans = [{f"{name}/conv": (0.5, 0.0)} for name in ("one", "two")]
+    lines = reward_curve_figure([episode(0.5 + n / 10, plan=plans[n % 2]) for n in range(4)]).axes[0].lines
+    assert {line.get_label() for line in lines} == {"ppo, one", "ppo, two"}
+    assert all(len(line.get_xdata()) == 2 for line in lines)
