@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +52,24 @@ def claimed(out: Path) -> Iterator[None]:
     """Keep this user's other processes from working in a folder for results at the same time.
 
     One byte of a file in the cache stands for the folder. Its lock ends with this process, however that ends,
-    and is not its forks', so that what they still do hinders no resumption.
+    and is not its forks', so that what they still do hinders no resumption. Where the cache cannot be written
+    or takes no locks, nothing is kept apart.
 
     Raises:
         UsageError: a process works there already.
     """
     byte = int.from_bytes(hashlib.sha256(os.fsencode(out.resolve())).digest()[:7], "big")
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with (cache_folder() / "in-use").open("ab") as file:
+    with ExitStack() as stack:
         try:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((cache_folder() / "in-use").open("ab"))
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-        except (BlockingIOError, PermissionError) as error:
+        except BlockingIOError as error:
             raise UsageError(
                 f"another process is at work in {out}; wait for it, end it, or give another --out"
             ) from error
+        except OSError:
+            pass
         yield
 
 
@@ -170,6 +174,12 @@ def show(record: Mapping[str, Any], title: str, *, as_json: bool) -> None:
         print(record["verdict"])
 
 
+def gated_note(gated: Mapping[str, int]) -> str:
+    """Say what a star beside a row means, from how many groups of each row skip units."""
+    names = ", ".join(f"{name} ({count} group{'s' * (count > 1)})" for name, count in gated.items() if count)
+    return f"{names}: for each input, units are skipped; latency with only the others run"
+
+
 def show_rows(title: str, rows: Mapping[str, Mapping[str, Any]], *, gated: Mapping[str, int]) -> None:
     """Print rows of metrics; the row "dense" is what the shares are of.
 
@@ -189,10 +199,7 @@ def show_rows(title: str, rows: Mapping[str, Mapping[str, Any]], *, gated: Mappi
         table.add_row(name, *cells)
     console().print(table)
     if any(gated.values()):
-        names = ", ".join(
-            f"{name} ({count} group{'s' * (count > 1)})" for name, count in gated.items() if count
-        )
-        console().print(f"* {names}: for each input, units are skipped; latency with only the others run")
+        console().print(f"* {gated_note(gated)}")
 
 
 def console() -> Console:

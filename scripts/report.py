@@ -18,7 +18,7 @@ from pruning.files import read_json, written_whole
 from pruning.plan import PruningPlan
 from scripts import options
 from scripts.cli import run_verb
-from scripts.records import COLUMNS, CONFIG, EPISODES, INPUTS, METRICS, UPDATES
+from scripts.records import COLUMNS, CONFIG, EPISODES, INPUTS, METRICS, UPDATES, gated_note
 
 PICTURES = {  # title and caption
     "pareto": (
@@ -201,11 +201,7 @@ def _rows(record: Mapping[str, Any]) -> Iterator[str]:
         [[name + " *" * bool(gated.get(name)), *(_cell(rows, name, key) for key in keys)] for name in rows],
     )
     if any(gated.values()):
-        marked = ", ".join(
-            f"{name} ({count} group{'s' * (count > 1)})" for name, count in gated.items() if count
-        )
-        note = f"* {marked}: for each input, units are skipped; latency with only the others run."
-        yield element("p", note, style="quiet")
+        yield element("p", f"* {gated_note(gated)}.", style="quiet")
     if "learned_is" in record:
         yield element("p", f"The learned row is the {record['learned_is']}.", style="quiet")
 

@@ -70,7 +70,7 @@ def pareto_figure(
     if dense_accuracy is not None:
         _draw_dense_(axes, dense_accuracy)
     outside = _draw_points_(axes, np.array(points), episodes)
-    for name in {network(one) for _, one in full}:
+    for name in dict.fromkeys(network(one) for _, one in full):
         _draw_front_(axes, [point for point, one in full if network(one) == name])
     _draw_marks_(axes, marked, accuracy=accuracy)
     notes = _notes(outside, estimated=len(points) - len(full))

@@ -15,6 +15,7 @@ import scripts.train
 from envs import InputPruningVectorEnv
 from envs.scoring import PlanScorer
 from scripts.cli import main, run_verb
+from scripts.records import claimed
 from tests.scripts.conftest import start
 from tests.scripts.killing import Running
 
@@ -267,6 +268,13 @@ def test_a_run_at_work_is_left_alone(secateur, flags, whole, tmp_path, flag):
     time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
     assert secateur(*command, "--resume").code == 0
     check_equal(out, whole("ppo"))
+
+
+def test_a_cache_that_cannot_be_written_hinders_no_run(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "file" / "cache"))
+    with claimed(tmp_path / "run"):
+        assert not (tmp_path / "run").exists()
 
 
 class TestPerInput:
