@@ -188,9 +188,10 @@ def with_overrides(spec: Algorithm, overrides: Mapping[str, Any]) -> dict[str, A
             raise HyperparameterError(
                 f"{spec.name} has no hyper-parameter {key!r}.{nearest(key, known)} Known: {', '.join(known)}"
             )
-        if not _same_kind(place[last], value):
+        kind, fits = _kind(place[last])
+        if not fits(value):
             raise HyperparameterError(
-                f"{spec.name}: {key} must be like its default {place[last]!r}, got {value!r}"
+                f"{spec.name}: {key} must be {kind}, such as its default {place[last]!r}, got {value!r}"
             )
         place[last] = value
     return merged
@@ -204,17 +205,26 @@ def _keys(data: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{name}"
 
 
-def _same_kind(default: Any, value: Any) -> bool:
-    """Whether a value can take a default's place: a positive whole number that of one, and so on."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        return type(default) is type(value)
+def _kind(default: Any) -> tuple[str, Callable[[Any], bool]]:
+    """Return what can take a default's place, in words and as a test."""
+    if isinstance(default, list):  # of the sizes of layers
+        return (
+            "a list of whole numbers of 1 or more",
+            lambda value: isinstance(value, list) and all(_is_size(one) for one in value),
+        )
     if isinstance(default, int):
-        return isinstance(value, int) and (value > 0 or default <= 0)
-    if isinstance(default, float):
-        return isinstance(value, (int, float)) and math.isfinite(value) and (value >= 0 or default < 0)
-    if isinstance(default, list):
-        return isinstance(value, list) and all(_same_kind(default[0], one) for one in value)
-    return isinstance(value, type(default))
+        return "a whole number of 1 or more", _is_size
+    if default < 0:  # of a logarithm
+        return "a number", _is_number
+    return "a number of 0 or more", lambda value: _is_number(value) and value >= 0
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0  # True is an int too
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _number(value: Any) -> Any:

@@ -21,7 +21,13 @@ from agents.algorithms import Algorithm, Rounds, on_policy, with_overrides
 from agents.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from agents.search import require_episodes
 from agents.side_by_side import SideBySide
-from agents.tensorboard import flatten, has_curves, hide_events_from, log_nowhere_, tensorboard_formats
+from agents.tensorboard import (
+    flatten,
+    goes_on_in_curves,
+    hide_events_from,
+    log_nowhere_,
+    tensorboard_formats,
+)
 
 PER_INPUT = Algorithm("per-input", PPO, on_policy)
 SAVE_EVERY = 20  # updates
@@ -140,7 +146,7 @@ def learn_per_input(
                 watch,
                 log_interval=1,
                 tb_log_name="per-input",
-                reset_num_timesteps=not (history.episodes or (resume and has_curves(model, "per-input"))),
+                reset_num_timesteps=not goes_on_in_curves(model, "per-input", resume=resume),
             )
             if save is not None:
                 save(model, history=history, env=envs)

@@ -129,9 +129,12 @@ def tensorboard_formats(logger: Logger) -> list[TensorBoardOutputFormat]:
     return [entry for entry in logger.output_formats if isinstance(entry, TensorBoardOutputFormat)]
 
 
-def has_curves(model: BaseAlgorithm, name: str) -> bool:
-    """Whether a run of that name wrote into the model's TensorBoard log before."""
-    return bool(model.tensorboard_log and get_latest_run_id(model.tensorboard_log, name))
+def goes_on_in_curves(model: BaseAlgorithm, name: str, *, resume: bool) -> bool:
+    """Whether a model goes on in the curves of an earlier run, of which it may be a checkpoint."""
+    if model.num_timesteps > 0:
+        return True
+    # a run that ended before its first checkpoint has curves too
+    return bool(resume and model.tensorboard_log and get_latest_run_id(model.tensorboard_log, name))
 
 
 def hide_events_from(writer: SummaryWriter, step: int) -> None:

@@ -28,7 +28,7 @@ from agents.policies import Policy, fitting_hyperparameters
 from agents.progress import EpisodeBar
 from agents.rollout import EpisodeResult, deterministic, exploring, run_episode
 from agents.search import require_episodes
-from agents.tensorboard import TensorBoardCallback, has_curves, log_nowhere_
+from agents.tensorboard import TensorBoardCallback, goes_on_in_curves, log_nowhere_
 
 # what a few networks teach must hold for others: a policy of PPO's kind is linear, and what they do not ask
 # for decays
@@ -215,8 +215,6 @@ def _spend(
                 save_checkpoint, checkpoint, run.model, run=identity, history=run.history, env=run.envs
             )
             callbacks.append(CheckpointCallback(run.history, save))
-        # a run that ended before its first checkpoint has curves too
-        in_same_curves = run.history.episodes or (resume and has_curves(run.model, identity["algorithm"]))
         try:
             steps = last * run.rounds.steps // run.rounds.networks
             run.model.learn(
@@ -224,7 +222,7 @@ def _spend(
                 callbacks,
                 log_interval=1,
                 tb_log_name=identity["algorithm"],
-                reset_num_timesteps=not in_same_curves,
+                reset_num_timesteps=not goes_on_in_curves(run.model, identity["algorithm"], resume=resume),
             )
             # seeded: beside several processes, this one's environment has had no seed yet
             for number in range(episodes - 1 - last):

@@ -124,16 +124,14 @@ def _trained(network: NetworkSpec, weights: Path | None, images: str | None, *, 
         model = network.build()
         load_weights_(model, weights)
         return model
-    if trains_itself(network, images):
+    if trains_itself(network.name, images):
         return dense_digits(progress=progress)
-    raise WeightsError(
-        f"{network.name} is untrained: name its trained weights with --weights, or --also NAME=WEIGHTS"
-    )
+    raise WeightsError(f"{network.name} is untrained: name its trained weights with --weights")
 
 
-def trains_itself(network: NetworkSpec, images: str | None) -> bool:
+def trains_itself(model: str, images: str | None) -> bool:
     """Whether a network needs no file of weights: the embedded default, on its own images or on none."""
-    return network.name == "digits_resnet" and images in (None, "digits")
+    return model == "digits_resnet" and images in (None, "digits")
 
 
 @torch.inference_mode()

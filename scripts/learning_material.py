@@ -33,7 +33,7 @@ def material_of(args: argparse.Namespace, loaded: LoadedNetwork) -> Material:
     Raises:
         PruningError: images or weights are missing, damaged, or do not fit the network.
     """
-    known = args.weights is not None or trains_itself(loaded.network, args.data)
+    known = args.weights is not None or trains_itself(loaded.network.name, args.data)
     if args.learn == LABELS and not known:
         splits = options.splits_of(args, loaded.network)
         check_labels(splits, count_classes(loaded.model, loaded.network))

@@ -70,6 +70,8 @@ def _as_flags(flag: str, action: argparse.Action, value: Any) -> list[str]:
         return [flag] if value else []
     if value is None:
         return []
+    if isinstance(value, dict):
+        value = [f"{name}={one}" for name, one in value.items()]
     values = [str(one) for one in value] if isinstance(value, list) else [str(value)]
     repeats = isinstance(action, argparse._AppendAction)
     return [part for one in values for part in (flag, one)] if repeats else [flag, *values]

@@ -25,7 +25,7 @@ from agents import (
 from agents.algorithms import read_overrides, with_overrides
 from agents.interface import GymEnv
 from agents.policies import Policy, fitting_hyperparameters
-from envs import Budget, BudgetRange, LayerPruningEnv, SeveralNetworksEnv, Task
+from envs import Budget, BudgetRange, LayerPruningEnv, SeveralNetworksEnv, Task, trains_itself
 from envs.reward import UNIFORM_TOTAL
 from pruning.evaluation import Evaluation
 from pruning.files import write_json
@@ -102,11 +102,15 @@ def networks(args: argparse.Namespace) -> list[tuple[str, Path | None]]:
     """Return the networks to learn on, and their weights.
 
     Raises:
-        UsageError: one is named twice.
+        UsageError: one is named twice, or without the weights it needs.
     """
     found = [(args.model, args.weights)]
     for text in args.also:
         name, equals, weights = text.partition("=")
+        if not equals and not trains_itself(name, args.data):
+            raise options.UsageError(
+                f"{name} is untrained: name its trained weights with --also {name}=WEIGHTS"
+            )
         found.append((name, Path(weights) if equals else None))
     names = [name for name, _ in found]
     if len(set(names)) < len(names):

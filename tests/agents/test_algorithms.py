@@ -208,7 +208,9 @@ class TestOverrides:
         ],
     )
     def test_a_value_of_another_kind_is_refused(self, key, value):
-        with pytest.raises(HyperparameterError, match=rf"^ppo: {key} must be like its default .*, got "):
+        with pytest.raises(
+            HyperparameterError, match=rf"^ppo: {key} must be a .*, such as its default .*, got "
+        ):
             with_overrides(PPO, {key: value})
 
     def test_whole_numbers_do_where_a_number_is_asked_for(self):

@@ -85,13 +85,22 @@ def altered(path, change):
             ["train", "--hyper", "gamma"],
             "expected a hyper-parameter such as learning_rate=0.001, got 'gamma'",
         ),
-        (["train", "--hyper", "n_epochs=many"], "ppo: n_epochs must be like its default 20, got 'many'"),
-        (["train", "--hyper", "n_epochs=0"], "ppo: n_epochs must be like its default 20, got 0"),
+        (
+            ["train", "--hyper", "n_epochs=many"],
+            "ppo: n_epochs must be a whole number of 1 or more, such as its default 20, got 'many'",
+        ),
+        (
+            ["train", "--hyper", "n_epochs=0"],
+            "ppo: n_epochs must be a whole number of 1 or more, such as its default 20, got 0",
+        ),
         (
             ["train", "--hyper", "policy_kwargs=3"],
             "no hyper-parameter 'policy_kwargs'. Did you mean 'policy_kwargs.net_arch'?",
         ),
-        (["train", "--hyper", "policy_kwargs.net_arch=[64, x]"], "net_arch must be like its default"),
+        (
+            ["train", "--hyper", "policy_kwargs.net_arch=[64, x]"],
+            "net_arch must be a list of whole numbers of 1 or more, such as its default [64, 64]",
+        ),
         (["train", "--algo", "random", "--hyper", "gamma=1"], "random learns no policy; leave out --hyper"),
         (["train", "--algo", "cma-es", "--init-policy", "x"], "cma-es learns no policy; leave out"),
         (
@@ -346,7 +355,8 @@ def test_a_policy_to_go_on_from_is_not_overwritten(refused, material, finished_r
 
 
 def test_a_further_network_without_weights_or_with_wrong_ones(refused, flags, material):
-    assert "is untrained: name its trained weights" in refused("train", *flags, "--also", "cifar_resnet20")
+    line = refused("train", *flags, "--also", "cifar_resnet20")
+    assert "cifar_resnet20 is untrained: name its trained weights with --also cifar_resnet20=WEIGHTS" in line
     assert "there is no weights file" in refused("train", *flags, "--also", "cifar_resnet20=none.th")
     line = refused("train", *flags, "--also", f"cifar_resnet20={material.weights}")
     assert "does not fit the network" in line
@@ -425,7 +435,9 @@ def test_resuming_what_is_no_run_or_another_one(refused, material, finished_run,
         ("episodes: three", "argument --episodes: invalid"),
         ("- episodes", "must map flags to values"),
         ("episodes: [", "cannot read"),
-        ("budget: {macs: 0.5}", "expected a budget such as macs=0.5"),
+        ("budget: {macs: half}", "'macs=half'"),
+        ("episodes: {of: 3}", "argument --episodes: invalid"),
+        ("hyper: {policy_kwargs: {net_arch: [8]}}", "no hyper-parameter 'policy_kwargs'"),
         ("[" * 10**4, "cannot read"),
         ("seed: 2026-13-45", "cannot read"),
         ("\x00", "cannot read"),
@@ -467,8 +479,11 @@ class TestPerInput:
             (["--dense-reward"], "leave out --dense-reward"),
             (["--hyper", "tau=0.1"], "per-input has no hyper-parameter 'tau'."),
             (["--hyper", "price_rat=1"], "no hyper-parameter 'price_rat'. Did you mean 'price_rate'?"),
-            (["--hyper", "price_rate=-1"], "price_rate must be like its default 0.2, got -1"),
-            (["--hyper", "n_epochs=0"], "per-input: n_epochs must be like its default"),
+            (
+                ["--hyper", "price_rate=-1"],
+                "price_rate must be a number of 0 or more, such as its default 0.2, got -1",
+            ),
+            (["--hyper", "n_epochs=0"], "per-input: n_epochs must be a whole number of 1 or more"),
             (["--rounds", "0"], "argument --rounds: must be 1 or more, got 0"),
             (["--tune-epochs", "-1"], "argument --tune-epochs: must be 0 or more, got -1"),
             (["--static-ratio", "1.0"], "static_ratio must lie in [0, 1), got 1.0"),

@@ -185,13 +185,16 @@ def test_more_first_images_than_there_are_judge_as_all_of_them(secateur, materia
 
 
 def test_hyperparameters_may_come_from_a_yaml_file(secateur, material, tmp_path):
-    given = {"algo": "td3", "episodes": 5, "hyper": ["warmup_episodes=2", "tau=0.1"], "baselines": []}
+    hyper = {"warmup_episodes": 2, "tau": 1e-05, "policy_kwargs.net_arch": [8]}
+    given = {"algo": "td3", "episodes": 5, "hyper": hyper, "budget": {"macs": 0.5}, "baselines": []}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(given))
     out = tmp_path / "out"
     assert secateur("train", *material.flags, "--config", tmp_path / "c.yaml", "--out", out).code == 0
     identity = read(out / "config.json")
-    assert (identity["algo"], identity["hyper"]) == ("td3", ["warmup_episodes=2", "tau=0.1"])
-    assert read(out / "policy" / "policy.json")["algorithm"] == "td3"
+    assert (identity["algo"], identity["budget"]) == ("td3", ["macs=0.5"])
+    assert set(identity["hyper"]) == {"warmup_episodes=2", "tau=1e-05", "policy_kwargs.net_arch=[8]"}
+    policy = read(out / "policy" / "policy.json")
+    assert (policy["algorithm"], policy["shape"]["net_arch"]) == ("td3", [8])
     assert list(read(out / "metrics.json")["rows"]) == ["dense", "uniform", "learned"]
 
 
