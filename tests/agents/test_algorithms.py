@@ -66,6 +66,20 @@ class TestRounds:
         if name != "amc":  # which counts episodes
             assert model.learning_starts == 16 * 6
 
+    @pytest.mark.parametrize("name", ["sac", "td3", "ddpg"])
+    def test_every_step_returns_the_last_reward(self, env, name):
+        model = make(env, name)
+        rewards = [0.0, 0.0, 0.0, 0.7] * 2
+        for step, reward in enumerate(rewards):
+            last = reward > 0
+            state = np.full((1, *env.observation_space.shape), step, dtype=np.float32)
+            model.replay_buffer.add(
+                state, state, np.zeros((1, 2)), np.array([reward]), np.array([last]), [{}]
+            )
+        sampled = model.replay_buffer.sample(64)
+        assert sampled.rewards.numpy() == pytest.approx(0.7)
+        assert sampled.dones.numpy() == pytest.approx(1.0)  # nothing is foretold by the critic itself
+
 
 class TestDefaults:
     @pytest.mark.parametrize("name", list(ALGORITHMS))
@@ -81,6 +95,7 @@ class TestDefaults:
                 "gamma",
                 "tau",
                 "buffer_size",
+                "n_steps",
                 "n_epochs",
                 "policy_delay",
                 "gae_lambda",
