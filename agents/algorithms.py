@@ -14,6 +14,7 @@ import torch
 import yaml
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -99,7 +100,10 @@ def off_policy(hyperparameters: Settings, rounds: Rounds) -> Settings:
     if "exploration_noise" in settings:
         deviation = np.full(2, settings.pop("exploration_noise"))
         settings["action_noise"] = NormalActionNoise(np.zeros(2), deviation)
-    return {**settings, "train_freq": (rounds.steps, "step")}
+    # not the algorithm's own n_steps, of which Stable-Baselines3 warns whenever it loads the model
+    returns = {"n_steps": settings.pop("n_steps"), "gamma": settings["gamma"]}
+    replay = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": returns}
+    return {**settings, **replay, "train_freq": (rounds.steps, "step")}
 
 
 def amc(hyperparameters: Settings, rounds: Rounds) -> Settings:

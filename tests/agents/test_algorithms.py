@@ -95,7 +95,6 @@ class TestDefaults:
                 "gamma",
                 "tau",
                 "buffer_size",
-                "n_steps",
                 "n_epochs",
                 "policy_delay",
                 "gae_lambda",
