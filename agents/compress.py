@@ -9,7 +9,7 @@ from typing import Any, cast
 import gymnasium as gym
 from torch import Tensor, nn
 
-from agents.algorithms import DEFAULT_ALGORITHM
+from agents.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
 from agents.interface import GymEnv, pruning_environment
 from agents.rollout import EpisodeResult
 from agents.search import choose_on_validation
@@ -63,6 +63,7 @@ def compress(
     Example:
         small = compress(net, calibration=train, reward=held_out, budget={"macs": 0.5}).model
     """
+    settings = {"actions": ALGORITHMS[algorithm].actions, **settings}
     env = cast(
         GymEnv,
         gym.make(

@@ -32,6 +32,7 @@ class EpisodicEnvironment(Protocol):
     observation_names: tuple[str, ...]  # one per feature
     observation_version: int
     observation_normaliser: str  # what was done to the features
+    action_mode: str  # what an action's static entry is taken for, see `Algorithm.actions`
 
     @property
     def gated(self) -> tuple[bool, ...]:
@@ -84,3 +85,9 @@ def observation_schema(env: GymEnv) -> dict[str, object]:
         "names": list(pruning.observation_names),
         "normaliser": pruning.observation_normaliser,
     }
+
+
+def action_schema(env: GymEnv) -> dict[str, object]:
+    """Return names and range of an action's entries, and what they are taken for, as plain data."""
+    mode = episodic_environment(env).action_mode
+    return {"names": ["runtime", "static"], "low": -1.0, "high": 1.0, "mode": mode}

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -19,14 +19,13 @@ from torch import Tensor
 
 from agents.algorithms import ALGORITHMS
 from agents.errors import PolicyError, UnknownAlgorithmError, one_line
-from agents.interface import RUNTIME, GymEnv, episodic_environment, observation_schema
+from agents.interface import RUNTIME, GymEnv, action_schema, episodic_environment, observation_schema
 
 POLICY_VERSION = 3
 TENSORS = "policy.safetensors"
 DESCRIPTION = "policy.json"
 NET_ARCH = "policy_kwargs.net_arch"
 SHAPE = ("net_arch", "n_critics")  # what decides the shapes of the tensors
-ACTION = {"names": ["runtime", "static"], "low": -1.0, "high": 1.0}
 LONGEST_REASON = 160  # characters of what torch says of tensors that do not fit
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -112,7 +111,7 @@ def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: 
         "version": POLICY_VERSION,
         "algorithm": family,
         "observation": observation_schema(env),
-        "action": ACTION,
+        "action": action_schema(env),
         "shape": {key: model.policy_kwargs[key] for key in SHAPE if key in model.policy_kwargs},
         "learned_on": dict(learned_on),
     }
@@ -156,7 +155,7 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
             actions differ.
     """
     description = _read_description(folder / DESCRIPTION)
-    for kind, here in (("observation", observation_schema(env)), ("action", ACTION)):
+    for kind, here in (("observation", observation_schema(env)), ("action", action_schema(env))):
         if description[kind] != here:
             raise PolicyError(
                 f"{folder}: the {kind}s of the policy are not those of this environment: "
@@ -169,6 +168,16 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
     policy = Policy(folder, description, _read_tensors(folder / TENSORS))
     policy.check_size()
     return policy
+
+
+def action_mode(folder: Path) -> Literal["centred", "raw"]:
+    """Return what a saved policy's actions are to be taken for, so that an environment can be made to fit.
+
+    Raises:
+        PolicyError: the folder holds no policy of this version. Other flaws are left for `load_policy`.
+    """
+    action = _read_description(folder / DESCRIPTION)["action"]
+    return "raw" if isinstance(action, dict) and action.get("mode") == "raw" else "centred"
 
 
 def _differences(there: Any, here: Mapping[str, Any]) -> str:

@@ -150,7 +150,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         self.group_names = tuple(group.name for group in self.network.graph.prunable)
         self._limits = self._given_limits = limits
         self._latency = latency
-        self._actions: ActionMode = actions
+        self.action_mode: ActionMode = actions
         self._score = score
         if score is None:
             self._judge_by_images(reward, validation, self._image_judge(goal, first_images, drawn_images))
@@ -200,7 +200,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     @property
     def gated(self) -> tuple[bool, ...]:
         """Whether a runtime action has any effect, for each group."""
-        takes = self._limits.runtime > 0 and self._actions == "centred"
+        takes = self._limits.runtime > 0 and self.action_mode == "centred"
         return tuple(takes and group.ungated is None for group in self.network.graph.prunable)
 
     def imagined(self, foresee: Foresight) -> LayerPruningEnv:
@@ -341,7 +341,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         self._even_ratio = self._even_ratio_now()
 
     def _decide(self, action: Action, *, gated: bool) -> None:
-        if self._actions == "raw":
+        if self.action_mode == "raw":
             static, runtime = decode_raw_action(action, limits=self._limits)
         else:
             static, runtime = decode_action(
@@ -353,7 +353,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             self._executed[: self._step],
             static=static,
             runtime=runtime,
-            exhaust=self._actions == "centred",
+            exhaust=self.action_mode == "centred",
         )
 
     def _shaped(self) -> float:

@@ -40,6 +40,7 @@ class SeveralNetworksEnv(gym.Env[Observation, Action]):
         self.gated = tuple(gated for env in self.envs.values() for gated in env.gated)
         first = next(iter(self.envs.values()))
         self.action_space, self.observation_space = first.action_space, first.observation_space
+        self.action_mode = first.action_mode
         self._turn = -1  # of the network at hand
 
     @property

@@ -74,7 +74,8 @@ def train_for_reuse(out: Path, args: argparse.Namespace, budget: Budget | Budget
     tasks = {
         name: options.task_of(args, budget, model=name, weights=weights) for name, weights in networks(args)
     }
-    envs = {name: options.env_of(task, args, **options.reward_settings(args)) for name, task in tasks.items()}
+    settings = {"actions": ALGORITHMS[args.algo].actions, **options.reward_settings(args)}
+    envs = {name: options.env_of(task, args, **settings) for name, task in tasks.items()}
     env = SeveralNetworksEnv(envs) if len(envs) > 1 else next(iter(envs.values()))
     initial_policy(env, args)  # refused before a run begins
     if not args.resume:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from agents.policies import action_mode
 from envs import ALLOCATIONS, LayerPruningEnv, Task
 from pruning.cost import plan_widths
 from pruning.files import write_json
@@ -76,7 +77,7 @@ def run(argv: Sequence[str]) -> None:
     torch.manual_seed(args.seed)
     task = options.task_of(args, budget)
     if loaded is None and not by_ratio:
-        env = options.env_of(task, args)
+        env = options.env_of(task, args, actions=action_mode(policy) if policy else "centred")
         network, plan = env.network, _decide(env, policy, args)
     else:
         network = options.network_of(task, args)

@@ -130,20 +130,22 @@ def _train(out: Path, args: argparse.Namespace, budget: Budget | BudgetRange) ->
 def _train_for_one(out: Path, args: argparse.Namespace, budget: Budget) -> None:
     """Find a plan for one network within one budget."""
     task = options.task_of(args, budget)
-    env = options.env_of(task, args, **options.reward_settings(args))
-    policy = initial_policy(env, args)  # refused before a run begins
+    env = own = options.env_of(task, args, **options.reward_settings(args))
+    if args.algo in ALGORITHMS and ALGORITHMS[args.algo].actions != env.action_mode:
+        # baselines keep to the centred actions
+        own = options.env_of(
+            task, args, actions=ALGORITHMS[args.algo].actions, **options.reward_settings(args)
+        )
+    policy = initial_policy(own, args)  # refused before a run begins
     if not args.resume:
         open_run(out, run_config(args), overwrite=args.overwrite)
     even = EpisodeResult.from_dict(env.evaluate(env.allocation("uniform")))
     # no one may use more than uniform does, so that a better row is not a row with a little more to spend
     spent = Budget({name: env.shares(even.plan)[name] for name in budget.shares})
     env.set_budget(spent)
-    log = EpisodeLog(out / EPISODES)
-    own = env
-    if args.algo in ALGORITHMS and ALGORITHMS[args.algo].actions == "raw":
-        # baselines keep to the centred actions
-        own = options.env_of(task, args, actions="raw", **options.reward_settings(args))
+    if own is not env:
         own.set_budget(spent)
+    log = EpisodeLog(out / EPISODES)
     found = _search(own, args.algo, args, log) if args.algo in SEARCHES else _learn(own, out, args, log, even)
     if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
         open_run(out, run_config(args), overwrite=False)
@@ -158,7 +160,7 @@ def _train_for_one(out: Path, args: argparse.Namespace, budget: Budget) -> None:
     chosen[name] = choose_on_validation(env, list(candidates.values()))
     if isinstance(found, LearningResult):
         with folder_written_whole(out / "policy") as folder:
-            save_policy(found.model, env, folder, learned_on=options.learned_on(args))
+            save_policy(found.model, own, folder, learned_on=options.learned_on(args))
     _write(out, env, task, args, chosen, candidates)
 
 

@@ -24,6 +24,7 @@ class ToyPruning(gym.Env):
     networks = 1
     observation_version = 1
     observation_normaliser = "none"
+    action_mode = "centred"
 
     def __init__(self, groups: int = 5, accuracy: bool = True) -> None:
         self.group_names = tuple(f"layer{index}.conv" for index in range(groups))

@@ -56,6 +56,12 @@ def test_a_score_function_takes_the_place_of_images(network, images):
     assert found.result.accuracy is None
 
 
+def test_amc_takes_actions_for_ratios(network, images):
+    found = small(network, images, algorithm="amc", budget={"macs": 0.3})
+    assert {decision["runtime_ratio"] for decision in found.result.plan.values()} == {0.0}
+    assert found.result.macs < 0.28  # an upper wall only
+
+
 def test_the_same_seed_gives_the_same_network(network, images):
     first, second = (small(network, images, seed=3) for _ in range(2))
     assert first.result == second.result

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from agents.algorithms import ALGORITHMS, Rounds
 from agents.errors import AgentError, PolicyError
 from agents.parallel import vectorized
-from agents.policies import ACTION, fitting_hyperparameters, load_policy, save_mean_policy, save_policy
+from agents.policies import action_mode, fitting_hyperparameters, load_policy, save_mean_policy, save_policy
 from agents.training import learn
+
+ACTION = {"names": ["runtime", "static"], "low": -1.0, "high": 1.0, "mode": "centred"}
 
 
 def untrained(env, name="ppo"):
@@ -121,6 +123,17 @@ def test_another_normaliser_is_refused(env, folder):
         load_policy(folder, env)
 
 
+def test_an_environment_that_takes_actions_for_something_else_is_refused(env, folder, tmp_path):
+    assert action_mode(folder) == "centred"
+    env.action_mode = "raw"
+    with pytest.raises(PolicyError, match=r"the actions .*: mode 'centred' there, 'raw' here; train"):
+        load_policy(folder, env)
+    (tmp_path / "raw").mkdir()
+    save_policy(untrained(env), env, tmp_path / "raw", learned_on={})
+    assert action_mode(tmp_path / "raw") == "raw"
+    load_policy(tmp_path / "raw", env)
+
+
 @pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
 def test_a_missing_or_damaged_file_is_refused_in_one_line(env, folder, name, damage):
@@ -143,7 +156,7 @@ def test_a_missing_or_damaged_file_is_refused_in_one_line(env, folder, name, dam
         ({"algorithm": "nope"}, r"policy\.json: no algorithm named 'nope'"),
         ({"action": {**ACTION, "low": -2.0}}, "the actions .*: low -2.0 there, -1.0 here; train"),
         ({"action": {**ACTION, "names": ["static"]}}, r"names \[\] there, \['runtime'\] here"),
-        ({"action": "both"}, "both there, entries names, low, high here"),
+        ({"action": "both"}, "both there, entries names, low, high, mode here"),
         ({"observation": {"names": "all"}}, "there, entries version, names, normaliser here"),
         ({"algorithm": ["ppo"]}, "no algorithm named"),
         ({"shape": [64, 64]}, "shape must hold a list of layer widths"),

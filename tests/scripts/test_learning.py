@@ -90,6 +90,19 @@ def test_amc_keeps_below_the_budget_and_takes_no_gates(secateur, flags, tmp_path
     assert {ratio for entry in log_of(out) for ratio in ratios(entry["plan"], "runtime")} == {0.0}
     shares = [entry["macs"] for entry in log_of(out)]
     assert min(shares) < 0.18  # an upper wall only: what the others never leave unused
+    assert read(out / "policy" / "policy.json")["action"]["mode"] == "raw"
+    applied = ["--budget", "macs=0.2", "--policy", out / "policy", "--out", tmp_path / "applied"]
+    assert secateur("prune", *flags, *applied).code == 0
+    assert set(ratios(read(tmp_path / "applied" / "plan.json")["decisions"], "runtime")) == {0.0}
+    further = ["--algo", "amc", "--episodes", "5", "--init-policy", out / "policy", "--baselines"]
+    assert secateur("train", *flags, "--budget", "macs=0.2", *further, "--out", tmp_path / "on").code == 0
+
+
+def test_amc_for_reuse_takes_actions_for_ratios_too(secateur, flags, tmp_path):
+    out, amc = tmp_path / "out", ["--algo", "amc", "--episodes", "5", "--hyper", "warmup_episodes=2"]
+    assert secateur("train", *flags, "--budget", "macs=0.2..0.4", *amc, "--out", out).code == 0
+    assert read(out / "policy" / "policy.json")["action"]["mode"] == "raw"
+    assert {ratio for entry in log_of(out) for ratio in ratios(entry["plan"], "runtime")} == {0.0}
 
 
 def test_a_range_of_budgets_makes_a_policy_and_rows_for_its_ends_and_middle(for_reuse):
