@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.amc import AMC
 from agents.dyna_ppo import TWINS, DynaPPO
 from agents.errors import HyperparameterError
+from agents.interface import ActionMode
 from agents.named import Named, nearest
 
 Settings: TypeAlias = dict[str, Any]  # arguments of a Stable-Baselines3 algorithm
@@ -52,7 +53,7 @@ class Algorithm:
     name: str
     model_class: type[BaseAlgorithm]
     settings: Callable[[Settings, Rounds], Settings]  # from hyperparameters, counted in episodes
-    actions: Literal["centred", "raw"] = "centred"  # what the environment is to take them for
+    actions: ActionMode = "centred"  # on uniform pruning; or "raw": the ratio itself
     policies: str = ""  # the algorithm whose policies it has, unless its own
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +12,7 @@ from torch import nn
 
 Observation: TypeAlias = NDArray[np.float32]  # [F], each feature in [-1, 1]
 Action: TypeAlias = NDArray[np.float32]  # [2], runtime and static, each in [-1, 1]; zero is the uniform plan
+ActionMode: TypeAlias = Literal["centred", "raw"]  # what its static entry is taken for, see `Algorithm`
 ActionRule: TypeAlias = Callable[[Observation], Action]
 GymEnv: TypeAlias = gym.Env[Observation, Action]
 RUNTIME, STATIC = 0, 1  # places in an action
@@ -32,7 +33,7 @@ class EpisodicEnvironment(Protocol):
     observation_names: tuple[str, ...]  # one per feature
     observation_version: int
     observation_normaliser: str  # what was done to the features
-    action_mode: str  # what an action's static entry is taken for, see `Algorithm.actions`
+    action_mode: ActionMode
 
     @property
     def gated(self) -> tuple[bool, ...]:

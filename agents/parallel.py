@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import connection, parent_process
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
@@ -18,6 +21,7 @@ from agents.errors import AgentError
 from agents.interface import Action, GymEnv, Observation, episodic_environment
 
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
+FAILURE = "failure"  # in an info: what the environment raised, and where, as text
 
 
 class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action]):
@@ -48,12 +52,74 @@ class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action])
         return self.env.reset(seed=seed, options=options)
 
 
+class ReportedFailures(gym.Wrapper[Observation, Action, Observation, Action]):
+    """Hands on what the environment raises, in the info, where its process would end with a traceback."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; see the class."""
+        try:
+            return self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            return self._nothing(), {FAILURE: (error, traceback.format_exc())}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Take a step; see the class."""
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        except Exception as error:
+            return self._nothing(), 0.0, False, False, {FAILURE: (error, traceback.format_exc())}
+        return observation, float(reward), terminated, truncated, info
+
+    def _nothing(self) -> Observation:
+        assert self.observation_space.shape is not None
+        return np.zeros(self.observation_space.shape, dtype=np.float32)
+
+
+class _Answers:
+    """The near end of the pipe to a process: what `recv` waits for may be that the process ended."""
+
+    def __init__(self, number: int, pipe: connection.Connection, process: BaseProcess) -> None:
+        self._number = number
+        self._pipe = pipe
+        self._process = process
+        self.send, self.close = pipe.send, pipe.close
+
+    def recv(self) -> Any:
+        """Return the answer.
+
+        Raises:
+            AgentError: the process ended without one.
+            Exception: what the environment raised.
+        """
+        # the pipe alone does not tell of an end: processes that were forked later hold its far end open
+        connection.wait([self._pipe, self._process.sentinel])
+        try:
+            if not self._pipe.poll():
+                raise EOFError
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            self._process.join()
+            raise AgentError(
+                f"the process of environment {self._number} ended (exit code {self._process.exitcode}); "
+                "see to the cause, perhaps to memory, and go on with --resume"
+            ) from error
+        for part in answer if isinstance(answer, tuple) else ():
+            if isinstance(part, dict) and FAILURE in part:
+                raised, story = part[FAILURE]
+                raise raised from RuntimeError(story)
+        return answer
+
+
 class Workers(SubprocVecEnv):
     """Environments in forked processes, which end with this one, however it ends.
 
     Args:
         starts: one for each process, called there; each calls `follow_parent` before all else.
     """
+
+    remotes: Sequence[Any]
 
     def __init__(self, starts: Sequence[Callable[[], GymEnv]]) -> None:
         # held back meanwhile: a fork begins with this process's handlers, and would end in a traceback
@@ -62,6 +128,8 @@ class Workers(SubprocVecEnv):
             super().__init__(list(starts), start_method="fork")
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        ends = zip(self.remotes, self.processes, strict=True)
+        self.remotes = [_Answers(number, *end) for number, end in enumerate(ends)]
 
     def close(self) -> None:
         """End the processes at once; they have nothing to put away.
@@ -128,6 +196,6 @@ def vectorized(env: GymEnv, *, n_envs: int = 1, cluster: str | None = None) -> V
     def start() -> GymEnv:
         follow_parent()
         torch.set_num_threads(1)
-        return Monitor(RestartableEpisodes(env))
+        return ReportedFailures(Monitor(RestartableEpisodes(env)))
 
     return Workers([start] * n_envs)

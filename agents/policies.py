@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +19,14 @@ from torch import Tensor
 
 from agents.algorithms import ALGORITHMS
 from agents.errors import PolicyError, UnknownAlgorithmError, one_line
-from agents.interface import RUNTIME, GymEnv, action_schema, episodic_environment, observation_schema
+from agents.interface import (
+    RUNTIME,
+    ActionMode,
+    GymEnv,
+    action_schema,
+    episodic_environment,
+    observation_schema,
+)
 
 POLICY_VERSION = 3
 TENSORS = "policy.safetensors"
@@ -170,7 +177,7 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
     return policy
 
 
-def action_mode(folder: Path) -> Literal["centred", "raw"]:
+def action_mode(folder: Path) -> ActionMode:
     """Return what a saved policy's actions are to be taken for, so that an environment can be made to fit.
 
     Raises:

@@ -1,4 +1,6 @@
 import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -67,6 +69,50 @@ def test_what_the_first_episodes_find_out_is_found_out_once_for_all_processes(to
     finally:
         envs.close()
     assert env.found.value == networks
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_what_an_environment_raises_in_its_process_is_raised_here(toy, method, number):
+    class Failing(toy):
+        failing = False
+
+        def fail_from_now_on(self):
+            self.failing = True
+
+        def reset(self, *, seed=None, options=None):
+            if self.failing and method == "reset":
+                raise AgentError("there is no image")
+            return super().reset(seed=seed)
+
+        def step(self, action):
+            if self.failing and method == "step":
+                raise AgentError("there is no image")
+            return super().step(action)
+
+    envs = vectorized(Failing(), n_envs=2)
+    try:
+        envs.reset()
+        envs.env_method("fail_from_now_on", indices=number)
+        with pytest.raises(AgentError, match=r"^there is no image$") as caught:
+            play(envs)
+    finally:
+        envs.close()
+    assert f"in {method}" in str(caught.value.__cause__)  # where it happened
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_is_killed_is_missed_in_one_line(env, number):
+    envs = vectorized(env, n_envs=2)
+    try:
+        envs.reset()
+        os.kill(envs.processes[number].pid, signal.SIGKILL)
+        with pytest.raises(
+            AgentError, match=rf"^the process of environment {number} ended \(exit code -9\); "
+        ):
+            play(envs)
+    finally:
+        envs.close()
 
 
 def test_a_gpu_in_use_does_not_survive_a_fork(env, monkeypatch):

@@ -48,6 +48,14 @@ def shy(model):
 
 def broken(model):
     return model.no_such_thing
+
+
+calls = []
+
+
+def tiring(model):
+    calls.append(model)
+    return score(model) if len(calls) < 20 else float("nan")
 """
 
 
@@ -83,6 +91,16 @@ def test_a_policy_is_learned_by_a_score_function(secateur, regressor, tmp_path):
     outcome = secateur("evaluate", *again)
     assert outcome.code == 2
     assert "name it with --score" in outcome.err
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_score_that_fails_on_the_way_ends_the_run_in_one_line(secateur, regressor, tmp_path, processes):
+    flags, file = regressor
+    learning = ["--episodes", "40", "--n-envs", processes, "--out", tmp_path / "run"]
+    outcome = secateur("train", *flags, "--score", f"{file}:tiring", *learning)
+    assert outcome.code == 2
+    assert "nan" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
 
 
 def test_the_table_shows_the_score(secateur, regressor, tmp_path):
