@@ -173,7 +173,10 @@ def _random_states(model: BaseAlgorithm, env: VecEnv) -> dict[str, Any]:
         "warm-up": model.action_space.np_random.bit_generator.state,
         "numpy": [keys.tolist(), *rest],
         "torch": torch.get_rng_state().tolist(),
-        "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()],
+        # a GPU that is not in use stays so: processes may be forked later
+        "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()]
+        if torch.cuda.is_initialized()
+        else [],
     }
 
 
@@ -184,4 +187,5 @@ def _restore_random(states: Mapping[str, Any], model: BaseAlgorithm, env: VecEnv
     keys, *rest = states["numpy"]
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
-    torch.cuda.set_rng_state_all([torch.tensor(state, dtype=torch.uint8) for state in states["cuda"]])
+    for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(torch.tensor(state, dtype=torch.uint8), number)

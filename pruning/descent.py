@@ -21,6 +21,7 @@ from pruning.precision import Precision
 from pruning.processes import ALONE, Processes, add_up_gradients_, share_of
 from pruning.variation import Variation
 
+CPU = torch.device("cpu")
 LossOf = Callable[[Tensor, Tensor], Tensor]  # (images [batch, C, H, W], labels [batch]) -> mean loss
 ScheduleOf = Callable[[torch.optim.Optimizer, int], LRScheduler]  # of an optimiser and all its steps
 
@@ -134,7 +135,8 @@ class Descent:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what it takes to go on between two epochs, the random state included."""
-        cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+        device = self._parameters[0].device
+        cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
         return {
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -151,8 +153,9 @@ class Descent:
         self._draws.set_state(state["draws"])
         cpu, *cuda = state["random"]
         torch.set_rng_state(cpu)
-        if cuda and torch.cuda.is_available():
-            torch.cuda.set_rng_state(cuda[0])
+        device = self._parameters[0].device
+        if cuda and device.type == "cuda":
+            torch.cuda.set_rng_state(cuda[0], device)
 
     def _epoch(self, number: int) -> Epoch:
         if self._processes.number:  # so that no two processes drop out alike, resumed or not
@@ -205,9 +208,15 @@ class Descent:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generators, which initialisation and dropout draw from, for the block only."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Seed torch's global generators, which initialisation and dropout draw from, for the block only.
+
+    Those of the processor and of `device`; no GPU is touched that is not in use, since what follows may fork.
+    """
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        for one in devices:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
         yield

@@ -113,7 +113,11 @@ def finetune_(
     kept = read_checkpoint(checkpoint, run) if checkpoint is not None and resume else None
     if batch_norms == REESTIMATED and not kept:
         reestimate_(model, images, processes)
-    with seeded(seed), _learning(model, parameters, batch_norms), evaluating(*([teacher] if teacher else [])):
+    with (
+        seeded(seed, parameters[0].device),
+        _learning(model, parameters, batch_norms),
+        evaluating(*([teacher] if teacher else [])),
+    ):
         history = restore_(kept, model, descent) if kept else []
         for epoch in descent.epochs(done=len(history), progress=progress and not processes.number):
             history.append(epoch if validation is None else _validated(epoch, model, validation))

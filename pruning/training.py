@@ -67,8 +67,9 @@ def train_dense(
         return functional.cross_entropy(model(batch), labels, label_smoothing=0.1)
 
     recipe = Recipe(epochs, learning_rate, batch_size, weight_decay, shift)
-    descent = Descent(list(model.parameters()), images, recipe, loss_of, seed=seed)
-    with seeded(seed):
+    parameters = list(model.parameters())
+    descent = Descent(parameters, images, recipe, loss_of, seed=seed)
+    with seeded(seed, parameters[0].device):
         deque(descent.epochs(progress=progress), maxlen=0)
     return model.eval()
 

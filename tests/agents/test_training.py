@@ -241,6 +241,12 @@ class TestResume:
     def test_one_checkpoint_is_kept_and_nothing_half_written(self, interrupted):
         assert sorted(path.name for path in interrupted.iterdir()) == ["model-16.zip", "state.json"]
 
+    def test_a_gpu_that_is_not_in_use_is_left_alone(self, toy, tmp_path, monkeypatch):
+        monkeypatch.setattr("torch.cuda.random.device_count", lambda: 1)
+        quick(toy(), episodes=20, checkpoint=tmp_path)
+        resumed = quick(toy(), episodes=30, checkpoint=tmp_path, resume=True)
+        assert resumed.episodes == 30
+
     def test_one_replay_buffer_is_kept_with_it(self, toy, tmp_path):
         quick(toy(), "td3", episodes=20, checkpoint=tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -51,6 +51,20 @@ def test_no_image_is_refused():
         descent_on(empty, Recipe(1, 0.1, 8))
 
 
+def test_on_a_processor_a_gpu_that_is_there_is_left_alone(monkeypatch):
+    """Whoever touches it cannot fork any more; without one, torch itself refuses."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("a GPU was touched"))
+    before = torch.get_rng_state()
+    with seeded(0):
+        drawn = torch.rand(1)
+        descent, _ = descent_on(ramp(), Recipe(1, 0.1, 4))
+        list(descent.epochs())
+        descent.load_state_dict(descent.state_dict())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn, torch.rand(1, generator=torch.Generator().manual_seed(0)))
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_each_image_is_mirrored_on_its_own_half_of_the_time(flip):
     seen, images = [], ramp()
