@@ -22,48 +22,57 @@ class Benchmark(NamedTuple):
     measure: Callable[[argparse.Namespace], dict[str, Any]]
     show: Callable[[dict[str, Any]], None]
     help: str
-    resumes: bool = False  # from what `--out` holds
+    flags: tuple[str, ...]  # that it heeds, of those that not all do
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "env": Benchmark(
-        environment.measure, environment.show, "steps and episodes per second, and where the time goes"
+        environment.measure,
+        environment.show,
+        "steps and episodes per second, and where the time goes",
+        ("assets", "networks", "episodes", "seed"),
     ),
     "data-free": Benchmark(
         data_free.measure,
         data_free.show,
         "accuracy and seconds of every compensation and calibration",
-        resumes=True,
+        ("assets", "networks", "out"),
     ),
     "runtime": Benchmark(
         runtime.measure,
         runtime.show,
         "latency and accuracy of runtime pruning beside static pruning",
-        resumes=True,
+        ("assets", "networks", "seed", "out"),
     ),
     "per-input": Benchmark(
         per_input.measure,
         per_input.show,
         "static, fixed and per-input ratios at equal multiply-adds, on average",
-        resumes=True,
+        ("assets", "networks", "episodes", "out"),
     ),
     "search": Benchmark(
         search.measure,
         search.show,
         "every agent and search with equal evaluations",
-        resumes=True,
+        ("assets", "networks", "episodes", "out"),
     ),
     "transfer": Benchmark(
-        transfer.measure, transfer.show, "policies learned on one network, reused on another", resumes=True
+        transfer.measure,
+        transfer.show,
+        "policies learned on one network, reused on another",
+        ("assets", "episodes", "out"),
     ),
     "coverage": Benchmark(
         coverage.measure,
         coverage.show,
         "which networks of torchvision and timm can be pruned, and whether rightly",
-        resumes=True,
+        ("networks", "seed", "out", "table"),
     ),
     "reward": Benchmark(
-        reward.measure, reward.show, "rank correlation of rewards without labels with true accuracy"
+        reward.measure,
+        reward.show,
+        "rank correlation of rewards without labels with true accuracy",
+        ("assets", "networks", "episodes", "seed"),
     ),
 }
 
@@ -88,7 +97,7 @@ def build_parser() -> options.Parser:
         type=options.positive,
         default=None,
         metavar="N",
-        help="env: 20, reward: 60 a network; search: 400; transfer: 1000 a policy; per-input: 25000 inputs",
+        help="env: 20, reward: 60 a network; search: 400; transfer: 600 a policy; per-input: 25000 inputs",
     )
     parser.add_argument(
         "--out",
@@ -96,9 +105,9 @@ def build_parser() -> options.Parser:
         metavar="FILE",
         help="JSON file of results so far; what it holds is not measured again",
     )
-    parser.add_argument("--table", type=Path, metavar="FILE.md", help="coverage: write the results there too")
+    parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the results there too")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, ...")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument("--seed", type=int, metavar="N", help="of all that is drawn (0)")
     options.add_output_flags(parser, out=False)
     return parser
 
@@ -106,16 +115,16 @@ def build_parser() -> options.Parser:
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
     args = build_parser().parse(argv)
-    if not args.assets.is_dir():
+    benchmark = BENCHMARKS[args.name]
+    for flag in ("networks", "episodes", "seed", "out", "table"):
+        if getattr(args, flag) is not None and flag not in benchmark.flags:
+            takers = ", ".join(name for name, one in BENCHMARKS.items() if flag in one.flags)
+            raise options.UsageError(f"--{flag} goes with {takers}; leave it out with {args.name}")
+    if "assets" in benchmark.flags and not args.assets.is_dir():
         raise options.UsageError(
             f"there is no folder {args.assets}; name it with --assets (the README says where from)"
         )
-    benchmark = BENCHMARKS[args.name]
-    if args.out is not None and not benchmark.resumes:
-        names = " and ".join(name for name, one in BENCHMARKS.items() if one.resumes)
-        raise options.UsageError(f"--out goes with {names}; {args.name} prints its results, see --json")
-    if args.table is not None and args.name != "coverage":
-        raise options.UsageError(f"--table goes with coverage; {args.name} prints its results")
+    args.seed = args.seed or 0
     record = benchmark.measure(args)
     if args.json:
         print(json.dumps(record, indent=2))

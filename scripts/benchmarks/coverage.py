@@ -12,7 +12,6 @@ from typing import Any
 from tqdm import tqdm
 
 from pruning.errors import PruningError
-from pruning.files import write_json
 from scripts.benchmarks.coverage_checks import check_secateur, check_torch_pruning, torch_pruning
 from scripts.benchmarks.coverage_networks import networks
 from scripts.benchmarks.coverage_table import summary, write_table
@@ -27,8 +26,11 @@ VERSIONS = ("torch", "torchvision", "timm", "torch-pruning")
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return, by network, its kind and what became of it in each pruner's hands; written as it is found."""
-    record = begun(args.out, fits=lambda found: "kinds" in found and found.get("seed") == args.seed)
-    record = record or {"seed": args.seed, "kinds": {}, **{pruner: {} for pruner in CHECKS}}
+    kept = begun(args, seed=args.seed)
+    record = kept.results
+    for part in ("kinds", *CHECKS):
+        record.setdefault(part, {})
+    record["seed"] = args.seed
     record["versions"] = dict(_versions())
     record["kinds"] |= {name: kind for name, kind in networks() if name in (args.networks or [name])}
     jobs = {
@@ -41,8 +43,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     runs = run_limited(jobs, LIMITS, side_by_side=available_cores())
     for (pruner, name), result in tqdm(runs, total=len(jobs), unit="run", disable=not shown):
         record[pruner][name] = result
-        if args.out is not None:
-            write_json(args.out, record)
+        kept.keep()
     if args.table is not None:
         write_table(args.table, record)
     return record

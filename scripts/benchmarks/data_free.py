@@ -16,19 +16,18 @@ import torch
 from rich.table import Table
 from tqdm import tqdm
 
-from envs import Budget, Task
-from envs.budget import Limits
-from envs.budget_keeper import BudgetKeeper
+from envs import Task
 from pruning.apply import Method, apply_plan
 from pruning.compensation import COMPENSATIONS
 from pruning.evaluation import accuracy, predictions
-from pruning.files import write_json
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
 from scripts.benchmarks.assets import WEIGHTS, cifar_images, cifar_task
-from scripts.benchmarks.results import begun
+from scripts.benchmarks.results import Record, begun
+from scripts.per_input_checks import static_plan
 from scripts.records import console
 
+LARGEST = 0.9  # static ratio of a group
 INNER = ("*.conv1",)  # of each block: its inner channels
 WITHOUT_INPUTS = ("none", "merging-released", "lbyl", "folding")  # look at the weights alone
 CALIBRATIONS = ("noise", "layerwise", "distilled", "data")
@@ -67,17 +66,11 @@ def rows() -> Iterator[tuple[str, Method]]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return, by network, its dense accuracy, seconds to calibrate, and a cell per row and setting."""
-    record = begun(args.out, fits=_fits)
+    record = begun(args)
     for name in args.networks or WEIGHTS:
         with _empty_cache():
             _measure_network(name, args, record)
-    return record
-
-
-def _fits(record: dict[str, Any]) -> bool:
-    return all(
-        isinstance(found, dict) and found.keys() >= {"calibration_s", "cells"} for found in record.values()
-    )
+    return record.results
 
 
 @contextmanager
@@ -95,8 +88,8 @@ def _empty_cache() -> Iterator[None]:
                 os.environ["SECATEUR_CACHE"] = before
 
 
-def _measure_network(name: str, args: argparse.Namespace, record: dict[str, Any]) -> None:
-    found = record.setdefault(name, {"calibration_s": {}, "cells": {}})
+def _measure_network(name: str, args: argparse.Namespace, record: Record) -> None:
+    found = record.results.setdefault(name, {"calibration_s": {}, "cells": {}})
     for calibration in CALIBRATIONS:
         methods = [method for source, method in rows() if source == calibration]
         missing = [
@@ -119,9 +112,9 @@ def _measure_calibration(
     args: argparse.Namespace,
     calibration: str,
     missing: list[tuple[Method, Setting]],
-    record: dict[str, Any],
+    record: Record,
 ) -> None:
-    found = record[name]
+    found = record.results[name]
     data = {"data": "none", "eval_data": cifar_images(args)} if calibration != "data" else {}
     start = time.perf_counter()
     task = cifar_task(name, args, calibration=calibration, **data)
@@ -134,8 +127,7 @@ def _measure_calibration(
     for method, setting in tqdm(missing, desc=f"{name} {calibration}", disable=not shown, leave=False):
         cell = _measure_cell(networks[setting.only], task, method, setting)
         found["cells"][_key(calibration, method, setting)] = cell
-        if args.out is not None:
-            write_json(args.out, record)
+        record.keep()
 
 
 def _measure_cell(network: PrunableNetwork, task: Task, method: Method, setting: Setting) -> dict[str, float]:
@@ -156,13 +148,7 @@ def _plan(network: PrunableNetwork, setting: Setting) -> PruningPlan:
     if setting.ratio is not None:
         return PruningPlan({group.name: LayerDecision(setting.ratio) for group in groups})
     assert setting.macs is not None
-    keeper = BudgetKeeper(network.cost, Budget({"macs": setting.macs}), Limits())
-    kept = keeper.units.copy()
-    for step in range(len(groups)):
-        even = keeper.even_ratio(step, kept[:step], kept[:step])
-        kept[step], _ = keeper.nearest(step, kept[:step], kept[:step], static=even, runtime=0.0)
-    shares = zip(groups, kept, keeper.units, strict=True)
-    return PruningPlan({group.name: LayerDecision(float(1 - few / all_)) for group, few, all_ in shares})
+    return static_plan(network, setting.macs, largest=LARGEST)
 
 
 def show(record: Mapping[str, Any]) -> None:

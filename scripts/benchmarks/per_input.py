@@ -41,9 +41,9 @@ KINDS = ("static", "fixed", "fixed, learned", "per-input")
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return, by network and seed, what came of each kind of ratios, before and after fine-tuning."""
     networks = args.networks or NETWORKS
-    record = begun(args.out, fits=lambda found: set(found) <= set(NETWORKS))
+    record = begun(args, episodes=args.episodes or EPISODES)
     jobs = [(network, str(seed)) for seed in range(SEEDS) for network in networks]
-    return run_side_by_side(record, jobs, partial(_run, args), args)
+    return run_side_by_side(record, jobs, partial(_run, args), quiet=args.quiet)
 
 
 def _run(args: argparse.Namespace, name: str, seed: str) -> dict[str, Any]:

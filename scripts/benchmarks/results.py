@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +22,55 @@ from pruning.files import read_json, write_json
 from scripts.options import UsageError
 
 RESAMPLES = 10_000
+FILE = ("settings", "results")  # its keys
 
 
-def begun(path: Path | None, *, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Return what a file of results holds so far; nothing where there is none.
+@dataclass(frozen=True)
+class Record:
+    """What a benchmark has measured so far, and the file that keeps it, if any."""
+
+    path: Path | None
+    settings: Mapping[str, Any]  # plain data; what was measured by others does not belong here
+    results: dict[str, Any]
+
+    def keep(self) -> None:
+        """Write the file."""
+        if self.path is not None:
+            write_json(self.path, {"settings": dict(self.settings), "results": self.results})
+
+
+def begun(args: argparse.Namespace, **settings: Any) -> Record:
+    """Return what the file `--out` holds so far; nothing where there is none.
 
     Args:
-        path: of the file, or None.
-        fits: whether a record is one of this benchmark's.
+        args: the flags of `benchmark`.
+        settings: plain data that the results depend on, beside the benchmark's name.
 
     Raises:
-        UsageError: the file holds something else.
+        UsageError: the file holds something else, or results of other settings.
     """
-    if path is None or not path.exists():
-        return {}
+    settings = {"benchmark": args.name, **settings}
+    if args.out is None or not args.out.exists():
+        return Record(args.out, settings, {})
     try:
-        record = read_json(path)
+        found = read_json(args.out)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} holds no results ({error}); give another --out") from error
-    if not isinstance(record, dict) or not fits(record):
-        raise UsageError(f"{path} holds no results of this benchmark; give another --out")
-    return record
+        raise UsageError(f"{args.out} holds no results ({error}); give another --out") from error
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in FILE):
+        raise UsageError(f"{args.out} holds no results of a benchmark; give another --out")
+    if found["settings"] != settings:
+        there, here = (
+            ", ".join(f"{name} {value}" for name, value in some.items())
+            for some in (found["settings"], settings)
+        )
+        raise UsageError(f"{args.out} holds results of {there}, not of {here}; give another --out")
+    return Record(args.out, settings, found["results"])
 
 
 def run_side_by_side(
-    record: dict[str, Any],
-    jobs: Sequence[tuple[str, ...]],
-    run: Callable[..., Any],
-    args: argparse.Namespace,
+    record: Record, jobs: Sequence[tuple[str, ...]], run: Callable[..., Any], *, quiet: bool
 ) -> dict[str, Any]:
-    """Return the record with the results of all jobs, one process per core; it is written after each.
+    """Return the results of all jobs, earlier ones included, one process per core; each is kept at once.
 
     What ends it early, Ctrl-C or a job that fails, ends all its processes at once.
 
@@ -58,24 +78,23 @@ def run_side_by_side(
         record: of earlier results, nested by the parts of a job's name; a job that it holds is not run again.
         jobs: names.
         run: what does a job, given the parts of its name; each process uses one thread.
-        args: `out` is the file of the record, or None.
+        quiet: no bar.
     """
-    missing = [job for job in jobs if _found(record, job) is None]
+    missing = [job for job in jobs if _found(record.results, job) is None]
     fork = multiprocessing.get_context("fork")
-    shown = not args.quiet and sys.stderr.isatty()
+    shown = not quiet and sys.stderr.isatty()
     with ProcessPoolExecutor(available_cores(), mp_context=fork, initializer=_start, initargs=(run,)) as pool:
         futures = {pool.submit(_call, job): job for job in missing}
         try:
             for future in tqdm(as_completed(futures), total=len(futures), unit="run", disable=not shown):
-                _file(record, futures[future], future.result())
-                if args.out is not None:
-                    write_json(args.out, record)
+                _file(record.results, futures[future], future.result())
+                record.keep()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()  # it has minutes of work in hand
             raise
-    return record
+    return record.results
 
 
 def available_cores() -> int:
@@ -83,15 +102,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _file(record: dict[str, Any], job: tuple[str, ...], result: Any) -> None:
+def _file(results: dict[str, Any], job: tuple[str, ...], result: Any) -> None:
     *path, last = job
     for part in path:
-        record = record.setdefault(part, {})
-    record[last] = result
+        results = results.setdefault(part, {})
+    results[last] = result
 
 
-def _found(record: dict[str, Any], job: tuple[str, ...]) -> Any:
-    place: Any = record
+def _found(results: dict[str, Any], job: tuple[str, ...]) -> Any:
+    place: Any = results
     for part in job:
         place = place.get(part) if place is not None else None
     return place

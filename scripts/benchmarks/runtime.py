@@ -13,10 +13,10 @@ PARTS = {"latency": runtime_latency, "accuracy": runtime_accuracy}
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return the record of each part by network."""
-    record = begun(args.out, fits=lambda found: found.keys() <= PARTS.keys())
+    record = begun(args, seed=args.seed)
     for name, part in PARTS.items():
-        part.measure(args, record.setdefault(name, {}), record)
-    return record
+        part.measure(args, record.results.setdefault(name, {}), record)
+    return record.results
 
 
 def show(record: dict[str, Any]) -> None:

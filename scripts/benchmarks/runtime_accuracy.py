@@ -19,12 +19,12 @@ from pruning.apply import Compressed, Method, apply_plan
 from pruning.cost import Widths
 from pruning.data import ImageSplits
 from pruning.evaluation import accuracy, predictions
-from pruning.files import write_json
 from pruning.finetuning import finetune_
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
 from pruning.runtime.gates import RuntimeGates, as_key, attach_gates_, detach_gates_, gates_of
 from scripts.benchmarks.assets import cifar_images, cifar_task
+from scripts.benchmarks.results import Record
 from scripts.benchmarks.trust import TrustGate
 from scripts.records import console
 
@@ -60,7 +60,7 @@ KINDS = (
 )
 
 
-def measure(args: argparse.Namespace, found: dict[str, Any], record: dict[str, Any]) -> None:
+def measure(args: argparse.Namespace, found: dict[str, Any], record: Record) -> None:
     """Add to `found`, by network, a cell for each source, kind and ratio; write the record as it grows."""
     for name in args.networks or NETWORKS:
         cells = found.setdefault(name, {"cells": {}})["cells"]
@@ -94,7 +94,7 @@ def _measure_calibration(
     calibration: str,
     missing: list[tuple[Kind, float]],
     found: dict[str, Any],
-    record: dict[str, Any],
+    record: Record,
 ) -> None:
     data = {"data": "none", "eval_data": cifar_images(args)} if calibration != "data" else {}
     task = cifar_task(name, args, calibration=calibration, seed=args.seed, **data)
@@ -111,8 +111,7 @@ def _measure_calibration(
                 _fine_tune_(small.model, task, args.seed)
             cell = _cell(network, small, task)
             found["cells"][_key(source, kind, ratio)] = {**cell, "seconds": time.perf_counter() - start}
-            if args.out is not None:
-                write_json(args.out, record)
+            record.keep()
 
 
 def _fine_tune_(model: nn.Module, task: Task, seed: int) -> None:

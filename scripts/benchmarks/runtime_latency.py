@@ -16,12 +16,12 @@ from pruning.apply import Method
 from pruning.calibration import real_images
 from pruning.cost import time_in_turn
 from pruning.errors import PruningError
-from pruning.files import write_json
 from pruning.networks import resolve_network
 from pruning.plan import LayerDecision, PruningPlan
 from pruning.prunable import PrunableNetwork
 from pruning.runtime.slicing import deployed
 from scripts import options
+from scripts.benchmarks.results import Record
 from scripts.records import console
 
 RATIOS = (0.3, 0.5, 0.7)
@@ -52,17 +52,18 @@ SUBJECTS = (
 )
 
 
-def measure(args: argparse.Namespace, found: dict[str, Any], record: dict[str, Any]) -> None:
+def measure(args: argparse.Namespace, found: dict[str, Any], record: Record) -> None:
     """Add to `found`, by network and threads, the quartiles of each form; write the record as it grows."""
     for subject in SUBJECTS:
-        if subject.name in found or (args.networks and subject.network not in args.networks):
+        if subject.name in found and "not measured" not in found[subject.name]:
+            continue
+        if args.networks and subject.network not in args.networks:
             continue
         try:
             found[subject.name] = _measure_subject(subject, args)
         except PruningError as error:  # torchvision is an extra
             found[subject.name] = {"not measured": str(error)}
-        if args.out is not None:
-            write_json(args.out, record)
+        record.keep()
 
 
 def _measure_subject(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:

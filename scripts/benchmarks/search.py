@@ -26,6 +26,7 @@ from envs import Budget, LayerPruningEnv
 from pruning.evaluation import predictions
 from scripts.benchmarks.assets import comparison_env
 from scripts.benchmarks.results import begun, interval, run_side_by_side
+from scripts.options import UsageError
 from scripts.records import console
 
 MARKS = (100, 200, 400)  # evaluations
@@ -58,7 +59,10 @@ CELLS: Mapping[str, Cell] = {
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return, by cell, method and seed, what was found; runs that `--out` holds already are not repeated."""
-    record = begun(args.out, fits=lambda found: set(found) <= set(CELLS))
+    networks = {what.network for what in CELLS.values()}
+    if not set(args.networks or ()) <= networks:
+        raise UsageError(f"--networks are those of its cells here: {', '.join(sorted(networks))}")
+    record = begun(args, episodes=args.episodes or MARKS[-1])
     jobs = [
         (cell, method, str(seed))
         for cell, what in CELLS.items()
@@ -66,7 +70,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for seed in range(what.seeds)
         for method in what.methods
     ]
-    return run_side_by_side(record, jobs, partial(_run, args), args)
+    return run_side_by_side(record, jobs, partial(_run, args), quiet=args.quiet)
 
 
 def _run(args: argparse.Namespace, cell: str, method: str, seed: str) -> dict[str, Any]:

@@ -57,12 +57,15 @@ MEAN = "mean of four, which ships"
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return, by scope, origin of the policy, evaluations and seed, the accuracy on the target network."""
-    record = begun(args.out, fits=lambda found: set(found) <= {"policies", *SCOPES})
+    record = begun(args, episodes=args.episodes or EPISODES)
     folder = args.out.with_suffix("") if args.out else Path(tempfile.mkdtemp())
     seeds = [str(seed) for seed in range(SEEDS)]
     jobs = [("policies", source, seed) for source in SOURCES for seed in seeds]
-    run_side_by_side(record, jobs, partial(_learn_policy, args, folder), args)
-    _average(args, folder, [folder / f"{source} {seed}" for source in AVERAGED for seed in seeds])
+    run_side_by_side(record, jobs, partial(_learn_policy, args, folder), quiet=args.quiet)
+    on_processor = argparse.Namespace(
+        **{**vars(args), "device": "cpu"}
+    )  # a GPU in use does not survive a fork
+    _average(on_processor, folder, [folder / f"{source} {seed}" for source in AVERAGED for seed in seeds])
     steps = {
         "uniform": (ZERO_SHOT,),
         "scratch": SCRATCH,
@@ -76,7 +79,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for origin, counts in steps.items()
         for evaluations in counts
     ]
-    return run_side_by_side(record, runs, partial(_run, args, folder), args)
+    return run_side_by_side(record, runs, partial(_run, args, folder), quiet=args.quiet)
 
 
 def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, seed: str) -> dict[str, Any]:

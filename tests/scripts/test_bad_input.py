@@ -135,7 +135,7 @@ def test_wrong_words_on_the_command_line(refused, argv, expected):
     assert expected in refused(*argv)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", '{"cifar_resnet20": 3}', "{", '{"rows": {}}'])
+@pytest.mark.parametrize("text", ["[1, 2]", '{"settings": {}, "results": 3}', "{", '{"results": {}}'])
 def test_a_file_that_holds_no_results_is_not_added_to(refused, tmp_path, text):
     file = tmp_path / "results.json"
     file.write_text(text)
@@ -144,9 +144,29 @@ def test_a_file_that_holds_no_results_is_not_added_to(refused, tmp_path, text):
     assert file.read_text() == text
 
 
-def test_only_the_benchmark_that_resumes_takes_a_file_for_its_results(refused, tmp_path):
-    line = refused("benchmark", "reward", "--assets", tmp_path, "--out", tmp_path / "results.json")
-    assert "--out goes with data-free and runtime" in line
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["reward", "--out", "results.json"], "--out goes with data-free, runtime, per-input, search, "),
+        (["env", "--table", "x.md"], "--table goes with coverage; leave it out with env"),
+        (["search", "--seed", "1"], "--seed goes with env, runtime, coverage, reward; leave it out with sea"),
+        (["data-free", "--episodes", "9"], "leave it out with data-free"),
+        (["transfer", "--networks", "cifar_resnet20"], "leave it out with transfer"),
+        (["search", "--networks", "cifar_resnet32"], "are those of its cells here: cifar_resnet20, cifar_re"),
+    ],
+)
+def test_a_benchmark_takes_the_flags_that_it_heeds(refused, tmp_path, argv, line):
+    assert line in refused("benchmark", *argv, "--assets", tmp_path)
+
+
+def test_a_file_of_results_of_other_settings_is_not_added_to(refused, tmp_path):
+    file = tmp_path / "results.json"
+    text = json.dumps({"settings": {"benchmark": "search", "episodes": 400}, "results": {}})
+    file.write_text(text)
+    command = ["benchmark", "search", "--assets", tmp_path, "--out", file, "--episodes", "50"]
+    line = refused(*command)
+    assert "holds results of benchmark search, episodes 400, not of benchmark search, episodes 50; " in line
+    assert file.read_text() == text
 
 
 @pytest.mark.parametrize("verb", ["train", "prune"])

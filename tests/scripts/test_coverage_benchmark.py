@@ -113,10 +113,10 @@ def test_the_page_says_how_many_passed_and_why_the_others_did_not(tmp_path):
 def test_a_network_is_checked_by_both_and_not_again(tmp_path, capsys, monkeypatch):
     out, page = tmp_path / "coverage.json", tmp_path / "page.md"
     command = ["benchmark", "coverage", "--networks", "cifar_resnet20", "--out", str(out)]
-    command += ["--table", str(page), "--assets", str(tmp_path)]
+    command += ["--table", str(page)]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
-    record = json.loads(out.read_text())
+    record = json.loads(out.read_text())["results"]
     assert "built in: 1 of 1 fully checked" in said.replace("\n", " ")
     assert record["secateur"]["cifar_resnet20"]["groups"] == 12
     assert "failed" in record["torch-pruning"]["cifar_resnet20"]  # on its padded shortcuts
@@ -124,11 +124,6 @@ def test_a_network_is_checked_by_both_and_not_again(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(coverage, "CHECKS", dict.fromkeys(coverage.CHECKS))  # calling one would fail
     assert cli.main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == record
-
-
-def test_a_page_goes_with_coverage_alone(tmp_path, capsys):
-    assert cli.main(["benchmark", "env", "--table", "x.md", "--assets", str(tmp_path)]) == 2
-    assert "--table goes with coverage" in capsys.readouterr().err
 
 
 def test_without_torch_pruning_the_comparison_is_left_out(monkeypatch, tmp_path, capsys):

@@ -12,6 +12,7 @@ from pruning.data import Images
 from pruning.prunable import PrunableNetwork
 from pruning.runtime.gates import gates_of
 from scripts.benchmarks import runtime_accuracy, runtime_latency
+from scripts.benchmarks.results import Record
 from scripts.benchmarks.runtime_accuracy import KINDS
 from scripts.benchmarks.runtime_latency import Subject
 from tests.pruning.example_networks import EXAMPLES
@@ -19,8 +20,11 @@ from tests.pruning.example_networks import EXAMPLES
 KIND = {kind.name: kind for kind in KINDS}
 
 
-def given(tmp_path, **flags):
-    return argparse.Namespace(networks=None, out=tmp_path / "results.json", device="cpu", seed=0, **flags)
+def measured(tmp_path, found):
+    """Measure what is missing among what was found."""
+    args = argparse.Namespace(networks=None, device="cpu", seed=0)
+    runtime_latency.measure(args, found, Record(tmp_path / "results.json", {}, {"latency": found}))
+    return found
 
 
 def test_every_form_is_timed_and_what_is_there_is_not_timed_again(monkeypatch, tmp_path, capsys):
@@ -28,29 +32,30 @@ def test_every_form_is_timed_and_what_is_there_is_not_timed_again(monkeypatch, t
     monkeypatch.setattr(runtime_latency, "SUBJECTS", (subject,))
     monkeypatch.setattr(runtime_latency, "ROUNDS", 2)
     monkeypatch.setattr(runtime_latency, "THREADS", (1,))
-    threads, found = torch.get_num_threads(), {}
-    runtime_latency.measure(given(tmp_path), found, {"latency": found})
+    threads = torch.get_num_threads()
+    found = measured(tmp_path, {})
     forms = found["cifar_resnet20 at 32"]["1"]
     assert len(forms) == 1 + 3 * len(runtime_latency.RATIOS)
     assert all(0 < low <= median <= high for low, median, high in forms.values())
     assert torch.get_num_threads() == threads
-    assert json.loads((tmp_path / "results.json").read_text())["latency"] == found
+    assert json.loads((tmp_path / "results.json").read_text())["results"]["latency"] == found
     monkeypatch.setattr(runtime_latency, "time_in_turn", None)  # calling it would fail
-    runtime_latency.measure(given(tmp_path), found, {"latency": found})
-    runtime_latency.show(found)
+    runtime_latency.show(measured(tmp_path, found))
     assert "cifar_resnet20 at 32, batch 1, 1 threads" in capsys.readouterr().out
 
 
 def test_without_the_zoo_the_others_are_measured_all_the_same(monkeypatch, tmp_path, capsys):
-    for module in ("torchvision", "torchvision.models"):
-        monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(runtime_latency, "SUBJECTS", (Subject("torchvision/resnet18", 64, ("*",)),))
-    found = {}
-    runtime_latency.measure(given(tmp_path), found, {"latency": found})
+    with monkeypatch.context() as patch:
+        for module in ("torchvision", "torchvision.models"):
+            patch.setitem(sys.modules, module, None)
+        found = measured(tmp_path, {})
     runtime_latency.show(found)
     said = " ".join(capsys.readouterr().out.split())
     assert "not measured, networks by a zoo's name need torchvision" in said
     assert 'pip install "secateur[zoo]"' in said
+    monkeypatch.setattr(runtime_latency, "_measure_subject", lambda subject, args: {"1": "measured now"})
+    assert measured(tmp_path, found) == {"torchvision/resnet18 at 64": {"1": "measured now"}}
 
 
 @pytest.mark.parametrize(

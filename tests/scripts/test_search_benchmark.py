@@ -1,4 +1,3 @@
-import argparse
 import json
 import os
 import signal
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 
 from scripts.benchmarks import results, search, transfer
-from scripts.benchmarks.results import run_side_by_side
+from scripts.benchmarks.results import Record, run_side_by_side
 from tests.scripts.killing import SERVER
 
 
-def settings(out=None):
-    return argparse.Namespace(out=out, quiet=True)
+def side_by_side(jobs, run, out=None, results=None):
+    return run_side_by_side(Record(out, {}, {} if results is None else results), jobs, run, quiet=True)
 
 
 def say(*names):
@@ -29,12 +28,12 @@ JOBS = [("cell", "ppo", "0"), ("cell", "ppo", "1"), ("other", "random", "0")]
 
 
 def test_jobs_run_in_other_processes_and_are_filed_by_their_names(tmp_path):
-    record = run_side_by_side({}, JOBS, say, settings(tmp_path / "r.json"))
+    record = side_by_side(JOBS, say, tmp_path / "r.json")
     for cell, method, seed in JOBS:
         found = record[cell][method][seed]
         assert found["names"] == [cell, method, seed]
         assert found["process"] != os.getpid()
-    assert json.loads((tmp_path / "r.json").read_text()) == record
+    assert json.loads((tmp_path / "r.json").read_text()) == {"settings": {}, "results": record}
 
 
 def test_there_are_as_many_processes_as_cores_that_may_be_used(monkeypatch):
@@ -43,18 +42,18 @@ def test_there_are_as_many_processes_as_cores_that_may_be_used(monkeypatch):
         return say(*names)
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1}, raising=False)
-    record = run_side_by_side({}, JOBS, say_slowly, settings())
+    record = side_by_side(JOBS, say_slowly)
     assert len({record[cell][method][seed]["process"] for cell, method, seed in JOBS}) == 1
 
 
 def test_what_a_record_holds_is_not_run_again():
     record = {"cell": {"ppo": {"0": 1, "1": 2}}, "other": {"random": {"0": 3}}}
-    assert run_side_by_side(record, JOBS, fail, settings()) == record
+    assert side_by_side(JOBS, fail, results=record) == record
 
 
 def test_a_job_that_fails_is_not_passed_over():
     with pytest.raises(AssertionError, match="should not have been run"):
-        run_side_by_side({}, JOBS, fail, settings())
+        side_by_side(JOBS, fail)
 
 
 def test_a_job_that_fails_ends_the_others_at_once():
@@ -64,7 +63,7 @@ def test_a_job_that_fails_ends_the_others_at_once():
         time.sleep(600)
 
     with pytest.raises(AssertionError, match="should not have been run"):
-        run_side_by_side({}, JOBS, fail_or_sleep, settings())
+        side_by_side(JOBS, fail_or_sleep)
 
 
 def work_until_interrupted(out, held):
@@ -76,7 +75,7 @@ def work_until_interrupted(out, held):
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        run_side_by_side({}, JOBS, sleep_after_the_first, settings(out))
+        side_by_side(JOBS, sleep_after_the_first, out)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -94,7 +93,7 @@ def test_an_interruption_ends_all_at_once_and_keeps_what_was_found(tmp_path, ask
     process.join(60)
     assert process.exitcode == 130
     assert alive.poll(60)  # no worker is left
-    assert list(json.loads((tmp_path / "r.json").read_text())) == ["cell"]
+    assert list(json.loads((tmp_path / "r.json").read_text())["results"]) == ["cell"]
 
 
 class TestInterval:
