@@ -89,7 +89,15 @@ def on_policy(hyperparameters: Settings, rounds: Rounds) -> Settings:
     }
     n_steps = rounds.for_episodes(settings.pop("episodes_per_update")) * rounds.steps
     minibatches = math.gcd(settings.pop("minibatches"), n_steps * rounds.n_envs)  # none is cut short
-    return {**settings, "n_steps": n_steps, "batch_size": n_steps * rounds.n_envs // minibatches}
+    batch_size = n_steps * rounds.n_envs // minibatches
+    _require_some(batch_size, "minibatches of a step teach nothing; fewer, or more episodes_per_update, do")
+    return {**settings, "n_steps": n_steps, "batch_size": batch_size}
+
+
+def _require_some(steps: int, otherwise: str) -> None:
+    """Refuse to learn from a single step, whose advantage PPO compares with none."""
+    if steps < 2:
+        raise HyperparameterError(otherwise)
 
 
 def off_policy(hyperparameters: Settings, rounds: Rounds) -> Settings:
@@ -120,6 +128,7 @@ def dyna(hyperparameters: Settings, rounds: Rounds) -> Settings:
     settings = on_policy(hyperparameters, imagined)
     per_update = settings["n_steps"] // imagined.steps * imagined.episodes
     evaluated = rounds.for_episodes(settings.pop("evaluated_episodes"))
+    _require_some(rounds.n_envs * evaluated * rounds.steps, "a step is no rollout; raise evaluated_episodes")
     imagined_episodes, warmup = settings.pop("imagined_episodes"), settings.pop("warmup_episodes")
     exploration = settings.pop("exploration"), settings.pop("final_exploration")
     return {

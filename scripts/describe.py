@@ -49,7 +49,8 @@ def run(argv: Sequence[str]) -> None:
     cost = CostModel(graph, model, shifts_bias=compensation.shifts_bias)
     if (table := cached_table(model, whole)) is not None:
         cost.latency_of = LatencyPrices(graph, table)
-    record = describe(graph, cost, round_to=args.round_to)
+    limits = Limits(static=args.max_static_ratio)
+    record = describe(graph, cost, limits=limits, round_to=args.round_to)
     if args.json:
         print(json.dumps(record, indent=2))
     else:
@@ -58,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _network(args: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
     if args.compressed:
-        options.refuse_weights(args)
+        options.refuse_dense(args)
         loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
         return loaded.model, loaded.network.input_shape
     network = resolve_network(
@@ -73,7 +74,7 @@ def _network(args: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
     return model, network.input_shape
 
 
-def describe(graph: ChannelGraph, cost: CostModel, *, round_to: int = 1) -> dict[str, Any]:
+def describe(graph: ChannelGraph, cost: CostModel, *, limits: Limits, round_to: int) -> dict[str, Any]:
     """Return groups and reachable budgets as plain data.
 
     Each group has `name`, `units`, `layers` (writers), `macs_share` (of the dense MACs, saved if it vanished;
@@ -97,7 +98,7 @@ def describe(graph: ChannelGraph, cost: CostModel, *, round_to: int = 1) -> dict
         }
         for group in graph.groups
     ]
-    reachable = smallest_shares(cost, Limits(), round_to=round_to) if graph.prunable else {}
+    reachable = smallest_shares(cost, limits, round_to=round_to) if graph.prunable else {}
     return {"groups": groups, "budgets": {name: [share, 1.0] for name, share in reachable.items()}}
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pruning.runtime.slicing import deployed
 from pruning.saving import LoadedNetwork, load_compressed
 from scripts import options
 from scripts.cli import run_verb
-from scripts.records import METRICS, check_empty, compressed_folder, open_run, show_rows
+from scripts.records import METRICS, check_empty, claimed, compressed_folder, open_run, show_rows
 
 
 def build_parser() -> options.Parser:
@@ -40,6 +41,11 @@ def build_parser() -> options.Parser:
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
     args = build_parser().parse(argv)
+    with claimed(args.out) if args.out else nullcontext():
+        _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
     if args.out is not None:
         check_empty(args.out, overwrite=args.overwrite)
     evaluation, gated = _compressed(args) if args.compressed else _dense(args)
@@ -65,7 +71,7 @@ def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
 
 
 def _compressed(args: argparse.Namespace) -> tuple[Evaluation, int]:
-    options.refuse_weights(args)
+    options.refuse_dense(args)
     loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
     judge = options.score_of(args) or _test_images(args, loaded)
     model = loaded.model.to(options.device_of(args))

@@ -332,10 +332,12 @@ def judged_on(args: argparse.Namespace) -> str:
     return "on the test images"
 
 
-def refuse_weights(args: argparse.Namespace) -> None:
-    """Raise UsageError if --weights is given beside --compressed, which holds its own."""
-    if args.weights is not None:
-        raise UsageError("--compressed holds its weights; leave out --weights")
+def refuse_dense(args: argparse.Namespace) -> None:
+    """Raise UsageError if a flag says of a dense network what a --compressed one says of itself."""
+    for name in ("weights", "input_size", "mean", "std"):
+        if getattr(args, name) is not None:
+            flag = name.replace("_", "-")
+            raise UsageError(f"a --compressed network knows its own; leave out --{flag}")
 
 
 def method_of(args: argparse.Namespace) -> Method:

@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _as_flags(flag: str, action: argparse.Action, value: Any) -> list[str]:
-    if isinstance(value, bool) and action.nargs == 0:
+    if isinstance(value, bool) and action.nargs in (0, "?"):
         return [flag] if value else []
     if value is None:
         return []

@@ -22,7 +22,7 @@ from scripts import options
 from scripts.cli import run_verb
 from scripts.latency import foretold_and_measured
 from scripts.policies import apply_policy, policy_folder
-from scripts.records import METRICS, check_empty, check_source, manifest_of, open_run, show
+from scripts.records import METRICS, check_empty, check_source, claimed, manifest_of, open_run, show
 
 
 def build_parser() -> options.Parser:
@@ -65,6 +65,11 @@ def run(argv: Sequence[str]) -> None:
         )
     if args.out is None:
         raise options.UsageError("name the folder for the results with --out")
+    with claimed(args.out):
+        _prune(args, by_ratio=by_ratio)
+
+
+def _prune(args: argparse.Namespace, *, by_ratio: bool) -> None:
     check_empty(args.out, overwrite=args.overwrite)
     if args.samples and not args.policy:
         raise options.UsageError("--samples goes with --policy")

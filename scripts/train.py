@@ -83,37 +83,46 @@ def run(argv: Sequence[str]) -> None:
     if args.per_input:
         parser.set_defaults(**PER_INPUT_DEFAULTS)
         args = parser.parse(argv)
-        if args.cluster:
-            raise options.UsageError(
-                "--per-input learns from many inputs in one process; leave out --cluster"
-            )
-    elif args.plan or args.static_ratio or args.rounds or args.tune_epochs:
+    budget = options.budget_of(args)
+    _check(args, budget)
+    out = args.out or Path("runs") / args.model.replace("/", "-")
+    if args.baselines is None:
+        args.baselines = [BASELINE]
+    with ExitStack() as stack:
+        stack.enter_context(claimed(out))
+        check_out(out, args, may_differ=() if args.per_input else MAY_DIFFER)
+        for source in (args.init_policy and policy_folder(args.init_policy), args.plan):
+            if source:
+                check_source(source, out)
+        torch.manual_seed(args.seed)
+        if args.cluster:  # before the work begins, and once for agent and baselines
+            stack.enter_context(connected(args.cluster, n_envs=args.n_envs))
+        _train(out, args, budget)
+
+
+def _check(args: argparse.Namespace, budget: Budget | BudgetRange) -> None:
+    """Refuse flags that do not go together, and unknown names, before the work begins.
+
+    Raises:
+        UsageError: flags do not go together.
+        AgentError: there is no such algorithm or hyper-parameter.
+        UnknownNameError: there is no such criterion or compensation.
+    """
+    if args.per_input and args.cluster:
+        raise options.UsageError("--per-input learns from many inputs in one process; leave out --cluster")
+    if not args.per_input and (args.plan or args.static_ratio or args.rounds or args.tune_epochs):
         raise options.UsageError("--plan, --static-ratio, --rounds and --tune-epochs go with --per-input")
     if args.score and (args.per_input or args.first_images):
         raise options.UsageError("--score judges whole networks; leave out --per-input and --first-images")
-    learner = args.algo in ALGORITHMS
-    if learner:  # unknown names are refused before the work begins
+    if args.algo in ALGORITHMS:
         with_overrides(PER_INPUT if args.per_input else ALGORITHMS[args.algo], read_overrides(args.hyper))
     elif args.algo not in SEARCHES:
         raise unknown_name("algorithm", args.algo, [*ALGORITHMS, *SEARCHES])
     elif args.hyper or args.init_policy:
         raise options.UsageError(f"{args.algo} learns no policy; leave out --hyper and --init-policy")
     options.method_of(args)
-    budget = options.budget_of(args)
-    out = args.out or Path("runs") / args.model.replace("/", "-")
     if args.baselines and (args.per_input or args.also or isinstance(budget, BudgetRange)):
         raise options.UsageError("--baselines go with one network and one budget; leave them out")
-    if args.baselines is None:
-        args.baselines = [BASELINE]
-    with ExitStack() as stack:
-        stack.enter_context(claimed(out))
-        check_out(out, args, may_differ=() if args.per_input else MAY_DIFFER)
-        if args.init_policy:
-            check_source(policy_folder(args.init_policy), out)
-        torch.manual_seed(args.seed)
-        if args.cluster:  # before the work begins, and once for agent and baselines
-            stack.enter_context(connected(args.cluster, n_envs=args.n_envs))
-        _train(out, args, budget)
 
 
 def _train(out: Path, args: argparse.Namespace, budget: Budget | BudgetRange) -> None:

@@ -23,7 +23,7 @@ def reward_curve_figure(episodes: Sequence[Episode]) -> Figure:
 
     An estimate counts as an evaluation, but is never the best.
 
-    A maker that made a single plan, as uniform does, is a dashed level.
+    A maker of a single plan is a dashed level.
 
     Args:
         episodes: at least one.

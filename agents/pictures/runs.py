@@ -106,9 +106,8 @@ class Run:
 
     @property
     def uniform(self) -> Plan | None:
-        """The uniform plan, if it is known."""
-        made = [episode.result.plan for episode in self.episodes if episode.by == UNIFORM]
-        return self.plans.get(UNIFORM, made[0] if made else None)
+        """The uniform plan, which a finished run names."""
+        return self.plans.get(UNIFORM)
 
     @property
     def macs_budget(self) -> float | None:

@@ -58,6 +58,15 @@ class TestRounds:
         assert model.n_steps == n_steps
         assert (n_steps * n_envs) % model.batch_size == 0
 
+    @pytest.mark.parametrize(
+        ("name", "episodes"),
+        [("ppo", {"episodes_per_update": 1, "minibatches": 3}), ("dyna-ppo", {"evaluated_episodes": 1})],
+    )
+    def test_learning_from_a_single_step_is_refused(self, env, name, episodes):
+        rounds = Rounds(steps=3 if name == "ppo" else 1, networks=1, n_envs=1)
+        with pytest.raises(HyperparameterError, match=r"step .*; (fewer|raise evaluated_episodes)"):
+            make(env, name, rounds, **episodes)
+
     @pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "amc"])
     def test_the_others_update_after_each_round(self, env, name):
         model = make(env, name, Rounds(steps=12, networks=2, n_envs=3), updates_per_step=2)

@@ -263,6 +263,10 @@ def test_a_run_at_work_is_left_alone(secateur, flags, whole, tmp_path, flag):
         2,
         f"secateur: another process is at work in {out}; wait for it, end it, or give another --out\n",
     )
+    removed = secateur("prune", "--static-ratio", "0.5", "--out", out, "--overwrite")
+    assert (removed.code, removed.err) == (2, refused.err)
+    measured = secateur("evaluate", "--out", out, "--overwrite")
+    assert (measured.code, measured.err) == (2, refused.err)
     running.end(signal.SIGKILL)
     assert len(lines(out)) == 3
     time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in

@@ -211,6 +211,13 @@ def test_describe_names_a_budget_that_can_be_asked_for(secateur, material, tmp_p
     assert secateur("prune", *material.flags, *flags).code == 0
 
 
+def test_describe_heeds_the_largest_static_ratio(secateur, material):
+    def smallest(*flags):
+        return json.loads(secateur("describe", *material.flags, *flags, "--json").out)["budgets"]["macs"][0]
+
+    assert smallest() == smallest("--max-static-ratio", "0.9") < smallest("--max-static-ratio", "0.5") < 1
+
+
 def test_describe_without_weights_and_of_a_compressed_network(secateur, material, tmp_path):
     assert secateur("describe", "--model", "cifar_resnet20").out.count("budget") == 2
     secateur("prune", *material.flags, "--static-ratio", "0.5", "--out", tmp_path / "out")
