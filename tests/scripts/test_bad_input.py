@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scripts import train
+
 
 @pytest.fixture
 def flags(material, tmp_path):
@@ -462,7 +464,6 @@ def test_resuming_what_is_no_run_or_another_one(refused, material, finished_run,
         ("budget: {macs: half}", "'macs=half'"),
         ("episodes: {of: 3}", "argument --episodes: invalid"),
         ("hyper: {policy_kwargs: {net_arch: [8]}}", "no hyper-parameter 'policy_kwargs'"),
-        ("{per-input: true, cluster: true}", "leave out --cluster"),
         ("[" * 10**4, "cannot read"),
         ("seed: 2026-13-45", "cannot read"),
         ("\x00", "cannot read"),
@@ -471,6 +472,12 @@ def test_resuming_what_is_no_run_or_another_one(refused, material, finished_run,
 def test_a_wrong_yaml_file(refused, flags, tmp_path, text, expected):
     (tmp_path / "c.yaml").write_text(text)
     assert expected in refused("train", *flags, "--config", tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(("text", "address"), [("true", "auto"), ("local", "local"), ("false", None)])
+def test_a_yaml_file_names_a_flag_whose_value_may_be_left_out(tmp_path, text, address):
+    (tmp_path / "c.yaml").write_text(f"cluster: {text}")
+    assert train.build_parser().parse(["--config", str(tmp_path / "c.yaml")]).cluster == address
 
 
 def test_a_line_stays_short_whatever_a_file_holds(refused, flags, tmp_path):
