@@ -155,14 +155,24 @@ class _FullSums:
 
 
 class _SampledRows:
-    """Rows kept as they are, for readers too wide for a covariance matrix."""
+    """Some rows kept as they are, for readers too wide for a covariance matrix: every few, as they come."""
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
+        self._kept = self._seen = 0
+        self._stride = 1
 
     def add(self, u: Tensor) -> None:
         """Take in inputs [conv groups, rows, dimensions]."""
-        self._rows.append(u)
+        some = u[:, -self._seen % self._stride :: self._stride]
+        self._rows.append(some.clone())  # a view would keep all
+        self._seen += u.size(1)
+        self._kept += some.size(1)
+        if self._kept > 2 * WIDE_ROWS:
+            step = -(-self._kept // WIDE_ROWS)
+            self._rows = [torch.cat(self._rows, dim=1)[:, ::step].clone()]
+            self._kept = self._rows[0].size(1)
+            self._stride *= step
 
     def moments(self) -> Moments:
         """Return the mean and, as a covariance, an even sample of the centred rows."""

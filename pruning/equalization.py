@@ -47,8 +47,16 @@ def fuse_batch_norms(model: nn.Module, graph: ChannelGraph) -> nn.Module:
             _rescale_(module, rows=scale)
             bias = shift if module.bias is None else module.bias + shift
             module.bias = nn.Parameter(bias.to(module.weight))
-            model.set_submodule(layer.batch_norm, nn.Identity())
+            replace_module_(model, layer.batch_norm, nn.Identity())
     return model
+
+
+def replace_module_(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module in the place of another, by whatever names that goes: `forward` may use any of them."""
+    old = model.get_submodule(name)
+    for other, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            model.set_submodule(other, new)
 
 
 def batch_norm_line(batch_norm: Any) -> tuple[Tensor, Tensor]:

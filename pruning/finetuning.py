@@ -179,8 +179,14 @@ def _validated(epoch: Epoch, model: nn.Module, images: Images) -> Epoch:
 
 @contextmanager
 def _learning(model: nn.Module, parameters: Sequence[nn.Parameter], batch_norms: str) -> Iterator[None]:
-    """Train modules, BatchNorms if asked, and have these parameters alone take gradients, for the block."""
-    model.train()
+    """Train modules, BatchNorms if asked, and have these parameters alone take gradients, for the block.
+
+    Only modules without children are told: what a network runs in training alone, such as auxiliary heads,
+    was neither traced nor cut.
+    """
+    for module in model.modules():
+        if next(module.children(), None) is None:
+            module.train()
     if batch_norms != TRAINED:
         for module in batch_norms_of(model):
             module.eval()

@@ -105,7 +105,8 @@ class _Lane:
 
     def _value(self, node: fx.Node, images: Tensor, args: Any, kwargs: Any) -> Any:
         if node.op == "placeholder":
-            return images.clone()  # a network may change its input in place
+            # a network may change its input in place; of further arguments, defaults are traced alone
+            return args[0] if args else images.clone()
         return run_node(self.model, node, args, kwargs)
 
 
@@ -121,7 +122,16 @@ class _GaussianLane(_Lane):
         if not isinstance(module, BATCH_NORMS):
             return super()._value(node, images, args, kwargs)
         noise = torch.randn(args[0].shape, generator=self._generator).to(args[0])
+        if type(module) not in BATCH_NORMS and module.running_var is not None:
+            return module(_with_statistics(noise, module))  # it does more, as timm's, which activate too
         if not module.affine:
             return noise
         shape = (1, -1, *[1] * (noise.dim() - 2))
         return noise.mul_(module.weight.detach().abs().view(shape)).add_(module.bias.detach().view(shape))
+
+
+def _with_statistics(noise: Tensor, batch_norm: Any) -> Tensor:
+    """Return noise [N, C, ...] of mean 0 and variance 1 with the mean and variance that a BatchNorm knows."""
+    shape = (1, -1, *[1] * (noise.dim() - 2))
+    deviation = (batch_norm.running_var + batch_norm.eps).sqrt()
+    return noise * deviation.view(shape) + batch_norm.running_mean.view(shape)

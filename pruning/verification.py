@@ -163,4 +163,6 @@ def _allowed(expected: Tensor, dense: Tensor) -> Tensor:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    """Return the tensors of an output, truth values and whole numbers as numbers that can be subtracted."""
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return [leaf if leaf.is_floating_point() else leaf.double() for leaf in leaves]

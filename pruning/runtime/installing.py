@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pruning.data.images import BATCH_SIZE
 from pruning.evaluation import divergences
 from pruning.modes import evaluating
-from pruning.runtime.gates import gates_of
+from pruning.runtime.gates import RuntimeGate, gates_of
 from pruning.runtime.per_input import InputRatios, ratios_of
 from pruning.runtime.prices import InputPrices
 
@@ -56,14 +57,22 @@ def see_typical_inputs_(model: nn.Module, images: Tensor, dense_logits: Tensor) 
     assert gates is not None  # or there were no ratios
     for site in gates.sites:
         gates.of(site.group).count_of = None
+    seen = [gates.of(site.group) for site in gates.sites]
+    logits, pooled = [], []
     with evaluating(model):
-        logits = model(images)
-    losses = divergences(logits, dense_logits.log_softmax(1))
+        for batch in images.split(BATCH_SIZE):
+            logits.append(model(batch))
+            pooled.append([_pooled(gate) for gate in seen])
+    losses = divergences(torch.cat(logits), dense_logits.log_softmax(1))
     # of losses that span magnitudes, the order matters
     hardness = losses.clamp_min(0).add(1e-3).log()
-    for number, site in enumerate(gates.sites):
-        gate = gates.of(site.group)
-        assert gate.pooled is not None
-        ratios.typical_at(number).fit_(gate.pooled, gate.scores(gate.pooled), site.executed, hardness)
+    for number, parts in enumerate(zip(*pooled, strict=True)):
+        features, executed = torch.cat(parts), gates.sites[number].executed
+        ratios.typical_at(number).fit_(features, seen[number].scores(features), executed, hardness)
     gates.forget()
     ratios.attach_(gates)
+
+
+def _pooled(gate: RuntimeGate) -> Tensor:
+    assert gate.pooled is not None  # a batch has gone through
+    return gate.pooled

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruning.equalization import fuse_batch_norms
+from pruning.equalization import fuse_batch_norms, replace_module_
 from pruning.graph import find_groups
 from pruning.runtime.gates import (
     GatedInput,
@@ -49,7 +49,7 @@ def deployed(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     if gates is None:
         return model
     for name, sliced in _sliced_layers(model, gates).items():
-        model.set_submodule(name, sliced)
+        replace_module_(model, name, sliced)
     return OneByOne(model)
 
 
@@ -127,7 +127,8 @@ class _SlicedLayer(nn.Module):
             if whole is not None or (name == "bias" and self._bias):
                 delattr(layer, name)  # a plain tensor takes its place, which each image fills anew
                 setattr(layer, name, self._sliced(name, whole, layer))
-        self._told = _size_that_forward_looks_at(layer) if self._written is not None else None
+        carries = self._written is not None and not gated.decides
+        self._told = _size_that_forward_looks_at(layer) if carries else None
         self._axes = [axis for axis in (self._read, self._written) if axis is not None]
         self._counts: list[int] = []  # of the axes, that all is sized for
         self.layer = layer

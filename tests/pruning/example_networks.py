@@ -399,6 +399,7 @@ EXAMPLES = {
     "concat": Example(Dense),
     "depthwise": Example(Depthwise),
     "grouped": Example(Grouped),
+    "grouped-pairs": Example(lambda: nn.Sequential(unit(3, 8), unit(8, 16, groups=4), unit(16, 6), Head(6))),
     "shuffled": Example(Shuffled),
     "shuffled-ungrouped": Example(lambda: Shuffled(groups=1)),
     "shuffled-constants": Example(ShuffledByConstants),

@@ -229,6 +229,19 @@ def test_a_wide_reader_keeps_an_even_sample_of_centred_rows(monkeypatch):
     torch.testing.assert_close(covariance.rows, u - u.mean(0))
 
 
+def test_a_wide_reader_keeps_few_rows_however_many_come(monkeypatch):
+    monkeypatch.setattr(module, "WIDE_ROWS", 20)
+    rows = torch.arange(5000.0)[None, :, None].expand(1, -1, 3)
+    some = module._SampledRows()
+    for part in rows.split(130, dim=1):
+        some.add(part)
+        assert some._kept <= 40
+    kept = some.moments().covariances[0].rows[:, 0]
+    assert 10 <= len(kept) <= 20
+    assert len(set(kept.diff().tolist())) == 1  # evenly spread
+    assert kept[-1] - kept[0] > 4400
+
+
 @pytest.mark.parametrize("padding", [1, (1, 1), "same"])
 def test_a_convolution_that_pads_by_itself_is_unfolded_as_its_kernel_sees_it(padding):
     class OneSided(nn.Conv2d):

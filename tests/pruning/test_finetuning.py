@@ -481,3 +481,28 @@ def test_a_loss_that_is_not_a_number_says_the_way_out(splits):
     with pytest.raises(PruningError, match=r"in epoch 1: the loss is nan; try a learning rate below 0\.003"):
         finetune_(model, broken, epochs=1)
     assert not model.training
+
+
+class WithAuxiliaryHead(nn.Module):
+    """Returns more in training, as GoogLeNet does, from a head that was not traced and so not cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+        self.head, self.auxiliary = nn.Linear(8, 10), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x).mean((2, 3))
+        return (self.head(x), self.auxiliary(x)) if self.training else self.head(x)
+
+
+def test_what_runs_in_training_alone_takes_no_part(splits):
+    model = WithAuxiliaryHead().eval()
+    network = PrunableNetwork(model, real_images(model, [splits.calibration.images]))
+    small = network.compress(PruningPlan({"stem.0": LayerDecision(0.5, 0.0)})).model
+    before, dropped = snapshot(small), []
+    small.stem[3].register_forward_hook(lambda dropout, args, output: dropped.append(dropout.training))
+    finetune_(small, few(splits.train), epochs=1)
+    assert "head.weight" in changed(small, before)
+    assert "auxiliary.weight" not in changed(small, before)
+    assert all(dropped)

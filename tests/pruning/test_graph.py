@@ -35,6 +35,7 @@ UNITS = {  # of every prunable group, by hand
     "concat": {"a.0": 5, "b.0": 7, "c.0": 6},
     "depthwise": {"stem.0": 6, "pw1.0": 8, "pw2.0": 5},
     "grouped": {"stem.0": 3, "grouped.0": 2, "last.0": 6},
+    "grouped-pairs": {"0.0": 2, "1.0": 4, "2.0": 6},  # a channel of each of 4 conv groups is a unit
     "shuffled": {"a.0": 4, "b.0": 4, "c.0": 6},
     "shuffled-ungrouped": {"a.0": 12, "b.0": 4, "c.0": 6},
     "shuffled-constants": {"a.0": 4, "b.0": 4, "c.0": 6},

@@ -6,7 +6,7 @@ from torch import nn
 
 from pruning.graph import find_groups
 from pruning.lockstep import Lockstep
-from tests.pruning.example_networks import EXAMPLES, randomised, unit
+from tests.pruning.example_networks import EXAMPLES, NormAndActivation, randomised, unit
 from tests.pruning.oracles import example
 
 
@@ -26,6 +26,22 @@ def test_each_variant_computes_what_it_computes_alone(name):
     other = randomised(copy.deepcopy(model), 3)
     found = outputs(graph, Lockstep(graph, [model, other], images))
     torch.testing.assert_close(found, [model(images), other(images)])
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = unit(3, 5), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x, scale=1.5):
+        return self.last(self.conv(x) * scale)
+
+
+@torch.no_grad()
+def test_an_argument_that_is_left_out_has_its_default():
+    model = randomised(Scaled()).eval()
+    graph, images = find_groups(model, (3, 6, 6)), torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(outputs(graph, Lockstep(graph, [model], images)), [model(images)])
 
 
 def chain():
@@ -81,6 +97,23 @@ def test_layer_by_layer_a_writer_reads_gaussians_of_the_batch_norm_before_it():
     torch.testing.assert_close(read.mean(0), torch.tensor([3.0, -1.0]), atol=0.15, rtol=0)
     torch.testing.assert_close(read.std(0), torch.tensor([2.0, 0.5]), atol=0.1, rtol=0)
     assert abs(read.T.corrcoef()[0, 1]) < 0.1
+
+
+@torch.no_grad()
+def test_layer_by_layer_a_norm_that_activates_too_does_so():
+    copying, last = nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 3, 1)
+    norm = NormAndActivation(2)
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), norm, copying, last, nn.Flatten(), nn.Linear(3, 2)).eval()
+    copying.weight.copy_(torch.eye(2)[:, :, None, None])
+    norm.running_mean.fill_(7.0)
+    norm.running_var.fill_(5.0)
+    norm.weight.copy_(torch.tensor([2.0, 0.5]))
+    norm.bias.copy_(torch.tensor([3.0, -1.0]))
+    read = layerwise_inputs(model, (2, 1, 1))["3"].flatten(1)
+    drawn = torch.randn(4000, 2) * norm.weight + norm.bias
+    expected = nn.functional.silu(drawn)
+    torch.testing.assert_close(read.mean(0), expected.mean(0), atol=0.15, rtol=0)
+    torch.testing.assert_close(read.std(0), expected.std(0), atol=0.1, rtol=0)
 
 
 class Sum(nn.Module):

@@ -126,6 +126,14 @@ class TestTheCache:
         assert not torch.equal(self.make(other), first)
         assert not torch.equal(self.make(model, seed=1), first)
 
+    def test_a_batch_of_one_seed_is_no_batch_of_the_next(self, tmp_path, monkeypatch):
+        model, _ = trained()
+        first, second = (torch.randn(128, *SHAPE, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+        distilled_images(model, first, seed=0, progress=False)
+        after = distilled_images(model, second, seed=1, progress=False)
+        monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "empty"))
+        assert torch.equal(distilled_images(model, second, seed=1, progress=False), after)
+
     def test_a_damaged_file_is_made_anew(self, tmp_path):
         model, _ = trained()
         first = self.make(model)

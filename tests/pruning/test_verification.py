@@ -84,6 +84,23 @@ def test_a_network_that_branches_on_values_is_refused():
         trace(Branching(), (3, 6, 6))
 
 
+class ManyOutputs(nn.Module):
+    """Truth values and whole numbers beside the scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last = nn.Sequential(unit(3, 6), unit(6, 8)), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        scores = self.last(self.body(x))
+        return {"scores": scores, "mask": scores > 0, "best": scores.argmax(1)}
+
+
+def test_outputs_may_be_of_any_kind():
+    graph = trace(ManyOutputs().eval(), (3, 6, 6))
+    assert [group.frozen for group in graph.groups[:2]] == [None, None]
+
+
 class Muted(CountsItsChannels):
     """The same behind a norm of scale zero, as networks that start their blocks muted have."""
 

@@ -17,7 +17,7 @@ from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_o
 from pruning.runtime.per_input import input_ratios
 from pruning.runtime.prices import InputPrices
 from pruning.runtime.slicing import deployed
-from tests.pruning.example_networks import EXAMPLES
+from tests.pruning.example_networks import EXAMPLES, randomised
 from tests.pruning.oracles import example, snapshot
 from tests.pruning.runtime.test_gates import GATED, compressed
 from tests.pruning.runtime.test_per_input import attached, telling_apart
@@ -201,6 +201,32 @@ def test_fills_that_were_trained_count_in_every_reader():
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
     images = EXAMPLES["transposed"].images(8)
     sliced = deployed(found.model, EXAMPLES["transposed"].input_shape)
+    torch.testing.assert_close(sliced(images), found.model(images), rtol=1e-4, atol=1e-4)
+
+
+class Aliased(nn.Module):
+    """Modules that go by two names, of which `forward` uses the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.body = nn.Sequential(self.conv1, self.bn1, nn.ReLU(), self.conv2, self.bn2, nn.ReLU())
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.last(self.body(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(("static", "runtime"), [(0.0, 0.0), (0.4, 0.0), (0.0, 0.5), (0.3, 0.4)])
+def test_modules_of_two_names_are_replaced_by_both(static, runtime):
+    model = randomised(Aliased()).eval()
+    graph, images = find_groups(model, (3, 6, 6)), torch.randn(5, 3, 6, 6)
+    calibration = calibrate(graph, real_images(model, [images]))
+    decisions = {g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in graph.prunable}
+    found = apply_plan(model, graph, PruningPlan(decisions), calibration)
+    assert bool(found.gates) == (runtime > 0)
+    sliced = deployed(found.model, (3, 6, 6))
     torch.testing.assert_close(sliced(images), found.model(images), rtol=1e-4, atol=1e-4)
 
 
