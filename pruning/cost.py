@@ -1,4 +1,4 @@
-"""Multiply-adds, parameters and bytes of any plan by arithmetic, without surgery; measured latency."""
+"""Multiply-adds and parameters of any plan by arithmetic, without surgery; measured latency."""
 
 from __future__ import annotations
 
@@ -161,9 +161,7 @@ class CostModel:
         self.latency_of: Callable[[Counts], int] | None = None  # nanoseconds, once there is a table
         axes = Axes(graph)
         self._macs = _bilinear(_mac_rows(graph, axes), len(self.groups))
-        parameter_rows, byte_rows = _tensor_rows(graph, model, axes)
-        self._params = _bilinear(parameter_rows, len(self.groups))
-        self._bytes = _bilinear(byte_rows, len(self.groups))
+        self._params = _bilinear(_parameter_rows(graph, model, axes), len(self.groups))
         self._filled = np.array(
             [sum(len(reader.channels[0]) for reader in group.readers) for group in self.groups],
             dtype=np.int64,
@@ -195,10 +193,6 @@ class CostModel:
     def params(self, widths: Widths) -> int:
         """Parameters after the cut, gates included."""
         return round(self._params(widths.kept)) + self._added_params(widths)
-
-    def bytes(self, widths: Widths) -> int:
-        """Bytes of the tensors in the weights file (parameters and buffers), without its header."""
-        return round(self._bytes(widths.kept)) + 4 * self._added_params(widths)
 
     def latency(self, widths: Widths) -> int:
         """Nanoseconds for one image by this device's table, gates aside: it knows none.
@@ -259,20 +253,14 @@ def _mac_rows(graph: ChannelGraph, axes: Axes) -> list[Row]:
     return rows
 
 
-def _tensor_rows(graph: ChannelGraph, model: nn.Module, axes: Axes) -> tuple[list[Row], list[Row]]:
-    parameters = dict(model.named_parameters())
-    params: list[Row] = []
-    sizes: list[Row] = []
+def _parameter_rows(graph: ChannelGraph, model: nn.Module, axes: Axes) -> list[Row]:
     bare = {member.owner: member.axis for group in graph.groups for member in group.parameters}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        row = _tensor_row(graph, model, axes, name, bare)
-        sizes.append((row[0] * tensor.element_size(), row[1], row[2]))
-        if name in parameters:
-            params.append(row)
-    return params, sizes
+    return [_parameter_row(graph, model, axes, name, bare) for name, _ in model.named_parameters()]
 
 
-def _tensor_row(graph: ChannelGraph, model: nn.Module, axes: Axes, name: str, bare: Mapping[str, int]) -> Row:
+def _parameter_row(
+    graph: ChannelGraph, model: nn.Module, axes: Axes, name: str, bare: Mapping[str, int]
+) -> Row:
     tensor = bare_tensor(model, name)
     owner, _, attribute = name.rpartition(".")
     if name in bare:

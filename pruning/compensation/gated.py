@@ -18,8 +18,8 @@ from pruning.compensation.readers import (
 )
 from pruning.compensation.records import PlannedCut
 from pruning.compensation.sampled_rows import fit_change
-from pruning.runtime.fitting import choose_by_, fit_fill_
-from pruning.runtime.gates import GatedInput, constant_response, gates_of, with_fills
+from pruning.runtime.fitting import choose_by_, fit_fill_, seen_by_gate
+from pruning.runtime.gates import GatedInput, constant_response, gates_of
 
 PIXELS = 2**20  # of as many images as take part: a choice for each input generalises by images
 ROWS = 2**14  # of images and positions together, where there are so many
@@ -47,9 +47,7 @@ def refit_gated_(model: nn.Module, planned: PlannedCut) -> None:
             inputs = GatedRows(rows, planned.calibration.means[name], gated)
             refit_reader_(model, planned, name, inputs, target, rounds=ROUNDS)
         if name in writers:  # decides by what the gates before it let through
-            pooled = writers[name].pooled
-            assert pooled is not None  # set as it was fitted
-            writers[name].choose(with_fills(pooled, gated))
+            writers[name].choose(seen_by_gate(name, gated, planned.cuts, planned.calibration))
 
 
 @dataclass(frozen=True)

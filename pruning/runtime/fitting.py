@@ -65,22 +65,36 @@ def fit_gates_(
         calibration: of the dense network.
     """
     readers = gates.by_reader()
-    kept_inputs = {cut.owner: cut.kept for cut in cuts if cut.axis == "in"}
     for site in gates.sites:
         gate = gates.of(site.group)
         if site.group in kept:
             _bar_(gate, kept[site.group])
-        pooled = with_fills(calibration.pooled[site.writer], readers.get(site.writer, ()))
-        if site.writer in kept_inputs:
-            stays = torch.tensor(kept_inputs[site.writer], device=pooled.device)
-            pooled = torch.zeros_like(pooled).index_copy(1, stays, pooled[:, stays])
         watched = [one for name in site.readers for one in readers[name] if one.gate is gate]
-        gate.pooled = pooled
+        gate.pooled = seen_by_gate(site.writer, readers.get(site.writer, ()), cuts, calibration)
         importance = torch.stack([_importance(model, one, calibration) for one in watched]).sum(0)
         choose_by_(gate, importance)
         for one in watched:
             if one.reader in calibration.moments:
                 fit_fill_(one, calibration.means[one.reader])
+
+
+def seen_by_gate(
+    writer: str, gated: Iterable[GatedInput], cuts: Iterable[AxisCut], calibration: Calibration
+) -> Tensor:
+    """Return what a writer's gate decides by on the calibration images, [images, cin].
+
+    Args:
+        writer: name of the layer.
+        gated: its inputs that the gates before it choose among; those skipped count as their fills.
+        cuts: the positions that stay; inputs that are cut count as 0.
+        calibration: of the dense network.
+    """
+    pooled = with_fills(calibration.pooled[writer], gated)
+    for cut in cuts:
+        if (cut.owner, cut.axis) == (writer, "in"):
+            stays = torch.tensor(cut.kept, device=pooled.device)
+            return torch.zeros_like(pooled).index_copy(1, stays, pooled[:, stays])
+    return pooled
 
 
 def _bar_(gate: RuntimeGate, kept: Tensor) -> None:

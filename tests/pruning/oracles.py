@@ -79,10 +79,6 @@ def counted_macs(model: nn.Module, image: Tensor) -> int:
     return total
 
 
-def counted_bytes(model: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-
-
 def counted_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -23,6 +23,23 @@ def without_gradients():
         yield
 
 
+@pytest.mark.parametrize("static", [0.0, 0.4])
+def test_a_gate_behind_a_gate_is_fitted_to_what_it_will_see(monkeypatch, static):
+    model, graph, images = example("plain")
+    calibration = calibrate(graph, real_images(model, [images]))
+    # the inputs of the second gate are cut where static, and skipped by the first one
+    plan = PruningPlan({"0.0": LayerDecision(static, 0.5), "1.0": LayerDecision(0.0, 0.5)})
+    seen, choose = {}, RuntimeGate.choose
+    with monkeypatch.context() as patch:
+        patch.setattr(RuntimeGate, "choose", lambda gate, x: (seen.update({gate: x}), choose(gate, x)))
+        found = apply_plan(model, graph, plan, calibration, method=Method(compensation="least-squares"))
+        (fitted,) = [x for gate, x in seen.items() if len(gate.bias) == 8]
+        found.model(images)
+    (at_work,) = [x for gate, x in seen.items() if gate is gates_of(found.model).of("1.0")]
+    stays = fitted.abs().sum(0) > 0
+    torch.testing.assert_close(fitted[:, stays], at_work, rtol=1e-4, atol=1e-5)
+
+
 class Problem:
     """A reader with conv groups behind one gate, random rows, and a random target."""
 
