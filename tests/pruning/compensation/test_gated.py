@@ -18,7 +18,8 @@ REFITTED = ("least-squares", "least-squares-progressive")
 
 
 @pytest.fixture(autouse=True)
-def without_gradients():
+def seeded_and_without_gradients():
+    torch.manual_seed(0)
     with torch.no_grad():
         yield
 
