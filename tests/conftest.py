@@ -15,3 +15,8 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)  # networks this small only lose time to a second thread
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)  # whatever ran before, in whichever process

@@ -18,8 +18,7 @@ REFITTED = ("least-squares", "least-squares-progressive")
 
 
 @pytest.fixture(autouse=True)
-def seeded_and_without_gradients():
-    torch.manual_seed(0)
+def without_gradients():
     with torch.no_grad():
         yield
 
