@@ -146,7 +146,7 @@ def show(record: Mapping[str, Any]) -> None:
         columns = [*(f"best of {mark}" for mark in MARKS), "answer", "chosen"]
         for heading in ("method", "seeds", *columns, "reward", f"{DEFAULT_ALGORITHM} ahead by"):
             table.add_column(heading, justify="left" if heading == "method" else "right")
-        for method, runs in methods.items():
+        for method, runs in sorted(methods.items(), key=lambda item: ALL.index(item[0])):
             table.add_row(
                 method,
                 str(len(runs)),
