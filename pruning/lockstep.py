@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pruning.graph import ChannelGraph
-from pruning.graph.tracing import BATCH_NORMS, run_node
+from pruning.graph.tracing import BATCH_NORMS, argument_value, run_node
 
 
 class Lockstep:
@@ -105,8 +105,7 @@ class _Lane:
 
     def _value(self, node: fx.Node, images: Tensor, args: Any, kwargs: Any) -> Any:
         if node.op == "placeholder":
-            # a network may change its input in place; of further arguments, defaults are traced alone
-            return args[0] if args else images.clone()
+            return argument_value(node, images)
         return run_node(self.model, node, args, kwargs)
 
 

@@ -91,9 +91,9 @@ def run(argv: Sequence[str]) -> None:
     with ExitStack() as stack:
         stack.enter_context(claimed(out))
         check_out(out, args, may_differ=() if args.per_input else MAY_DIFFER)
-        for source in (args.init_policy and policy_folder(args.init_policy), args.plan):
-            if source:
-                check_source(source, out)
+        policy = policy_folder(args.init_policy) if args.init_policy else None
+        for source in filter(None, (policy, args.plan)):
+            check_source(source, out)
         torch.manual_seed(args.seed)
         if args.cluster:  # before the work begins, and once for agent and baselines
             stack.enter_context(connected(args.cluster, n_envs=args.n_envs))

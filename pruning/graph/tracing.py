@@ -136,7 +136,7 @@ class ModuleTracer(fx.Tracer):
 
     def _computed(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return node.args[0] if node.args else self._example.clone()
+            return argument_value(node, self._example)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda read: self._known[read])
         return run_node(self.root, node, args, kwargs)
 
@@ -168,6 +168,15 @@ class _SizedProxy(fx.Proxy):
         if size is None:
             raise fx.proxy.TraceError("a tensor's values are used as a size")
         return size
+
+
+def argument_value(placeholder: fx.Node, images: Tensor) -> Any:
+    """Return an argument of a network that is called with images alone: these, or a further one's default.
+
+    A copy of the images, since a network may change its input in place.
+    """
+    first = next(iter(placeholder.graph.nodes))
+    return placeholder.args[0] if placeholder is not first and placeholder.args else images.clone()
 
 
 def run_node(model: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from pruning.files import read_json, write_json
 from scripts.options import UsageError
 
 RESAMPLES = 10_000
-FILE = ("settings", "results")  # its keys
+KEYS = ("settings", "results")  # of the file
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def begun(args: argparse.Namespace, **settings: Any) -> Record:
         found = read_json(args.out)
     except (OSError, ValueError) as error:
         raise UsageError(f"{args.out} holds no results ({error}); give another --out") from error
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in FILE):
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in KEYS):
         raise UsageError(f"{args.out} holds no results of a benchmark; give another --out")
     if found["settings"] != settings:
         there, here = (

@@ -33,7 +33,7 @@ class Scaled(nn.Module):
         super().__init__()
         self.conv, self.last = unit(3, 5), nn.Conv2d(5, 2, 1)
 
-    def forward(self, x, scale=1.5):
+    def forward(self, x=None, scale=1.5):
         return self.last(self.conv(x) * scale)
 
 
