@@ -18,7 +18,7 @@ $(VENV)/installed-checks: $(VENV)/installed
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/secateur train --budget macs=0.2 --episodes 150 --out runs/demo --overwrite
+	$(BIN)/prunegym train --budget macs=0.2 --episodes 150 --out runs/demo --overwrite
 
 test: $(VENV)/installed-checks
 	$(BIN)/python -m pytest --numprocesses auto

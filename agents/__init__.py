@@ -1,13 +1,13 @@
 """Learn pruning decisions: Stable-Baselines3 algorithms and search baselines over one environment."""
 
-from agents.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
-from agents.compress import Compression, compress
-from agents.episode_log import EpisodeLog
-from agents.errors import AgentError
-from agents.policies import BUILTIN, load_policy, save_mean_policy, save_policy
-from agents.rollout import EpisodeResult, deterministic, exploring, run_episode
-from agents.search import SEARCHES, choose_on_validation
-from agents.training import LearningResult, learn
+from prunegym.agents.compress import Compression, compress
+from prunegym.agents.episode_log import EpisodeLog
+from prunegym.agents.errors import AgentError
+from prunegym.agents.learning.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
+from prunegym.agents.learning.policies import BUILTIN, load_policy, save_mean_policy, save_policy
+from prunegym.agents.learning.training import LearningResult, learn
+from prunegym.agents.rollout import EpisodeResult, deterministic, exploring, run_episode
+from prunegym.agents.search import SEARCHES, choose_on_validation
 
 __all__ = [
     "ALGORITHMS",

@@ -9,11 +9,11 @@ from typing import Any, cast
 import gymnasium as gym
 from torch import Tensor, nn
 
-from agents.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
-from agents.interface import GymEnv, pruning_environment
-from agents.rollout import EpisodeResult
-from agents.search import choose_on_validation
-from agents.training import learn
+from prunegym.agents.interface import GymEnv, pruning_environment
+from prunegym.agents.learning.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
+from prunegym.agents.learning.training import learn
+from prunegym.agents.rollout import EpisodeResult
+from prunegym.agents.search import choose_on_validation
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -67,7 +67,7 @@ def compress(
     env = cast(
         GymEnv,
         gym.make(
-            "envs:LayerPruning-v0",
+            "prunegym/LayerPruning-v0",
             model=model,
             calibration=calibration,
             reward=reward,

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.errors import CheckpointError
-from agents.interface import EpisodicEnvironment
-from agents.rollout import EpisodeResult
+from prunegym.agents.errors import CheckpointError
+from prunegym.agents.interface import EpisodicEnvironment
+from prunegym.agents.rollout import EpisodeResult
 
 
 class Episode(NamedTuple):

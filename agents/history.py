@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.rollout import EpisodeResult
+from prunegym.agents.rollout import EpisodeResult
 
 
 class EpisodeHistory:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import TypeVar
 
-from agents.errors import UnknownAlgorithmError
+from prunegym.agents.errors import UnknownAlgorithmError
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from agents.history import EpisodeHistory
-from agents.rollout import EpisodeResult
+from prunegym.agents.history import EpisodeHistory
+from prunegym.agents.rollout import EpisodeResult
 
 
 class EpisodeBar:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from agents.interface import ActionRule, GymEnv, Observation, Plan
+from prunegym.agents.errors import AgentError
+from prunegym.agents.interface import ActionRule, GymEnv, Observation, Plan
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,11 @@ def run_episode(env: GymEnv, act: ActionRule, *, seed: int | None = None) -> Epi
         observation, _, terminated, truncated, info = env.step(act(observation))
         done = terminated or truncated
     return EpisodeResult.from_dict(info["episode_result"])
+
+
+def require_episodes(episodes: int) -> None:
+    """Raise AgentError unless there is at least one episode to run."""
+    if episodes < 1:
+        raise AgentError(
+            f"episodes must be 1 or more, got {episodes}; each episode is one evaluation of a plan"
+        )

@@ -2,13 +2,13 @@
 
 import gymnasium as gym
 
-from envs.allocation import ALLOCATIONS, evenly_gated
-from envs.budget import Budget, BudgetRange, Limits, parse_budget
-from envs.input_pruning import InputPruningVectorEnv
-from envs.layer_pruning import LayerPruningEnv
-from envs.observation import LayerObservation
-from envs.several_networks import SeveralNetworksEnv
-from envs.tasks import TASKS, Task, count_classes, load_task, make_env, task_env, trains_itself
+from prunegym.envs.allocation import ALLOCATIONS, evenly_gated
+from prunegym.envs.budget import Budget, BudgetRange, Limits, parse_budget
+from prunegym.envs.input_pruning import InputPruningVectorEnv
+from prunegym.envs.layer_pruning import LayerPruningEnv
+from prunegym.envs.multi_network import SeveralNetworksEnv
+from prunegym.envs.observation import LayerObservation
+from prunegym.envs.tasks import TASKS, Task, count_classes, load_task, make_env, task_env, trains_itself
 
 __all__ = [
     "ALLOCATIONS",
@@ -30,5 +30,7 @@ __all__ = [
     "trains_itself",
 ]
 
-gym.register("LayerPruning-v0", entry_point="envs.tasks:make_env")
-gym.register("InputPruning-v0", vector_entry_point="envs.input_pruning:InputPruningVectorEnv")
+gym.register("prunegym/LayerPruning-v0", entry_point="prunegym.envs.tasks:make_env")
+gym.register(
+    "prunegym/InputPruning-v0", vector_entry_point="prunegym.envs.input_pruning:InputPruningVectorEnv"
+)

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.budget import Limits
+from prunegym.envs.budget import Limits
 
 ActionMode = Literal["centred", "raw"]
 

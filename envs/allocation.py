@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from envs.budget import MEASURES
-from envs.budget_keeper import BudgetKeeper, Ratios, rounded_up
-from pruning.cost import Widths, plan_widths
-from pruning.errors import ImpossibleBudgetError, PlanError
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.prunable import PrunableNetwork
-from pruning.registry import Registry
+from prunegym.envs.budget import MEASURES
+from prunegym.envs.budget_projection import BudgetKeeper, Ratios, rounded_up
+from prunegym.pruning.cost import Widths, plan_widths
+from prunegym.pruning.errors import ImpossibleBudgetError, PlanError
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.registry import Registry
 
 STEPS = 46  # ratios looked at in each group
 

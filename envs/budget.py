@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from pruning.cost import CostModel, Widths
-from pruning.errors import BudgetError
+from prunegym.pruning.cost import CostModel, Widths
+from prunegym.pruning.errors import BudgetError
 
 MEASURES: Mapping[str, Callable[[CostModel, Widths], int]] = {
     "macs": CostModel.macs,

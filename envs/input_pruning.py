@@ -13,10 +13,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pruning.evaluation import divergences
-from pruning.runtime.gates import gates_of
-from pruning.runtime.per_input import FEATURES
-from pruning.runtime.stepping import GatewiseNetwork
+from prunegym.pruning.metrics import divergences
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.runtime.per_input import FEATURES
+from prunegym.pruning.runtime.stepping import GatewiseNetwork
 
 INPUT_OBSERVATION_VERSION = 1
 BATCH = 256  # images at once where all are looked at
@@ -55,7 +55,7 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
     (whether the answer is the dense network's), and `ratios`, [batch, gates].
 
     ## Arguments
-    See `__init__`. By name: `gym.make_vec("InputPruning-v0", num_envs=256, model=..., ...)`.
+    See `__init__`. By name: `gym.make_vec("prunegym/InputPruning-v0", num_envs=256, model=..., ...)`.
 
     ## Version history
     v0: first version.

@@ -13,27 +13,27 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from envs.action import ActionMode, decode_action, decode_raw_action
-from envs.allocation import ALLOCATIONS
-from envs.budget import Budget, BudgetRange, Limits, leading_measure, priced
-from envs.budget_keeper import BudgetKeeper
-from envs.facts import group_facts
-from envs.judges import DrawnImagesJudge, FunctionJudge, Goal, ImageJudge, Judge, first_batches
-from envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
-from envs.results import EpisodeResults, Foresight
-from envs.reward import step_reward
-from envs.scoring import PlanScorer
-from envs.standard_scores import NORMALISER, StandardScores
-from envs.yardstick import RELIEF_IMAGES, ExpectedLosses, Yardstick, Yardsticks
-from pruning.apply import DEFAULT_METHOD, Method
-from pruning.calibration import CalibrationInputs, real_images
-from pruning.cost import Widths, widths_plan
-from pruning.data import checked
-from pruning.errors import DataError
-from pruning.evaluation import ScoreFunction, accuracy, predictions, scored
-from pruning.latency import LatencyTable
-from pruning.plan import PruningPlan
-from pruning.prunable import PrunableNetwork
+from prunegym.envs.action import ActionMode, decode_action, decode_raw_action
+from prunegym.envs.allocation import ALLOCATIONS
+from prunegym.envs.budget import Budget, BudgetRange, Limits, leading_measure, priced
+from prunegym.envs.budget_projection import BudgetKeeper
+from prunegym.envs.group_summary import group_facts
+from prunegym.envs.normalisation import NORMALISER, StandardScores
+from prunegym.envs.objectives import DrawnImagesJudge, FunctionJudge, Goal, ImageJudge, Judge, first_batches
+from prunegym.envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
+from prunegym.envs.results import EpisodeResults, Foresight
+from prunegym.envs.reward import step_reward
+from prunegym.envs.scoring import PlanScorer
+from prunegym.envs.uniform_baseline import RELIEF_IMAGES, ExpectedLosses, Yardstick, Yardsticks
+from prunegym.pruning.apply import DEFAULT_METHOD, Method
+from prunegym.pruning.calibration.statistics import CalibrationInputs, real_images
+from prunegym.pruning.cost import Widths, widths_plan
+from prunegym.pruning.data import checked
+from prunegym.pruning.errors import DataError
+from prunegym.pruning.latency import LatencyTable
+from prunegym.pruning.metrics import ScoreFunction, accuracy, predictions, scored
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import PruningPlan
 
 Observation = NDArray[np.float32]
 Action = NDArray[np.float32]
@@ -73,7 +73,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     `total`), `accuracy`, and `macs` and `params` as shares of the dense network.
 
     ## Arguments
-    See `__init__`. By task name: `gym.make("LayerPruning-v0", task="digits")`.
+    See `__init__`. By task name: `gym.make("prunegym/LayerPruning-v0", task="digits")`.
 
     ## Version history
     v0: first version.

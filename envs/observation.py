@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.budget import MEASURES, Budget
-from pruning.cost import CostModel, Widths
-from pruning.graph import ChannelGraph, ChannelGroup
-from pruning.prunable import PrunableNetwork
+from prunegym.envs.budget import MEASURES, Budget
+from prunegym.pruning.cost import CostModel, Widths
+from prunegym.pruning.graph import ChannelGraph, ChannelGroup
+from prunegym.pruning.network import PrunableNetwork
 
 OBSERVATION_VERSION = 3
 CONTEXT = ("gated", "macs_budget", "params_budget", "even_ratio")  # features that are no standard scores

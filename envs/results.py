@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from envs.reward import LEAST_REFERENCE, RewardTerms, Score
-from envs.scoring import PlanScorer
-from pruning.cost import Widths, plan_widths, widths_plan
-from pruning.plan import PruningPlan
-from pruning.prunable import PrunableNetwork
+from prunegym.envs.reward import LEAST_REFERENCE, RewardTerms, Score
+from prunegym.envs.scoring import PlanScorer
+from prunegym.pruning.cost import Widths, plan_widths, widths_plan
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import PruningPlan
 
 # from a plan, plain data, and the share of what uniform pruning loses that is expected of it (see
 # `ExpectedLosses`), the share that it loses

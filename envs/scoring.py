@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 
-from envs.judges import Judge
-from envs.reward import Score
-from pruning.cost import Widths, widths_plan
-from pruning.plan import PruningPlan
-from pruning.prunable import PrunableNetwork
+from prunegym.envs.objectives import Judge
+from prunegym.envs.reward import Score
+from prunegym.pruning.cost import Widths, widths_plan
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import PruningPlan
 
 
 class PlanScorer:

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envs.budget import Budget, BudgetRange
-from envs.layer_pruning import LayerPruningEnv
-from pruning.calibration import CalibrationInputs, real_images
-from pruning.data import Images, ImageSplits, check_labels, load_splits
-from pruning.errors import DataError, WeightsError, one_line
-from pruning.evaluation import ScoreFunction
-from pruning.networks import NetworkSpec, resolve_network
-from pruning.registry import Registry
-from pruning.synthesis import SYNTHESES, SyntheticSplits
-from pruning.training import dense_digits
-from pruning.weights import load_weights_
+from prunegym.envs.budget import Budget, BudgetRange
+from prunegym.envs.layer_pruning import LayerPruningEnv
+from prunegym.pruning.calibration.statistics import CalibrationInputs, real_images
+from prunegym.pruning.calibration.synthesis import SYNTHESES, SyntheticSplits
+from prunegym.pruning.data import Images, ImageSplits, check_labels, load_splits
+from prunegym.pruning.errors import DataError, WeightsError, one_line
+from prunegym.pruning.metrics import ScoreFunction
+from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
+from prunegym.pruning.networks.weights import load_weights_
+from prunegym.pruning.registry import Registry
+from prunegym.pruning.training.dense import dense_digits
 
 DIGITS_BUDGET: Mapping[str, float] = {"macs": 0.2}  # tight enough that the allocation matters
 
@@ -176,7 +176,7 @@ def _images_of(splits: ImageSplits | SyntheticSplits, *, drawn: bool) -> dict[st
 
 
 def make_env(task: str | Task | None = None, **settings: Any) -> LayerPruningEnv:
-    """Make the environment for `gym.make("LayerPruning-v0", ...)`.
+    """Make the environment for `gym.make("prunegym/LayerPruning-v0", ...)`.
 
     Args:
         task: a registered name, a Task, or None where `settings` give the model and its images themselves.

@@ -10,15 +10,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import Calibration
-from pruning.compensation import COMPENSATIONS, Compensation, PlannedCut
-from pruning.cost import Widths, plan_widths
-from pruning.criteria import CRITERIA, select
-from pruning.graph import ChannelGraph
-from pruning.plan import PruningPlan
-from pruning.runtime.fitting import cut_gates, fit_gates_, gate_site
-from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, detach_gates_
-from pruning.surgery import Structure, axis_cuts, cut_
+from prunegym.pruning.calibration.statistics import Calibration
+from prunegym.pruning.compensation import COMPENSATIONS, Compensation, PlannedCut
+from prunegym.pruning.cost import Widths, plan_widths
+from prunegym.pruning.criteria import CRITERIA, select
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.runtime.fitting import cut_gates, fit_gates_, gate_site
+from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, detach_gates_
+from prunegym.pruning.surgery.cutting import Structure, axis_cuts, cut_
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends without an error.
 
     Example:
-        >>> with written_whole(Path("/tmp/secateur-example.txt")) as temporary:
+        >>> with written_whole(Path("/tmp/prunegym-example.txt")) as temporary:
         ...     _ = temporary.write_text("all of it")
-        >>> Path("/tmp/secateur-example.txt").read_text()
+        >>> Path("/tmp/prunegym-example.txt").read_text()
         'all of it'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,11 +36,11 @@ def written_whole(path: Path) -> Iterator[Path]:
 def cache_folder() -> Path:
     """Return where things that can be made again are kept between runs.
 
-    `$SECATEUR_CACHE`, `$XDG_CACHE_HOME/secateur` or `~/.cache/secateur`; it need not exist yet.
+    `$PRUNEGYM_CACHE`, `$XDG_CACHE_HOME/prunegym` or `~/.cache/prunegym`; it need not exist yet.
     """
-    if folder := os.environ.get("SECATEUR_CACHE"):
+    if folder := os.environ.get("PRUNEGYM_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secateur"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunegym"
 
 
 def _umask() -> int:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pruning.errors import PlanError
-from pruning.files import read_json, write_json
+from prunegym.pruning.errors import PlanError
+from prunegym.pruning.files import read_json, write_json
 
 PLAN_VERSION = 1
 

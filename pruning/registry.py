@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Collection, Iterator
 from typing import Generic, TypeVar
 
-from pruning.errors import UnknownNameError
+from prunegym.pruning.errors import UnknownNameError
 
 T = TypeVar("T")
 

@@ -10,10 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts import options
-from scripts.benchmarks import coverage, data_free, environment, per_input, reward, runtime, search, transfer
-from scripts.benchmarks.assets import WEIGHTS
-from scripts.cli import run_verb
+from prunegym.scripts import options
+from prunegym.scripts.benchmarks import (
+    coverage,
+    data_free,
+    environment,
+    per_input,
+    reward,
+    runtime,
+    search,
+    transfer,
+)
+from prunegym.scripts.benchmarks.assets import WEIGHTS
+from prunegym.scripts.cli import run_verb
 
 
 class Benchmark(NamedTuple):
@@ -85,9 +94,9 @@ def build_parser() -> options.Parser:
     parser.add_argument(
         "--assets",
         type=Path,
-        default=Path(os.environ.get("SECATEUR_DATA", "../shared/data")),
+        default=Path(os.environ["PRUNEGYM_DATA"]) if os.environ.get("PRUNEGYM_DATA") else None,
         metavar="DIR",
-        help="holds cifar10/cifar10_subset.npz and weights/*.th, see the README (default $SECATEUR_DATA)",
+        help="holds cifar10/cifar10_subset.npz and weights/*.th, see the README (default $PRUNEGYM_DATA)",
     )
     parser.add_argument(
         "--networks", nargs="+", choices=list(WEIGHTS), metavar="NAME", help="instead of the benchmark's own"
@@ -120,10 +129,17 @@ def run(argv: Sequence[str]) -> None:
         if getattr(args, flag) is not None and flag not in benchmark.flags:
             takers = ", ".join(name for name, one in BENCHMARKS.items() if flag in one.flags)
             raise options.UsageError(f"--{flag} goes with {takers}; leave it out with {args.name}")
-    if "assets" in benchmark.flags and not args.assets.is_dir():
-        raise options.UsageError(
-            f"there is no folder {args.assets}; name it with --assets (the README says where from)"
-        )
+    if "assets" in benchmark.flags:
+        if args.assets is None:
+            raise options.UsageError(
+                "name the folder of images and weights with --assets, or set PRUNEGYM_DATA to it "
+                "(the README says where to get them)"
+            )
+        if not args.assets.is_dir():
+            raise options.UsageError(
+                f"there is no folder {args.assets}; name it with --assets, or set PRUNEGYM_DATA to it "
+                "(the README says where to get its files)"
+            )
     args.seed = args.seed or 0
     record = benchmark.measure(args)
     if args.json:

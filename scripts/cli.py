@@ -1,4 +1,4 @@
-"""`secateur VERB`: find the verb, run it, and turn every named error into one line and an exit code."""
+"""`prunegym VERB`: find the verb, run it, and turn every named error into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from agents import AgentError
-from pruning.errors import ImpossibleBudgetError, PruningError, one_line
-from pruning.registry import unknown_name
-from scripts.options import UsageError
+from prunegym.agents import AgentError
+from prunegym.pruning.errors import ImpossibleBudgetError, PruningError, one_line
+from prunegym.pruning.registry import unknown_name
+from prunegym.scripts.options import UsageError
 
 VERBS = {
     "train": "learn a pruning policy and write policy, plan and compressed network",
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; return 0 done, 2 wrong usage or input, 3 budget impossible, 130 or 143 interrupted."""
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help"):
-        print("usage: secateur VERB [--help] ...\n")
+        print("usage: prunegym VERB [--help] ...\n")
         print("\n".join(f"  {name:<10} {text}" for name, text in VERBS.items()))
         return DONE
     return run_verb(verb, rest)
@@ -59,7 +59,7 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
         return _complain(error, MISUSED)
     except KeyboardInterrupt as cause:
         hint = "; the same command with --resume goes on" if verb in RESUMABLE else ""
-        print(f"secateur: interrupted{hint}", file=sys.stderr)
+        print(f"prunegym: interrupted{hint}", file=sys.stderr)
         return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
     return DONE
 
@@ -80,7 +80,7 @@ def _complain(error: Exception, code: int) -> int:
     line = one_line(error)
     if len(line) > LONGEST_LINE:  # a message may quote what a damaged file holds; the way out is at its end
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
-    print(f"secateur: {line}", file=sys.stderr)
+    print(f"prunegym: {line}", file=sys.stderr)
     return code
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pruning.descent import Epoch
+from prunegym.pruning.training.loop import Epoch
 
 
 class Curves:

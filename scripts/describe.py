@@ -12,20 +12,20 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from envs.budget import Limits
-from envs.budget_keeper import rounded_up, smallest_shares
-from pruning.compensation import COMPENSATIONS
-from pruning.cost import CostModel
-from pruning.graph import ChannelGraph
-from pruning.graph.patterns import restrict
-from pruning.latency import LatencyPrices, cached_table
-from pruning.networks import resolve_network
-from pruning.saving import load_compressed
-from pruning.verification import trace
-from pruning.weights import load_weights_
-from scripts import options
-from scripts.cli import run_verb
-from scripts.records import compressed_folder, console
+from prunegym.envs.budget import Limits
+from prunegym.envs.budget_projection import rounded_up, smallest_shares
+from prunegym.pruning.compensation import COMPENSATIONS
+from prunegym.pruning.cost import CostModel
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.graph.patterns import restrict
+from prunegym.pruning.latency import LatencyPrices, cached_table
+from prunegym.pruning.networks.registry import resolve_network
+from prunegym.pruning.networks.weights import load_weights_
+from prunegym.pruning.storage.compressed import load_compressed
+from prunegym.pruning.surgery.verification import trace
+from prunegym.scripts import options
+from prunegym.scripts.cli import run_verb
+from prunegym.scripts.run_folder import compressed_folder, console
 
 
 def build_parser() -> options.Parser:

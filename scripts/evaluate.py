@@ -12,19 +12,20 @@ from pathlib import Path
 
 from torch import nn
 
-from envs import Budget, count_classes
-from pruning.cost import measure_latency
-from pruning.data import Images, check_labels
-from pruning.evaluation import Evaluation, ScoreFunction, evaluate
-from pruning.files import write_json
-from pruning.graph import find_groups
-from pruning.measuring import image_for_latency
-from pruning.networks import NetworkSpec
-from pruning.runtime.slicing import deployed
-from pruning.saving import LoadedNetwork, load_compressed
-from scripts import options
-from scripts.cli import run_verb
-from scripts.records import METRICS, check_empty, claimed, compressed_folder, open_run, show_rows
+from prunegym.envs import Budget, count_classes
+from prunegym.pruning.data import Images, check_labels
+from prunegym.pruning.evaluation.comparison import image_for_latency
+from prunegym.pruning.evaluation.evaluate import Evaluation, evaluate
+from prunegym.pruning.files import write_json
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.latency.timing import measure_latency
+from prunegym.pruning.metrics import ScoreFunction
+from prunegym.pruning.networks.registry import NetworkSpec
+from prunegym.pruning.runtime.slicing import deployed
+from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed
+from prunegym.scripts import options
+from prunegym.scripts.cli import run_verb
+from prunegym.scripts.run_folder import METRICS, check_empty, claimed, compressed_folder, open_run, show_rows
 
 
 def build_parser() -> options.Parser:

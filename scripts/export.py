@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envs import count_classes
-from pruning.cost import count_params, measure_latency
-from pruning.data import load_splits
-from pruning.exporting import FORMATS, ONE_BY_ONE, OPSET, Comparison, export_network, to_program
-from pruning.graph import find_groups
-from pruning.runtime.slicing import deployed
-from pruning.saving import LoadedNetwork, load_compressed
-from scripts import options
-from scripts.cli import run_verb
-from scripts.records import compressed_folder, console, show_rows
+from prunegym.envs import count_classes
+from prunegym.pruning.cost import count_params
+from prunegym.pruning.data import load_splits
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.latency.timing import measure_latency
+from prunegym.pruning.runtime.slicing import deployed
+from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed
+from prunegym.pruning.storage.export import FORMATS, ONE_BY_ONE, OPSET, Comparison, export_network, to_program
+from prunegym.scripts import options
+from prunegym.scripts.cli import run_verb
+from prunegym.scripts.run_folder import compressed_folder, console, show_rows
 
 COMPARED = 32  # images
 

@@ -13,29 +13,38 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pruning.batch_norms import KEPT, REESTIMATED, STATISTICS, check_statistics, reestimate_
-from pruning.cost import measure_latency
-from pruning.data import Images, absolute
-from pruning.descent import Epoch, Recipe
-from pruning.evaluation import Evaluation, evaluate, predictions
-from pruning.files import write_json
-from pruning.finetuning import PARTS, finetune_, trained_parameters
-from pruning.graph import find_groups
-from pruning.measuring import typical_image
-from pruning.optimization import OPTIMIZERS, SCHEDULES
-from pruning.precision import PRECISIONS
-from pruning.processes import Processes, launched
-from pruning.runtime.gates import gates_of
-from pruning.runtime.installing import see_typical_inputs_
-from pruning.runtime.outcomes import input_outcomes, keep_budget_
-from pruning.runtime.per_input import input_ratios
-from pruning.runtime.slicing import deployed
-from pruning.saving import LoadedNetwork, load_compressed, save_compressed
-from scripts import options
-from scripts.cli import run_verb
-from scripts.curves import Curves
-from scripts.learning_material import DISTILLATION, LABELS, Material, material_of
-from scripts.records import METRICS, check_out, claimed, compressed_folder, open_run, run_config, show
+from prunegym.pruning.data import Images, absolute
+from prunegym.pruning.evaluation.comparison import typical_image
+from prunegym.pruning.evaluation.evaluate import Evaluation, evaluate
+from prunegym.pruning.files import write_json
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.latency.timing import measure_latency
+from prunegym.pruning.metrics import predictions
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.runtime.installing import see_typical_inputs_
+from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
+from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.runtime.slicing import deployed
+from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed, save_compressed
+from prunegym.pruning.training.batch_norms import KEPT, REESTIMATED, STATISTICS, check_statistics, reestimate_
+from prunegym.pruning.training.distributed import Processes, launched
+from prunegym.pruning.training.finetuning import PARTS, finetune_, trained_parameters
+from prunegym.pruning.training.loop import Epoch, Recipe
+from prunegym.pruning.training.optimizers import OPTIMIZERS, SCHEDULES
+from prunegym.pruning.training.precision import PRECISIONS
+from prunegym.scripts import options
+from prunegym.scripts.cli import run_verb
+from prunegym.scripts.curves import Curves
+from prunegym.scripts.run_folder import (
+    METRICS,
+    check_out,
+    claimed,
+    compressed_folder,
+    open_run,
+    run_config,
+    show,
+)
+from prunegym.scripts.training_data import DISTILLATION, LABELS, Material, material_of
 
 
 def build_parser() -> options.Parser:

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from envs import Budget, BudgetRange
-from pruning.cost import plan_widths
-from pruning.latency import LatencyTable
-from pruning.measuring import Rows
-from pruning.networks import resolve_network
-from pruning.plan import PruningPlan
-from pruning.prunable import PrunableNetwork
-from pruning.weights import load_weights_
-from scripts import options
-from scripts.cli import run_verb
-from scripts.records import console
+from prunegym.envs import Budget, BudgetRange
+from prunegym.pruning.cost import plan_widths
+from prunegym.pruning.evaluation.comparison import Rows
+from prunegym.pruning.latency import LatencyTable
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.networks.registry import resolve_network
+from prunegym.pruning.networks.weights import load_weights_
+from prunegym.pruning.plan import PruningPlan
+from prunegym.scripts import options
+from prunegym.scripts.cli import run_verb
+from prunegym.scripts.run_folder import console
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def foretold_and_measured(
     if measured > limit * (1 + table.worst_error):
         logger.warning(
             "latency: %.1f %% of the dense network's was measured where %.1f %% may remain, which is further "
-            "off than the table's worst error (%.1f %%); try secateur latency --remeasure on a quiet machine",
+            "off than the table's worst error (%.1f %%); try prunegym latency --remeasure on a quiet machine",
             *(100 * value for value in (measured, limit, table.worst_error)),
         )
     entry = {"budget": limit, "foretold": share, "measured": measured, "worst_error": table.worst_error}

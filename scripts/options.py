@@ -10,21 +10,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents import ALGORITHMS, DEFAULT_ALGORITHM, SEARCHES
-from envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, parse_budget, task_env
-from envs.budget import leading_measure
-from pruning.apply import Method
-from pruning.compensation import COMPENSATIONS
-from pruning.criteria import CRITERIA
-from pruning.data import KINDS, ImageSplits, load_splits
-from pruning.evaluation import ScoreFunction
-from pruning.latency import LatencyTable, latency_table
-from pruning.networks import NetworkSpec
-from pruning.prunable import PrunableNetwork
-from pruning.synthesis import SYNTHESES
-from pruning.users_code import named_function
-from pruning.verification import trace
-from scripts.parser import Parser, UsageError, natural, positive
+from prunegym.agents import ALGORITHMS, DEFAULT_ALGORITHM, SEARCHES
+from prunegym.envs import (
+    Budget,
+    BudgetRange,
+    LayerPruningEnv,
+    Limits,
+    Task,
+    load_task,
+    parse_budget,
+    task_env,
+)
+from prunegym.envs.budget import leading_measure
+from prunegym.pruning.apply import Method
+from prunegym.pruning.calibration.synthesis import SYNTHESES
+from prunegym.pruning.compensation import COMPENSATIONS
+from prunegym.pruning.criteria import CRITERIA
+from prunegym.pruning.data import KINDS, ImageSplits, load_splits
+from prunegym.pruning.latency import LatencyTable, latency_table
+from prunegym.pruning.metrics import ScoreFunction
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.networks.registry import NetworkSpec
+from prunegym.pruning.surgery.verification import trace
+from prunegym.pruning.user_functions import named_function
+from prunegym.scripts.parser import Parser, UsageError, natural, positive
 
 
 def add_network_flags(parser: Parser) -> None:
@@ -136,7 +145,7 @@ def add_budget_flag(parser: Parser, *, ranges: bool = False) -> None:
         action="extend",
         metavar="NAME=SHARE",
         help="what may remain, such as macs=0.5 params=0.6 (default macs=0.5); latency=0.6, on this device: "
-        f"no gates, and its table is measured first, see `secateur latency`{also}",
+        f"no gates, and its table is measured first, see `prunegym latency`{also}",
     )
 
 

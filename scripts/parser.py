@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pruning.errors import one_line
+from prunegym.pruning.errors import one_line
 
 
 class UsageError(Exception):
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises UsageError, and reads any flag from `--config FILE.yaml` too."""
 
     def __init__(self, verb: str, description: str) -> None:
-        super().__init__(prog=f"secateur {verb}", description=description, allow_abbrev=False)
+        super().__init__(prog=f"prunegym {verb}", description=description, allow_abbrev=False)
         self.add_argument(
             "--config", type=Path, metavar="FILE", help="YAML file of flags; the command line wins"
         )

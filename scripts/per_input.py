@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.input_learning import InputPolicy, learn_per_input
-from envs import InputPruningVectorEnv, Task
-from pruning.apply import Compressed
-from pruning.cost import plan_widths
-from pruning.data import Images, ImageSplits, joined
-from pruning.evaluation import predictions
-from pruning.finetuning import finetune_
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.prunable import PrunableNetwork
-from pruning.runtime.gates import gates_of
-from pruning.runtime.installing import decide_per_input_, see_typical_inputs_
-from pruning.runtime.outcomes import input_outcomes, keep_budget_
-from pruning.runtime.per_input import InputRatios, input_ratios, ratios_of
-from pruning.runtime.prices import InputPrices
+from prunegym.agents.per_input.ppo import InputPolicy, learn_per_input
+from prunegym.envs import InputPruningVectorEnv, Task
+from prunegym.pruning.apply import Compressed
+from prunegym.pruning.cost import plan_widths
+from prunegym.pruning.data import Images, ImageSplits, joined
+from prunegym.pruning.metrics import predictions
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.runtime.installing import decide_per_input_, see_typical_inputs_
+from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
+from prunegym.pruning.runtime.per_input import InputRatios, input_ratios, ratios_of
+from prunegym.pruning.runtime.prices import InputPrices
+from prunegym.pruning.training.finetuning import finetune_
 
 SPREAD = 0.25  # of counts among the images that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
 HIDDEN = (32, 32)

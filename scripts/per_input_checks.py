@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from envs import ALLOCATIONS, Budget, BudgetRange, Limits, evenly_gated
-from envs.budget_keeper import BudgetKeeper, rounded_up
-from pruning.apply import Compressed
-from pruning.cost import widths_plan
-from pruning.errors import ImpossibleBudgetError, PlanError
-from pruning.plan import PruningPlan
-from pruning.prunable import PrunableNetwork
-from scripts import options
-from scripts.per_input import PerInputJob
+from prunegym.envs import ALLOCATIONS, Budget, BudgetRange, Limits, evenly_gated
+from prunegym.envs.budget_projection import BudgetKeeper, rounded_up
+from prunegym.pruning.apply import Compressed
+from prunegym.pruning.cost import widths_plan
+from prunegym.pruning.errors import ImpossibleBudgetError, PlanError
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import PruningPlan
+from prunegym.scripts import options
+from prunegym.scripts.per_input import PerInputJob
 
 
 def share_of(args: argparse.Namespace, budget: Budget | BudgetRange) -> float:

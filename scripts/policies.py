@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agents import (
+from prunegym.agents import (
     ALGORITHMS,
     BUILTIN,
     EpisodeLog,
@@ -22,19 +22,19 @@ from agents import (
     run_episode,
     save_policy,
 )
-from agents.algorithms import read_overrides, with_overrides
-from agents.interface import GymEnv
-from agents.policies import Policy, fitting_hyperparameters
-from envs import Budget, BudgetRange, LayerPruningEnv, SeveralNetworksEnv, Task, trains_itself
-from envs.reward import UNIFORM_TOTAL
-from pruning.evaluation import Evaluation
-from pruning.files import write_json
-from pruning.measuring import measure_rows
-from pruning.plan import PruningPlan
-from pruning.saving import folder_written_whole
-from scripts import options
-from scripts.records import EPISODES, METRICS, open_run, run_config, show
-from scripts.report import write_pictures
+from prunegym.agents.interface import GymEnv
+from prunegym.agents.learning.algorithms import read_overrides, with_overrides
+from prunegym.agents.learning.policies import Policy, fitting_hyperparameters
+from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, SeveralNetworksEnv, Task, trains_itself
+from prunegym.envs.reward import UNIFORM_TOTAL
+from prunegym.pruning.evaluation.comparison import measure_rows
+from prunegym.pruning.evaluation.evaluate import Evaluation
+from prunegym.pruning.files import write_json
+from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.storage.compressed import folder_written_whole
+from prunegym.scripts import options
+from prunegym.scripts.report import write_pictures
+from prunegym.scripts.run_folder import EPISODES, METRICS, open_run, run_config, show
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def train_for_reuse(out: Path, args: argparse.Namespace, budget: Budget | Budget
     write_json(out / METRICS, record)
     write_pictures(out)
     show(record, f"one policy, {args.episodes} evaluations, {options.judged_on(args)}", as_json=args.json)
-    print(f"written to {out}; apply it with: secateur prune --policy {out / 'policy'} ...", file=sys.stderr)
+    print(f"written to {out}; apply it with: prunegym prune --policy {out / 'policy'} ...", file=sys.stderr)
 
 
 def networks(args: argparse.Namespace) -> list[tuple[str, Path | None]]:

@@ -9,20 +9,28 @@ from pathlib import Path
 
 import torch
 
-from agents.policies import action_mode
-from envs import ALLOCATIONS, LayerPruningEnv, Task
-from pruning.cost import plan_widths
-from pruning.files import write_json
-from pruning.graph import ChannelGraph
-from pruning.measuring import measure_rows
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.prunable import PrunableNetwork
-from pruning.saving import save_compressed
-from scripts import options
-from scripts.cli import run_verb
-from scripts.latency import foretold_and_measured
-from scripts.policies import apply_policy, policy_folder
-from scripts.records import METRICS, check_empty, check_source, claimed, manifest_of, open_run, show
+from prunegym.agents.learning.policies import action_mode
+from prunegym.envs import ALLOCATIONS, LayerPruningEnv, Task
+from prunegym.pruning.cost import plan_widths
+from prunegym.pruning.evaluation.comparison import measure_rows
+from prunegym.pruning.files import write_json
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.storage.compressed import save_compressed
+from prunegym.scripts import options
+from prunegym.scripts.cli import run_verb
+from prunegym.scripts.latency import foretold_and_measured
+from prunegym.scripts.policies import apply_policy, policy_folder
+from prunegym.scripts.run_folder import (
+    METRICS,
+    check_empty,
+    check_source,
+    claimed,
+    manifest_of,
+    open_run,
+    show,
+)
 
 
 def build_parser() -> options.Parser:

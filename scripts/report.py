@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.episode_log import read_episodes
-from agents.pictures import Run, png, read_inputs, read_updates, reasons, run_pictures, words
-from agents.pictures.page import bullets, element, page, picture, table
-from pruning.files import read_json, written_whole
-from pruning.plan import PruningPlan
-from scripts import options
-from scripts.cli import run_verb
-from scripts.records import COLUMNS, CONFIG, EPISODES, INPUTS, METRICS, UPDATES, gated_note
+from prunegym.agents.episode_log import read_episodes
+from prunegym.agents.pictures import Run, png, read_inputs, read_updates, reasons, run_pictures, words
+from prunegym.agents.pictures.page import bullets, element, page, picture, table
+from prunegym.pruning.files import read_json, written_whole
+from prunegym.pruning.plan import PruningPlan
+from prunegym.scripts import options
+from prunegym.scripts.cli import run_verb
+from prunegym.scripts.run_folder import COLUMNS, CONFIG, EPISODES, INPUTS, METRICS, UPDATES, gated_note
 
 PICTURES = {  # title and caption
     "pareto": (

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from agents import (
+from prunegym.agents import (
     ALGORITHMS,
     SEARCHES,
     EpisodeLog,
@@ -23,27 +23,27 @@ from agents import (
     run_episode,
     save_policy,
 )
-from agents.algorithms import read_overrides, with_overrides
-from agents.cluster import connected
-from agents.input_learning import PER_INPUT
-from agents.interface import GymEnv
-from agents.parallel import vectorized
-from agents.pictures import reasons
-from agents.search import search
-from agents.training import learn
-from envs import Budget, BudgetRange, LayerPruningEnv, Task
-from pruning.evaluation import Evaluation
-from pruning.files import write_json
-from pruning.measuring import measure_rows
-from pruning.plan import PruningPlan
-from pruning.registry import unknown_name
-from pruning.saving import folder_written_whole, save_compressed
-from scripts import options
-from scripts.cli import run_verb
-from scripts.latency import foretold_and_measured
-from scripts.per_input_run import PER_INPUT_DEFAULTS, train_per_input
-from scripts.policies import initial_policy, policy_folder, train_for_reuse
-from scripts.records import (
+from prunegym.agents.interface import GymEnv
+from prunegym.agents.learning.algorithms import read_overrides, with_overrides
+from prunegym.agents.learning.training import learn
+from prunegym.agents.per_input.ppo import PER_INPUT
+from prunegym.agents.pictures import reasons
+from prunegym.agents.search import search
+from prunegym.agents.vector.make import vectorized
+from prunegym.agents.vector.ray_connection import connected
+from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, Task
+from prunegym.pruning.evaluation.comparison import measure_rows
+from prunegym.pruning.evaluation.evaluate import Evaluation
+from prunegym.pruning.files import write_json
+from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.registry import unknown_name
+from prunegym.pruning.storage.compressed import folder_written_whole, save_compressed
+from prunegym.scripts import options
+from prunegym.scripts.cli import run_verb
+from prunegym.scripts.latency import foretold_and_measured
+from prunegym.scripts.policies import initial_policy, policy_folder, train_for_reuse
+from prunegym.scripts.report import write_pictures
+from prunegym.scripts.run_folder import (
     EPISODES,
     METRICS,
     check_out,
@@ -54,7 +54,7 @@ from scripts.records import (
     run_config,
     show,
 )
-from scripts.report import write_pictures
+from prunegym.scripts.train_per_input import PER_INPUT_DEFAULTS, train_per_input
 
 BASELINE = "random"  # where none is named
 MAY_DIFFER = ("episodes", "baselines")  # when a run is resumed

@@ -1,4 +1,4 @@
-"""The direction of imports (docs: each package's place in the flow) and the names of modules."""
+"""The direction of imports, and the names of modules."""
 
 import ast
 import subprocess
@@ -8,59 +8,97 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAY_IMPORT = {  # ours, beside itself
-    "pruning": set(),
-    "envs": {"pruning"},
-    "agents": set(),
-    "scripts": {"pruning", "envs", "agents"},
-}
-FOREIGN = {  # that a package must not know
+STACK = ("pruning", "envs", "agents", "scripts")  # each may import itself and those before it
+FOREIGN = {  # packages of others that one of ours must not know
     "pruning": {"gymnasium", "stable_baselines3", "tensorboard"},
     "envs": {"stable_baselines3", "tensorboard"},
     "agents": {"torchvision", "timm", "sklearn"},
     "scripts": set(),
 }
-MODULES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+MODULES = sorted(path for package in STACK for path in (ROOT / package).rglob("*.py"))
+EVERYTHING = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), ROOT / "prunegym" / "__init__.py"]
 
 
-def imported(path: Path) -> set[str]:
-    """The first names of all that a module imports, wherever in it."""
+def imports(path: Path) -> set[str]:
+    """Return the full names of all modules that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide their package"
-            found.add((node.module or "").partition(".")[0])
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
+def of_ours(path: Path) -> set[tuple[str, ...]]:
+    """Return what a file imports of this project, each as the parts of its name after `prunegym`."""
+    return {tuple(name.split(".")[1:]) for name in imports(path) if name.split(".")[0] == "prunegym"}
+
+
+def rooms(package: str) -> dict[str, set[str]]:
+    """Return, for each folder of a package, the folders of the same package whose modules it imports."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / package).rglob("*.py"):
+        room = path.relative_to(ROOT / package).parts[0]
+        if room.endswith(".py"):
+            continue
+        others = {parts[1] for parts in of_ours(path) if parts[0] == package and len(parts) > 1}
+        found.setdefault(room, set()).update(others)
+    return {room: (others & set(found)) - {room} for room, others in found.items()}
+
+
 def test_there_are_modules_of_every_package():
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(MAY_IMPORT)
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(STACK)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-class TestEveryModule:
-    def test_imports_only_what_its_package_may_know(self, path):
-        package = path.relative_to(ROOT).parts[0]
-        ours = imported(path) & set(MAY_IMPORT) - {package}
-        assert ours <= MAY_IMPORT[package]
-        assert not imported(path) & FOREIGN[package]
-        assert "tests" not in imported(path)
-
-    def test_has_a_name_that_says_something(self, path):
-        assert path.stem not in {"utils", "util", "helpers", "helper", "common", "misc"}
+def test_a_module_imports_only_what_its_package_may_know(path):
+    package = path.relative_to(ROOT).parts[0]
+    below = STACK[: STACK.index(package) + 1]
+    assert {parts[0] for parts in of_ours(path)} <= set(below)
+    foreign = {name.partition(".")[0] for name in imports(path)}
+    assert not foreign & FOREIGN[package]
+    assert "tests" not in foreign
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
-def test_no_script_hides_a_module_of_the_standard_library(path):
-    assert path.stem not in sys.stdlib_module_names
+def test_nothing_is_imported_by_a_bare_name_that_another_project_may_have():
+    bare = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in EVERYTHING
+        for name in imports(path)
+        if name.partition(".")[0] in STACK
+    }
+    assert not bare
+
+
+@pytest.mark.parametrize("package", STACK)
+def test_the_folders_of_a_package_do_not_import_each_other_in_a_circle(package):
+    left = rooms(package)
+    while left:
+        lowest = [room for room, others in left.items() if not others & set(left)]
+        assert lowest, f"these import each other: {left}"
+        left = {room: others for room, others in left.items() if room not in lowest}
+
+
+@pytest.mark.parametrize("package", STACK)
+def test_a_package_has_a_handful_of_modules_at_its_root(package):
+    assert len([path for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]) <= 18
+
+
+def test_every_module_has_a_name_that_says_something():
+    assert not {path.stem for path in MODULES} & {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def test_no_script_hides_a_module_of_the_standard_library():
+    assert not {path.stem for path in (ROOT / "scripts").rglob("*.py")} & set(sys.stdlib_module_names)
 
 
 def test_what_draws_nothing_does_not_wait_for_matplotlib():
-    code = "import sys, agents, scripts.cli, scripts.train; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, prunegym.agents, prunegym.scripts.train; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_decisions_are_plain_data_without_torch():
-    assert "torch" not in imported(ROOT / "pruning" / "plan.py") | imported(ROOT / "pruning" / "files.py")
+    names = imports(ROOT / "pruning" / "plan.py") | imports(ROOT / "pruning" / "files.py")
+    assert "torch" not in {name.partition(".")[0] for name in names}

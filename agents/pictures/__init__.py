@@ -1,12 +1,12 @@
 """Pictures and words about a run, made from plain data: what was evaluated, what was decided, and why."""
 
-from agents.pictures.canvas import figure_pixels, png
-from agents.pictures.heatmap import ratio_heatmap
-from agents.pictures.pareto import front, pareto_figure
-from agents.pictures.ratio_bars import ratio_bars_figure
-from agents.pictures.reasons import reasons
-from agents.pictures.reward_curve import reward_curve_figure
-from agents.pictures.runs import Run, read_inputs, read_updates, run_pictures, words
+from prunegym.agents.pictures.canvas import figure_pixels, png
+from prunegym.agents.pictures.heatmap import ratio_heatmap
+from prunegym.agents.pictures.pareto import front, pareto_figure
+from prunegym.agents.pictures.ratio_bars import ratio_bars_figure
+from prunegym.agents.pictures.reasons import reasons
+from prunegym.agents.pictures.reward_curve import reward_curve_figure
+from prunegym.agents.pictures.runs import Run, read_inputs, read_updates, run_pictures, words
 
 __all__ = [
     "Run",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.interface import Plan
-from agents.pictures.canvas import DPI, PALETTE, in_percent, new_axes
-from agents.pictures.ratio_bars import ROW
+from prunegym.agents.interface import Plan
+from prunegym.agents.pictures.canvas import DPI, PALETTE, in_percent, new_axes
+from prunegym.agents.pictures.ratio_bars import ROW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.pictures.canvas import png
+from prunegym.agents.pictures.canvas import png
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --quiet: #5c5c5c; --line: #dcdcdc; --paper: #fff;

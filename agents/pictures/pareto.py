@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.episode_log import Episode
-from agents.pictures.canvas import in_percent, limits, new_axes, score_axis, styles
-from agents.pictures.scores import maker, network, scores
+from prunegym.agents.episode_log import Episode
+from prunegym.agents.pictures.canvas import in_percent, limits, new_axes, score_axis, styles
+from prunegym.agents.pictures.scores import maker, network, scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.interface import Plan
-from agents.pictures.canvas import in_percent, new_axes
+from prunegym.agents.interface import Plan
+from prunegym.agents.pictures.canvas import in_percent, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

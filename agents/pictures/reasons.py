@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.interface import Plan
-from agents.pictures.ratio_bars import shares
+from prunegym.agents.interface import Plan
+from prunegym.agents.pictures.ratio_bars import shares
 
 NOTABLE = 0.05  # of a group's units, more or less than uniform takes
 MOST = 3  # groups named of each kind

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.episode_log import Episode
-from agents.pictures.canvas import limits, new_axes, styles
-from agents.pictures.scores import maker
+from prunegym.agents.episode_log import Episode
+from prunegym.agents.pictures.canvas import limits, new_axes, styles
+from prunegym.agents.pictures.scores import maker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.episode_log import Episode
-from agents.interface import Plan
-from agents.pictures.canvas import figure_pixels
-from agents.pictures.heatmap import ratio_heatmap
-from agents.pictures.inputs import (
+from prunegym.agents.episode_log import Episode
+from prunegym.agents.interface import Plan
+from prunegym.agents.pictures.canvas import figure_pixels
+from prunegym.agents.pictures.heatmap import ratio_heatmap
+from prunegym.agents.pictures.inputs import (
     difficulty_figure,
     examples_figure,
     inputs_figure,
     learning_figure,
     ratios_figure,
 )
-from agents.pictures.pareto import Point, pareto_figure
-from agents.pictures.ratio_bars import ratio_bars_figure
-from agents.pictures.reward_curve import reward_curve_figure
-from agents.pictures.scores import scores
+from prunegym.agents.pictures.pareto import Point, pareto_figure
+from prunegym.agents.pictures.ratio_bars import ratio_bars_figure
+from prunegym.agents.pictures.reward_curve import reward_curve_figure
+from prunegym.agents.pictures.scores import scores
 
 DENSE, UNIFORM, FIXED = "dense", "uniform", "fixed"
 Update = Mapping[str, float]  # of a policy that decides for each input

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agents.episode_log import Episode
+from prunegym.agents.episode_log import Episode
 
 
 def scores(episodes: Sequence[Episode]) -> tuple[list[float], bool]:

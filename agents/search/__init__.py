@@ -1,9 +1,9 @@
 """Searches that propose whole episodes: the baselines every learner must beat, behind one driver."""
 
-from agents.search.base import Actions, Search, Space
-from agents.search.choice import choose_on_validation
-from agents.search.registry import SEARCHES
-from agents.search.run import SearchResult, require_episodes, search
+from prunegym.agents.search.base import Actions, Search, Space
+from prunegym.agents.search.choice import choose_on_validation
+from prunegym.agents.search.registry import SEARCHES
+from prunegym.agents.search.run import SearchResult, search
 
 __all__ = [
     "SEARCHES",
@@ -12,6 +12,5 @@ __all__ = [
     "SearchResult",
     "Space",
     "choose_on_validation",
-    "require_episodes",
     "search",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agents.interface import GymEnv, pruning_environment
-from agents.rollout import EpisodeResult
+from prunegym.agents.interface import GymEnv, pruning_environment
+from prunegym.agents.rollout import EpisodeResult
 
 
 def choose_on_validation(env: GymEnv, candidates: Sequence[EpisodeResult]) -> EpisodeResult:

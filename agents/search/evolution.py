@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.search.base import Actions, Space, Vector
+from prunegym.agents.search.base import Actions, Space, Vector
 
 
 class CmaEs:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.search.base import Actions, Space
+from prunegym.agents.search.base import Actions, Space
 
 
 class RandomSearch:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from agents.named import Named
-from agents.search.base import Search
-from agents.search.evolution import CmaEs
-from agents.search.methods import CrossEntropy, HillClimbing, RandomSearch
+from prunegym.agents.named import Named
+from prunegym.agents.search.base import Search
+from prunegym.agents.search.evolution import CmaEs
+from prunegym.agents.search.methods import CrossEntropy, HillClimbing, RandomSearch
 
 Make: TypeAlias = Callable[[Sequence[bool], int], Search]  # (gated, seed) -> search
 

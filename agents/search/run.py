@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from agents.errors import AgentError
-from agents.interface import GymEnv
-from agents.progress import EpisodeBar
-from agents.rollout import EpisodeResult
-from agents.search.base import Actions
-from agents.search.registry import SEARCHES
+from prunegym.agents.errors import AgentError
+from prunegym.agents.interface import GymEnv
+from prunegym.agents.progress import EpisodeBar
+from prunegym.agents.rollout import EpisodeResult, require_episodes
+from prunegym.agents.search.base import Actions
+from prunegym.agents.search.registry import SEARCHES
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,3 @@ class _Evaluations:
 def _vectorized(env: GymEnv | VecEnv) -> VecEnv:
     """Return `env` itself if it is several environments, else a vector of one."""
     return env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
-
-
-def require_episodes(episodes: int) -> None:
-    """Raise AgentError unless there is at least one episode to run."""
-    if episodes < 1:
-        raise AgentError(
-            f"episodes must be 1 or more, got {episodes}; each episode is one evaluation of a plan"
-        )

@@ -1,6 +1,6 @@
 """What the kept channels do for the lost ones: one module per method, each in the registry."""
 
-from pruning.compensation import (
+from prunegym.pruning.compensation import (
     distillation,
     folding,
     layerwise_sgd,
@@ -9,7 +9,7 @@ from pruning.compensation import (
     merging,
     progressive,
 )
-from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
+from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 
 __all__ = [
     "COMPENSATIONS",

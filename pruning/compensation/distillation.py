@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.compensation.progressive import progressive_, progressive_gated_
-from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from pruning.modes import evaluating, taking_gradients
-from pruning.runtime.gates import gates_of
+from prunegym.pruning.compensation.progressive import progressive_, progressive_gated_
+from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
+from prunegym.pruning.modes import evaluating, taking_gradients
+from prunegym.pruning.runtime.gates import gates_of
 
 STEPS = 40
 BATCH_SIZE = 64

@@ -8,11 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from pruning.compensation.unit_weights import at, channel_view, output_affine, pruned_groups, unit_places
-from pruning.criteria import writer_rows
-from pruning.graph import ChannelGraph, ChannelGroup, Member
-from pruning.surgery import bare_tensor
+from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
+from prunegym.pruning.compensation.unit_weights import (
+    at,
+    channel_view,
+    output_affine,
+    pruned_groups,
+    unit_places,
+)
+from prunegym.pruning.criteria import writer_rows
+from prunegym.pruning.graph import ChannelGraph, ChannelGroup, Member
+from prunegym.pruning.surgery.cutting import bare_tensor
 
 RESTARTS = 10  # of k-means, as in the authors' code; the best clusters count
 MOST_ROUNDS = 100

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.compensation.readers import (
+from prunegym.pruning.compensation.readers import (
     grouped_rows,
     kept_dimensions,
     restore_,
     shift_output_,
     takes_refit,
 )
-from pruning.compensation.records import PlannedCut
-from pruning.compensation.sampled_rows import fit_change
-from pruning.runtime.fitting import choose_by_, fit_fill_, seen_by_gate
-from pruning.runtime.gates import GatedInput, constant_response, gates_of
+from prunegym.pruning.compensation.records import PlannedCut
+from prunegym.pruning.compensation.sampled_rows import fit_change
+from prunegym.pruning.runtime.fitting import choose_by_, fit_fill_, seen_by_gate
+from prunegym.pruning.runtime.gates import GatedInput, constant_response, gates_of
 
 PIXELS = 2**20  # of as many images as take part: a choice for each input generalises by images
 ROWS = 2**14  # of images and positions together, where there are so many

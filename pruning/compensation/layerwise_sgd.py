@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import observe, unfolded
-from pruning.compensation.least_squares import output_mean
-from pruning.compensation.readers import kept_dimensions, shift_output_
-from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from pruning.equalization import Equalization, batch_norm_line, equalize
-from pruning.graph import LayerShape
-from pruning.surgery import AxisCut
-from pruning.threads import one_thread
+from prunegym.pruning.calibration.statistics import observe
+from prunegym.pruning.calibration.unfolding import unfolded
+from prunegym.pruning.compensation.least_squares import output_mean
+from prunegym.pruning.compensation.readers import kept_dimensions, shift_output_
+from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
+from prunegym.pruning.graph import LayerShape
+from prunegym.pruning.surgery.cutting import AxisCut
+from prunegym.pruning.surgery.equalization import Equalization, batch_norm_line, equalize
+from prunegym.pruning.threads import one_thread
 
 ITERATIONS = 200
 MINI_BATCH = 256  # rows, each what the kernel sees at one place

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from pruning.compensation.unit_weights import OutputAffine, spread_lone_writers_
+from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
+from prunegym.pruning.compensation.unit_weights import OutputAffine, spread_lone_writers_
 
 # The authors choose both anew for each network and ratio, by labels. These are theirs for ResNet-50 on
 # CIFAR-100 at 20 and 30 %; a tenfold change of either moved ResNet-56 by no more than about a point.

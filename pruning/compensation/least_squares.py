@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import RIDGE, Moments
-from pruning.compensation.gated import refit_gated_
-from pruning.compensation.readers import kept_dimensions, shift_output_
-from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
+from prunegym.pruning.calibration.moments import RIDGE, Moments
+from prunegym.pruning.compensation.gated import refit_gated_
+from prunegym.pruning.compensation.readers import kept_dimensions, shift_output_
+from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 
 
 def least_squares_(model: nn.Module, planned: PlannedCut) -> None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruning.compensation.least_squares import output_mean
-from pruning.compensation.readers import shift_output_
-from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from pruning.compensation.unit_weights import (
+from prunegym.pruning.compensation.least_squares import output_mean
+from prunegym.pruning.compensation.readers import shift_output_
+from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
+from prunegym.pruning.compensation.unit_weights import (
     OutputAffine,
     at,
     channel_view,

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pruning.compensation.gated import PIXELS, GatedRows, positions_of, refit_gated_, refit_reader_
-from pruning.compensation.least_squares import least_squares_
-from pruning.compensation.readers import (
+from prunegym.pruning.compensation.gated import PIXELS, GatedRows, positions_of, refit_gated_, refit_reader_
+from prunegym.pruning.compensation.least_squares import least_squares_
+from prunegym.pruning.compensation.readers import (
     grouped_rows,
     restore_,
     takes_refit,
 )
-from pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from pruning.compensation.sampled_rows import first_images, input_rows, output_rows
-from pruning.graph import ChannelGraph
-from pruning.lockstep import Lockstep
-from pruning.modes import evaluating
-from pruning.runtime.gates import gates_of, pooled_input
+from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
+from prunegym.pruning.compensation.sampled_rows import first_images, input_rows, output_rows
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.graph.interpreter import Lockstep
+from prunegym.pruning.modes import evaluating
+from prunegym.pruning.runtime.gates import gates_of, pooled_input
 
 ROUNDS = 3  # of fitting a gate at its reader
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")

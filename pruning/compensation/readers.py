@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.compensation.records import PlannedCut
-from pruning.graph import LayerShape
-from pruning.surgery import TRANSPOSED
+from prunegym.pruning.compensation.records import PlannedCut
+from prunegym.pruning.graph import LayerShape
+from prunegym.pruning.surgery.cutting import TRANSPOSED
 
 
 def grouped_rows(module: Any) -> Tensor:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from pruning.calibration import Calibration
-from pruning.graph import ChannelGraph
-from pruning.registry import Registry
-from pruning.surgery import AxisCut, KeptUnits
+from prunegym.pruning.calibration.statistics import Calibration
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.registry import Registry
+from prunegym.pruning.surgery.cutting import AxisCut, KeptUnits
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import CalibrationInputs, damped, sampled_positions, unfolded
+from prunegym.pruning.calibration.moments import damped
+from prunegym.pruning.calibration.statistics import CalibrationInputs
+from prunegym.pruning.calibration.unfolding import sampled_positions, unfolded
 
 PIXELS = 2**18  # of as many images as take part, since what all of them leave in a layer is held at once
 FEWEST = 32  # images, however large

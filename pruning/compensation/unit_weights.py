@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pruning.compensation.records import PlannedCut
-from pruning.criteria import writer_rows
-from pruning.graph import ChannelGraph, ChannelGroup, LayerShape, Member
-from pruning.surgery import TRANSPOSED
+from prunegym.pruning.compensation.records import PlannedCut
+from prunegym.pruning.criteria import writer_rows
+from prunegym.pruning.graph import ChannelGraph, ChannelGroup, LayerShape, Member
+from prunegym.pruning.surgery.cutting import TRANSPOSED
 
 
 @dataclass(frozen=True)

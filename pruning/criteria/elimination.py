@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import RIDGE, Calibration, Moments
-from pruning.criteria.filters import l1
-from pruning.criteria.records import CRITERIA
-from pruning.graph import ChannelGroup, Member
+from prunegym.pruning.calibration.moments import RIDGE, Moments
+from prunegym.pruning.calibration.statistics import Calibration
+from prunegym.pruning.criteria.filters import l1
+from prunegym.pruning.criteria.records import CRITERIA
+from prunegym.pruning.graph import ChannelGroup, Member
 
 
 @CRITERIA.register("elimination")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import Calibration
-from pruning.criteria.records import CRITERIA, per_unit, writer_rows
-from pruning.graph import ChannelGroup
-from pruning.lockstep import BATCH_NORMS
+from prunegym.pruning.calibration.statistics import Calibration
+from prunegym.pruning.criteria.records import CRITERIA, per_unit, writer_rows
+from prunegym.pruning.graph import ChannelGroup
+from prunegym.pruning.graph.interpreter import BATCH_NORMS
 
 
 @CRITERIA.register("l1")

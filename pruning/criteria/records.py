@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import Calibration
-from pruning.graph import ChannelGroup, Member
-from pruning.registry import Registry
-from pruning.surgery import TRANSPOSED
+from prunegym.pruning.calibration.statistics import Calibration
+from prunegym.pruning.graph import ChannelGroup, Member
+from prunegym.pruning.registry import Registry
+from prunegym.pruning.surgery.cutting import TRANSPOSED
 
 Criterion = Callable[[nn.Module, ChannelGroup, Calibration], Tensor]  # -> [units], float64; larger means keep
 

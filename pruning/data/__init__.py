@@ -1,10 +1,10 @@
 """Images with labels, split so that what decides, what chooses and what is reported never meet."""
 
-from pruning.data import cifar, digits, folder, npz
-from pruning.data.images import Images, ImageSource, joined
-from pruning.data.kinds import KINDS, Kind, Request, absolute, load_splits
-from pruning.data.loaders import checked, images_of
-from pruning.data.splits import ImageSplits, check_labels
+from prunegym.pruning.data import cifar, digits, folder, npz
+from prunegym.pruning.data.images import Images, ImageSource, joined
+from prunegym.pruning.data.kinds import KINDS, Kind, Request, absolute, load_splits
+from prunegym.pruning.data.loaders import checked, images_of
+from prunegym.pruning.data.splits import ImageSplits, check_labels
 
 __all__ = [
     "KINDS",

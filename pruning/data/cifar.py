@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from pruning.data.images import Images
-from pruning.data.kinds import KINDS, Request
-from pruning.data.pixels import StoredPixels, check_size
-from pruning.data.splits import ImageSplits, draw_splits
-from pruning.errors import DataError, one_line
-from pruning.extras import imported
+from prunegym.pruning.data.images import Images
+from prunegym.pruning.data.kinds import KINDS, Request
+from prunegym.pruning.data.pixels import StoredPixels, check_size
+from prunegym.pruning.data.splits import ImageSplits, draw_splits
+from prunegym.pruning.errors import DataError, one_line
+from prunegym.pruning.optional_packages import imported
 
 
 def _cifar(name: str, place: Path, request: Request) -> ImageSplits:

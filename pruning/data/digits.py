@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruning.data.images import Images
-from pruning.data.kinds import KINDS, Request
-from pruning.data.pixels import check_size, normalised
-from pruning.data.splits import ImageSplits
+from prunegym.pruning.data.images import Images
+from prunegym.pruning.data.kinds import KINDS, Request
+from prunegym.pruning.data.pixels import check_size, normalised
+from prunegym.pruning.data.splits import ImageSplits
 
 # Of every 36 digits of a class, in the data set's order; dealt without a random generator, since the dense
 # network's weights are kept in a cache and must not meet other images after an update of some library.

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pruning.data.preparation import read_image
-from pruning.networks import NetworkSpec
+from prunegym.pruning.data.preparation import read_image
+from prunegym.pruning.networks.registry import NetworkSpec
 
 _THREADS = min(16, os.cpu_count() or 1)  # decoding and scaling release Python's lock
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruning.data.files import ImageFiles
-from pruning.data.images import Images
-from pruning.data.kinds import KINDS, Request
-from pruning.data.splits import ImageSplits, draw_splits
-from pruning.errors import DataError
+from prunegym.pruning.data.files import ImageFiles
+from prunegym.pruning.data.images import Images
+from prunegym.pruning.data.kinds import KINDS, Request
+from prunegym.pruning.data.splits import ImageSplits, draw_splits
+from prunegym.pruning.errors import DataError
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning.data.splits import ImageSplits
-from pruning.networks import NetworkSpec
-from pruning.registry import Registry, unknown_name
+from prunegym.pruning.data.splits import ImageSplits
+from prunegym.pruning.networks.registry import NetworkSpec
+from prunegym.pruning.registry import Registry, unknown_name
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.data.images import Images
-from pruning.errors import DataError
+from prunegym.pruning.data.images import Images
+from prunegym.pruning.errors import DataError
 
 
 def images_of(loader: Iterable[Any]) -> Images:

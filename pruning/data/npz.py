@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pruning.data.images import Images
-from pruning.data.kinds import KINDS, Request
-from pruning.data.pixels import StoredPixels, check_size
-from pruning.data.splits import ImageSplits, draw_splits
-from pruning.errors import DataError
-from pruning.networks import NetworkSpec
+from prunegym.pruning.data.images import Images
+from prunegym.pruning.data.kinds import KINDS, Request
+from prunegym.pruning.data.pixels import StoredPixels, check_size
+from prunegym.pruning.data.splits import ImageSplits, draw_splits
+from prunegym.pruning.errors import DataError
+from prunegym.pruning.networks.registry import NetworkSpec
 
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruning.errors import DataError
-from pruning.networks import NetworkSpec
+from prunegym.pruning.errors import DataError
+from prunegym.pruning.networks.registry import NetworkSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pruning.data.pixels import normalised
-from pruning.errors import DataError, one_line
-from pruning.networks import NetworkSpec
+from prunegym.pruning.data.pixels import normalised
+from prunegym.pruning.errors import DataError, one_line
+from prunegym.pruning.networks.registry import NetworkSpec
 
 _MODES = {1: "L", 3: "RGB"}  # by channels
 _MARGIN = 8 / 7  # by which the shorter side exceeds the crop: 256 pixels for 224, as is usual

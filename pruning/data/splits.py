@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.data.images import Images, ImageSource, joined
-from pruning.errors import DataError
+from prunegym.pruning.data.images import Images, ImageSource, joined
+from prunegym.pruning.errors import DataError
 
 _HELD_OUT = {"calibration": 512, "reward": 512, "validation": 1000}  # images
 _DRAWN_FROM = 4  # times as many images as `reward` has

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from torch import nn
 
-from pruning.graph import layers, moves  # noqa: F401  (file their rules)
-from pruning.graph.records import ChannelGraph, ChannelGroup, Member
-from pruning.graph.rules import rule_for
-from pruning.graph.tracing import trace_program
-from pruning.graph.walk import Slot, Walk, walk_program
+from prunegym.pruning.graph import layers, reshaping  # noqa: F401  (file their rules)
+from prunegym.pruning.graph.propagation import Slot, Walk, walk_program
+from prunegym.pruning.graph.records import ChannelGraph, ChannelGroup, Member
+from prunegym.pruning.graph.rules import rule_for
+from prunegym.pruning.graph.tracing import trace_program
 
 Unit = dict[int, list[int]]  # slot number -> positions of the unit in it
 

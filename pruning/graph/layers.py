@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.graph.channels import spread
-from pruning.graph.records import LayerShape
-from pruning.graph.rules import LAYER_RULES, function_rule, layer_rule, pointwise
-from pruning.graph.tracing import BATCH, BATCH_NORMS
-from pruning.graph.walk import Call, Walk
+from prunegym.pruning.graph.channels import spread
+from prunegym.pruning.graph.propagation import Call, Walk
+from prunegym.pruning.graph.records import LayerShape
+from prunegym.pruning.graph.rules import LAYER_RULES, function_rule, layer_rule, pointwise
+from prunegym.pruning.graph.tracing import BATCH, BATCH_NORMS
 
 
 @layer_rule(

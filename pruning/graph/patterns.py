@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from pruning.errors import UnknownNameError
-from pruning.graph.records import ChannelGraph, ChannelGroup
+from prunegym.pruning.errors import UnknownNameError
+from prunegym.pruning.graph.records import ChannelGraph, ChannelGroup
 
 
 def restrict(graph: ChannelGraph, *, only: Sequence[str] = (), protect: Sequence[str] = ()) -> ChannelGraph:
@@ -27,7 +27,7 @@ def restrict(graph: ChannelGraph, *, only: Sequence[str] = (), protect: Sequence
         if not any(fnmatchcase(layer, pattern) for layer in writers):
             raise UnknownNameError(
                 f"no layer matches the pattern {pattern!r}.{_hint(pattern, writers)} "
-                "`secateur describe` lists them"
+                "`prunegym describe` lists them"
             )
     return replace(graph, groups=tuple(_restricted(group, only, protect) for group in graph.groups))
 

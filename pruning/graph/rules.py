@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pruning.graph.channels import at_first, profile, spread, varying
-from pruning.graph.tracing import is_layer_variant
-from pruning.graph.walk import Call, Rule, Walk
+from prunegym.pruning.graph.channels import at_first, profile, spread, varying
+from prunegym.pruning.graph.propagation import Call, Rule, Walk
+from prunegym.pruning.graph.tracing import is_layer_variant
 
 LAYER_RULES: dict[type[nn.Module], Rule] = {}
 FUNCTION_RULES: dict[Any, Rule] = {}  # keyed by function, or by name for methods and foreign functions

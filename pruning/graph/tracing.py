@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from pruning.errors import UntraceableModelError, one_line
+from prunegym.pruning.errors import UntraceableModelError, one_line
 
 BATCH = 2  # more than one, so that no rule can take the batch for a channel dimension
 UNTRACED = "untraced"  # the key of a node's `meta` that says why a module was not followed

@@ -1,7 +1,7 @@
 """The latency of any plan on this device, foretold from a table that is measured once."""
 
-from pruning.latency.cache import cached_table, latency_table
-from pruning.latency.prices import LatencyPrices
-from pruning.latency.records import LatencyTable, LayerTimes, WholeFit
+from prunegym.pruning.latency.cache import cached_table, latency_table
+from prunegym.pruning.latency.prices import LatencyPrices
+from prunegym.pruning.latency.records import LatencyTable, LayerTimes, WholeFit
 
 __all__ = ["LatencyPrices", "LatencyTable", "LayerTimes", "WholeFit", "cached_table", "latency_table"]

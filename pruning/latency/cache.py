@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning.equalization import fuse_batch_norms
-from pruning.files import cache_folder, read_json, write_json
-from pruning.graph import ChannelGraph
-from pruning.latency.layers import LayerGrid, TimeOf, layer_grids
-from pruning.latency.measuring import brief_time, measure_table
-from pruning.latency.records import LatencyTable
+from prunegym.pruning.files import cache_folder, read_json, write_json
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.latency.layers import LayerGrid, TimeOf, layer_grids
+from prunegym.pruning.latency.measuring import brief_time, measure_table
+from prunegym.pruning.latency.records import LatencyTable
+from prunegym.pruning.surgery.equalization import fuse_batch_norms
 
 VERSION = 1  # another way to measure gives other tables
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning.graph import ChannelGraph
-from pruning.latency.records import LayerTimes, rising
-from pruning.surgery import AxisCut, Structure, axis_size, rebuild_
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.latency.records import LayerTimes, rising
+from prunegym.pruning.surgery.cutting import AxisCut, Structure, axis_size, rebuild_
 
 TimeOf: TypeAlias = Callable[[nn.Module, Tensor], float]  # milliseconds of a network for one image
 

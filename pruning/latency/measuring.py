@@ -13,14 +13,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pruning.cost import Counts, time_once
-from pruning.equalization import fuse_batch_norms
-from pruning.graph import ChannelGraph
-from pruning.latency.layers import ROUNDS, LayerGrid, TimeOf, image_for, time_layers
-from pruning.latency.prices import NANOSECONDS, LayerSums
-from pruning.latency.records import LatencyTable, fit_whole
-from pruning.plan import kept_units
-from pruning.surgery import cut
+from prunegym.pruning.cost import Counts
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.latency.layers import ROUNDS, LayerGrid, TimeOf, image_for, time_layers
+from prunegym.pruning.latency.prices import NANOSECONDS, LayerSums
+from prunegym.pruning.latency.records import LatencyTable, fit_whole
+from prunegym.pruning.latency.timing import time_once
+from prunegym.pruning.plan import kept_units
+from prunegym.pruning.surgery.cutting import cut
+from prunegym.pruning.surgery.equalization import fuse_batch_norms
 
 PLANS = 17  # cut and measured whole: every other one is fitted to, the rest tell the error
 WHOLE_ROUNDS = 7

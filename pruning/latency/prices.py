@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning.cost import Axes, Counts
-from pruning.errors import BudgetError
-from pruning.graph import ChannelGraph
-from pruning.latency.records import LatencyTable, LayerTimes
+from prunegym.pruning.cost import Axes, Counts
+from prunegym.pruning.errors import BudgetError
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.latency.records import LatencyTable, LayerTimes
 
 NANOSECONDS = 1_000_000  # in a millisecond
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import Calibration
-from pruning.graph import ChannelGroup, Member
-from pruning.runtime.gates import GatedInput, GateSite, Places, RuntimeGate, RuntimeGates, with_fills
-from pruning.surgery import TRANSPOSED, AxisCut, KeptUnits, axis_size
+from prunegym.pruning.calibration.statistics import Calibration
+from prunegym.pruning.graph import ChannelGroup, Member
+from prunegym.pruning.runtime.gates import GatedInput, GateSite, Places, RuntimeGate, RuntimeGates, with_fills
+from prunegym.pruning.surgery.cutting import TRANSPOSED, AxisCut, KeptUnits, axis_size
 
 RIDGE = 1e-1  # of the mean variance of the pooled input
 

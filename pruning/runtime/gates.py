@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pruning.surgery import TRANSPOSED
+from prunegym.pruning.surgery.cutting import TRANSPOSED
 
 GATES = "runtime_gates"  # the submodule that holds a network's gates
 SHARPNESS = 2.0  # of the straight-through sigmoid, per standard deviation of an image's scores

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pruning.data.images import BATCH_SIZE
-from pruning.evaluation import divergences
-from pruning.modes import evaluating
-from pruning.runtime.gates import RuntimeGate, gates_of
-from pruning.runtime.per_input import InputRatios, ratios_of
-from pruning.runtime.prices import InputPrices
+from prunegym.pruning.data.images import BATCH_SIZE
+from prunegym.pruning.metrics import divergences
+from prunegym.pruning.modes import evaluating
+from prunegym.pruning.runtime.gates import RuntimeGate, gates_of
+from prunegym.pruning.runtime.per_input import InputRatios, ratios_of
+from prunegym.pruning.runtime.prices import InputPrices
 
 
 @torch.no_grad()

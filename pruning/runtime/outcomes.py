@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pruning.data import Images
-from pruning.modes import evaluating
-from pruning.runtime.per_input import InputRatios, ratios_of
+from prunegym.pruning.data import Images
+from prunegym.pruning.modes import evaluating
+from prunegym.pruning.runtime.per_input import InputRatios, ratios_of
 
 FINE = 1e-3  # of an action: how near the offset is found
 

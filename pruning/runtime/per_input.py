@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pruning.runtime.gates import GateSite, RuntimeGates, gates_of
-from pruning.runtime.prices import InputPrices
+from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, gates_of
+from prunegym.pruning.runtime.prices import InputPrices
 
 PER_INPUT = "per_input"  # the submodule of a network's gates that decides for each input
 FARTHEST = 5.0  # standard deviations from the mean that a channel counts as, at most

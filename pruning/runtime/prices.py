@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning.cost import Bilinear, CostModel, Counts, Widths
+from prunegym.pruning.cost import Bilinear, CostModel, Counts, Widths
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pruning.runtime.gates import GatedInput, RuntimeGate, constant_response
+from prunegym.pruning.runtime.gates import GatedInput, RuntimeGate, constant_response
 
 
 @dataclass

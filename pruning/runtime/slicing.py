@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruning.equalization import fuse_batch_norms, replace_module_
-from pruning.graph import find_groups
-from pruning.runtime.gates import (
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.runtime.gates import (
     GatedInput,
     RuntimeGates,
     detach_gates_,
     gates_of,
     pooled_input,
 )
-from pruning.runtime.slices import Choice, FilledBias, GatedAxis, SelectedAxis, Slice, filled_bias
-from pruning.surgery import CONVOLUTIONS, TRANSPOSED
+from prunegym.pruning.runtime.slices import Choice, FilledBias, GatedAxis, SelectedAxis, Slice, filled_bias
+from prunegym.pruning.surgery.cutting import CONVOLUTIONS, TRANSPOSED
+from prunegym.pruning.surgery.equalization import fuse_batch_norms, replace_module_
 
 # Slicing weights by input is slow, and at few places it is most of a convolution's work. From so many weights
 # on, at so few places or less, it is a product with weights that lie by input: 1.3 to 2 times as fast. One

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pruning.graph import find_groups
-from pruning.lockstep import Lockstep
-from pruning.modes import evaluating
-from pruning.runtime.gates import attach_gates_, detach_gates_, gates_of, pooled_input, with_fills
-from pruning.runtime.per_input import ratios_of
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.graph.interpreter import Lockstep
+from prunegym.pruning.modes import evaluating
+from prunegym.pruning.runtime.gates import attach_gates_, detach_gates_, gates_of, pooled_input, with_fills
+from prunegym.pruning.runtime.per_input import ratios_of
 
 
 class GatewiseNetwork:

@@ -1,1 +1,1 @@
-"""One module per benchmark; `secateur benchmark NAME` runs it."""
+"""One module per benchmark; `prunegym benchmark NAME` runs it."""

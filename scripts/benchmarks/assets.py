@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, task_env
-from envs.action import ActionMode
-from pruning.data import Images
-from scripts import options
+from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, task_env
+from prunegym.envs.action import ActionMode
+from prunegym.pruning.data import Images
+from prunegym.scripts import options
 
 WEIGHTS = {
     "cifar_resnet20": "resnet20-12fca82f.th",

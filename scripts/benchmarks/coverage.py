@@ -11,16 +11,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pruning.errors import PruningError
-from scripts.benchmarks.coverage_checks import check_secateur, check_torch_pruning, torch_pruning
-from scripts.benchmarks.coverage_networks import networks
-from scripts.benchmarks.coverage_table import summary, write_table
-from scripts.benchmarks.limited import Limits, run_limited
-from scripts.benchmarks.results import available_cores, begun
-from scripts.records import console
+from prunegym.pruning.errors import PruningError
+from prunegym.scripts.benchmarks.coverage_checks import check_prunegym, check_torch_pruning, torch_pruning
+from prunegym.scripts.benchmarks.coverage_networks import networks
+from prunegym.scripts.benchmarks.coverage_table import summary, write_table
+from prunegym.scripts.benchmarks.limited import Limits, run_limited
+from prunegym.scripts.benchmarks.results import available_cores, begun
+from prunegym.scripts.run_folder import console
 
 LIMITS = Limits(seconds=200, gigabytes=12)
-CHECKS = {"secateur": check_secateur, "torch-pruning": check_torch_pruning}
+CHECKS = {"prunegym": check_prunegym, "torch-pruning": check_torch_pruning}
 VERSIONS = ("torch", "torchvision", "timm", "torch-pruning")
 
 
@@ -37,7 +37,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         (pruner, name): partial(check, name, seed=args.seed)
         for name in record["kinds"]
         for pruner, check in CHECKS.items()
-        if name not in record[pruner] and (pruner == "secateur" or can_compare())
+        if name not in record[pruner] and (pruner == "prunegym" or can_compare())
     }
     shown = not args.quiet and sys.stderr.isatty()
     runs = run_limited(jobs, LIMITS, side_by_side=available_cores())
@@ -70,7 +70,7 @@ def show(record: Mapping[str, Any]) -> None:
     """Print how many networks of each kind passed, and why the others did not."""
     for line in summary(record):
         console().print(line, markup=False)
-    for name, found in record["secateur"].items():
+    for name, found in record["prunegym"].items():
         if "failed" in found:
             console().print(f"{name}: {found['failed']}", markup=False)
     try:

@@ -13,19 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import real_images
-from pruning.errors import PruningError, one_line
-from pruning.evaluation import Evaluation
-from pruning.extras import imported
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.prunable import PrunableNetwork
-from pruning.saving import Manifest, load_compressed, save_compressed
-from pruning.surgery import attempt, cut
-from pruning.verification import silenced
-from scripts.benchmarks.coverage_subject import RATIO, Subject, largest_error, load_subject, precise, runs_as
+from prunegym.pruning.calibration.statistics import real_images
+from prunegym.pruning.errors import PruningError, one_line
+from prunegym.pruning.evaluation.evaluate import Evaluation
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.optional_packages import imported
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.storage.compressed import Manifest, load_compressed, save_compressed
+from prunegym.pruning.surgery.cutting import attempt, cut
+from prunegym.pruning.surgery.verification import silenced
+from prunegym.scripts.benchmarks.coverage_subject import (
+    RATIO,
+    Subject,
+    largest_error,
+    load_subject,
+    precise,
+    runs_as,
+)
 
 
-def check_secateur(name: str, *, seed: int) -> dict[str, Any]:
+def check_prunegym(name: str, *, seed: int) -> dict[str, Any]:
     """Return what became of a network at our hands.
 
     Returns:
@@ -94,7 +101,7 @@ def check_torch_pruning(name: str, *, seed: int) -> dict[str, Any]:
     """Return what became of a network at the hands of Torch-Pruning, with the settings of its README.
 
     Returns:
-        runs, macs and error as in `check_secateur`. What it cut is read off the groups it prunes: the inputs
+        runs, macs and error as in `check_prunegym`. What it cut is read off the groups it prunes: the inputs
         that every convolution and linear layer loses.
     """
     tp = torch_pruning()

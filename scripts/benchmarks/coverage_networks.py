@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pruning.extras import imported
-from pruning.networks import NETWORKS
+from prunegym.pruning.networks.registry import NETWORKS
+from prunegym.pruning.optional_packages import imported
 
 TIMM = {
     "cnn": """

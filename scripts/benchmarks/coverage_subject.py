@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning.errors import PruningError
-from pruning.networks import NetworkSpec, resolve_network
-from pruning.surgery import attempt
-from pruning.synthesis.noise import restandardised
-from pruning.verification import in_double
+from prunegym.pruning.calibration.synthesis.noise import restandardised
+from prunegym.pruning.errors import PruningError
+from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
+from prunegym.pruning.surgery.cutting import attempt
+from prunegym.pruning.surgery.verification import in_double
 
 SIDES = (64, 96, 128)  # pixels; the first at which a network runs, else its own
 IMAGES = 4

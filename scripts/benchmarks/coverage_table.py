@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pruning.files import written_whole
-from scripts.benchmarks.coverage_subject import RATIO, TOLERANCE
+from prunegym.pruning.files import written_whole
+from prunegym.scripts.benchmarks.coverage_subject import RATIO, TOLERANCE
 
 TITLES = {
     "torchvision cnn": "torchvision, CNNs",
     "timm cnn": "timm, CNNs, a small one of each family",
-    "secateur cnn": "built in",
+    "prunegym cnn": "built in",
     "torchvision hybrid": "torchvision, CNNs with attention",
     "timm hybrid": "timm, CNNs with attention or recurrence",
     "torchvision transformer": "torchvision, transformers",
@@ -55,7 +55,7 @@ def summary(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line per kind of network: how many passed."""
     for section, names in _sections(record).items():
         ours, theirs = (
-            [record[pruner].get(name) for name in names] for pruner in ("secateur", "torch-pruning")
+            [record[pruner].get(name) for name in names] for pruner in ("prunegym", "torch-pruning")
         )
         line = (
             f"{TITLES[section]}: {sum(map(is_fully_checked, ours))} of {len(names)} fully checked "
@@ -71,8 +71,8 @@ def _sections(record: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the networks measured so far, by the keys of TITLES."""
     sections: dict[str, list[str]] = {section: [] for section in TITLES}
     for name, kind in record["kinds"].items():
-        zoo = name.partition("/")[0] if "/" in name else "secateur"
-        if name in record["secateur"]:
+        zoo = name.partition("/")[0] if "/" in name else "prunegym"
+        if name in record["prunegym"]:
             sections[f"{zoo} {kind}"].append(name)
     return {section: names for section, names in sections.items() if names}
 
@@ -85,7 +85,7 @@ def write_table(path: Path, record: Mapping[str, Any]) -> None:
 
 def _page(record: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
-    yield "# Which networks can be pruned\n\nWritten by `secateur benchmark coverage --out coverage.json "
+    yield "# Which networks can be pruned\n\nWritten by `prunegym benchmark coverage --out coverage.json "
     yield f"--table docs/coverage.md`\n({versions}; seed {record['seed']}).\n\n"
     yield "".join(f"- {line}\n" for line in summary(record))
     yield NOTES.format(ratio=RATIO, tolerance=TOLERANCE)
@@ -94,8 +94,8 @@ def _page(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"\n## {TITLES[section][0].upper()}{TITLES[section][1:]}\n\n"
         yield from (f"| {' | '.join(cells)} |\n" for cells in (headings, ["---"] * len(headings)))
         for name in names:
-            yield _row(name, record["secateur"][name], record["torch-pruning"].get(name))
-        yield from _reasons("Not pruned", names, record["secateur"])
+            yield _row(name, record["prunegym"][name], record["torch-pruning"].get(name))
+        yield from _reasons("Not pruned", names, record["prunegym"])
         yield from _reasons("Not pruned by Torch-Pruning", names, record["torch-pruning"])
 
 

@@ -16,16 +16,16 @@ import torch
 from rich.table import Table
 from tqdm import tqdm
 
-from envs import Task
-from pruning.apply import Method, apply_plan
-from pruning.compensation import COMPENSATIONS
-from pruning.evaluation import accuracy, predictions
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.prunable import PrunableNetwork
-from scripts.benchmarks.assets import WEIGHTS, cifar_images, cifar_task
-from scripts.benchmarks.results import Record, begun
-from scripts.per_input_checks import static_plan
-from scripts.records import console
+from prunegym.envs import Task
+from prunegym.pruning.apply import Method, apply_plan
+from prunegym.pruning.compensation import COMPENSATIONS
+from prunegym.pruning.metrics import accuracy, predictions
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.scripts.benchmarks.assets import WEIGHTS, cifar_images, cifar_task
+from prunegym.scripts.benchmarks.results import Record, begun
+from prunegym.scripts.per_input_checks import static_plan
+from prunegym.scripts.run_folder import console
 
 LARGEST = 0.9  # static ratio of a group
 INNER = ("*.conv1",)  # of each block: its inner channels
@@ -76,16 +76,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def _empty_cache() -> Iterator[None]:
     """Keep synthetic images of earlier runs away, whose making would cost no time."""
-    before = os.environ.get("SECATEUR_CACHE")
+    before = os.environ.get("PRUNEGYM_CACHE")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["SECATEUR_CACHE"] = folder
+        os.environ["PRUNEGYM_CACHE"] = folder
         try:
             yield
         finally:
             if before is None:
-                del os.environ["SECATEUR_CACHE"]
+                del os.environ["PRUNEGYM_CACHE"]
             else:
-                os.environ["SECATEUR_CACHE"] = before
+                os.environ["PRUNEGYM_CACHE"] = before
 
 
 def _measure_network(name: str, args: argparse.Namespace, record: Record) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 from rich.table import Table
 from tqdm import tqdm
 
-from envs import LayerPruningEnv, task_env
-from pruning.plan import LayerDecision, PruningPlan
-from scripts.benchmarks.assets import cifar_task
-from scripts.per_input import PerInputJob
-from scripts.records import console
+from prunegym.envs import LayerPruningEnv, task_env
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.scripts.benchmarks.assets import cifar_task
+from prunegym.scripts.per_input import PerInputJob
+from prunegym.scripts.run_folder import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 EPISODES = 20

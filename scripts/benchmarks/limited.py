@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pruning.errors import PruningError, one_line
+from prunegym.pruning.errors import PruningError, one_line
 
 Name = TypeVar("Name", bound=Hashable)
 PATIENCE = 10  # seconds to wait for one of processor time

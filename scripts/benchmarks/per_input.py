@@ -12,23 +12,23 @@ import numpy as np
 from rich.table import Table
 from torch import nn
 
-from pruning.apply import Compressed, Method
-from pruning.cost import measure_latency
-from pruning.data import Images, ImageSplits
-from pruning.evaluation import predictions
-from pruning.finetuning import finetune_
-from pruning.measuring import typical_image
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.prunable import PrunableNetwork
-from pruning.runtime.gates import gates_of
-from pruning.runtime.outcomes import input_outcomes, keep_budget_
-from pruning.runtime.per_input import input_ratios
-from pruning.runtime.slicing import deployed
-from scripts.benchmarks.assets import cifar_task
-from scripts.benchmarks.results import begun, interval, run_side_by_side
-from scripts.per_input import PerInputJob, Settings, learn_ratios, mean_plan
-from scripts.per_input_checks import static_plan
-from scripts.records import console
+from prunegym.pruning.apply import Compressed, Method
+from prunegym.pruning.data import Images, ImageSplits
+from prunegym.pruning.evaluation.comparison import typical_image
+from prunegym.pruning.latency.timing import measure_latency
+from prunegym.pruning.metrics import predictions
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
+from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.runtime.slicing import deployed
+from prunegym.pruning.training.finetuning import finetune_
+from prunegym.scripts.benchmarks.assets import cifar_task
+from prunegym.scripts.benchmarks.results import begun, interval, run_side_by_side
+from prunegym.scripts.per_input import PerInputJob, Settings, learn_ratios, mean_plan
+from prunegym.scripts.per_input_checks import static_plan
+from prunegym.scripts.run_folder import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 INNER = ("*.conv1",)  # of each block: its inner channels

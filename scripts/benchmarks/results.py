@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pruning.files import read_json, write_json
-from scripts.options import UsageError
+from prunegym.pruning.files import read_json, write_json
+from prunegym.scripts.options import UsageError
 
 RESAMPLES = 10_000
 KEYS = ("settings", "results")  # of the file

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 from tqdm import tqdm
 
-from envs import Budget, task_env
-from pruning.evaluation import accuracy, predictions
-from scripts.benchmarks.assets import cifar_images, cifar_task
-from scripts.records import console
+from prunegym.envs import Budget, task_env
+from prunegym.pruning.metrics import accuracy, predictions
+from prunegym.scripts.benchmarks.assets import cifar_images, cifar_task
+from prunegym.scripts.run_folder import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 PLANS = 60

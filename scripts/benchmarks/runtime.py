@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from scripts.benchmarks import runtime_accuracy, runtime_latency
-from scripts.benchmarks.results import begun
+from prunegym.scripts.benchmarks import runtime_accuracy, runtime_latency
+from prunegym.scripts.benchmarks.results import begun
 
 PARTS = {"latency": runtime_latency, "accuracy": runtime_accuracy}
 

@@ -14,19 +14,19 @@ from rich.table import Table
 from torch import nn
 from tqdm import tqdm
 
-from envs import Task
-from pruning.apply import Compressed, Method, apply_plan
-from pruning.cost import Widths
-from pruning.data import ImageSplits
-from pruning.evaluation import accuracy, predictions
-from pruning.finetuning import finetune_
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.prunable import PrunableNetwork
-from pruning.runtime.gates import RuntimeGates, as_key, attach_gates_, detach_gates_, gates_of
-from scripts.benchmarks.assets import cifar_images, cifar_task
-from scripts.benchmarks.results import Record
-from scripts.benchmarks.trust import TrustGate
-from scripts.records import console
+from prunegym.envs import Task
+from prunegym.pruning.apply import Compressed, Method, apply_plan
+from prunegym.pruning.cost import Widths
+from prunegym.pruning.data import ImageSplits
+from prunegym.pruning.metrics import accuracy, predictions
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.runtime.gates import RuntimeGates, as_key, attach_gates_, detach_gates_, gates_of
+from prunegym.pruning.training.finetuning import finetune_
+from prunegym.scripts.benchmarks.assets import cifar_images, cifar_task
+from prunegym.scripts.benchmarks.results import Record
+from prunegym.scripts.benchmarks.trust import TrustGate
+from prunegym.scripts.run_folder import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 INNER = ("*.conv1",)  # of each block: its inner channels

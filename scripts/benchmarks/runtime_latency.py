@@ -12,17 +12,17 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from pruning.apply import Method
-from pruning.calibration import real_images
-from pruning.cost import time_in_turn
-from pruning.errors import PruningError
-from pruning.networks import resolve_network
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.prunable import PrunableNetwork
-from pruning.runtime.slicing import deployed
-from scripts import options
-from scripts.benchmarks.results import Record
-from scripts.records import console
+from prunegym.pruning.apply import Method
+from prunegym.pruning.calibration.statistics import real_images
+from prunegym.pruning.errors import PruningError
+from prunegym.pruning.latency.timing import time_in_turn
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.networks.registry import resolve_network
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.runtime.slicing import deployed
+from prunegym.scripts import options
+from prunegym.scripts.benchmarks.results import Record
+from prunegym.scripts.run_folder import console
 
 RATIOS = (0.3, 0.5, 0.7)
 THREADS = (2, 1)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from agents import (
+from prunegym.agents import (
     ALGORITHMS,
     BUILTIN,
     DEFAULT_ALGORITHM,
@@ -21,13 +21,13 @@ from agents import (
     learn,
     load_policy,
 )
-from agents.search import SEARCHES, search
-from envs import Budget, LayerPruningEnv
-from pruning.evaluation import predictions
-from scripts.benchmarks.assets import comparison_env
-from scripts.benchmarks.results import begun, interval, run_side_by_side
-from scripts.options import UsageError
-from scripts.records import console
+from prunegym.agents.search import SEARCHES, search
+from prunegym.envs import Budget, LayerPruningEnv
+from prunegym.pruning.metrics import predictions
+from prunegym.scripts.benchmarks.assets import comparison_env
+from prunegym.scripts.benchmarks.results import begun, interval, run_side_by_side
+from prunegym.scripts.options import UsageError
+from prunegym.scripts.run_folder import console
 
 MARKS = (100, 200, 400)  # evaluations
 ALL_IMAGES = sys.maxsize  # to draw

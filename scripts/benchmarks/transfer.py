@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from agents import (
+from prunegym.agents import (
     EpisodeResult,
     choose_on_validation,
     deterministic,
@@ -22,12 +22,12 @@ from agents import (
     save_mean_policy,
     save_policy,
 )
-from envs import Budget, BudgetRange, SeveralNetworksEnv
-from pruning.evaluation import accuracy, predictions
-from pruning.saving import folder_written_whole
-from scripts.benchmarks.assets import comparison_env
-from scripts.benchmarks.results import begun, run_side_by_side
-from scripts.records import console
+from prunegym.envs import Budget, BudgetRange, SeveralNetworksEnv
+from prunegym.pruning.metrics import accuracy, predictions
+from prunegym.pruning.storage.compressed import folder_written_whole
+from prunegym.scripts.benchmarks.assets import comparison_env
+from prunegym.scripts.benchmarks.results import begun, run_side_by_side
+from prunegym.scripts.run_folder import console
 
 HALF = Budget({"macs": 0.5})
 AROUND_HALF = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.6}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.runtime.gates import GateSite, RuntimeGate
+from prunegym.pruning.runtime.gates import GateSite, RuntimeGate
 
 
 class TrustGate(RuntimeGate):

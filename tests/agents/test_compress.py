@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from agents import AgentError, compress
+from prunegym.agents import AgentError, compress
 
 
 @pytest.fixture(scope="module")

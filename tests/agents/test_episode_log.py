@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from agents.episode_log import EpisodeLog
-from agents.errors import CheckpointError
-from agents.rollout import EpisodeResult
+from prunegym.agents.episode_log import EpisodeLog
+from prunegym.agents.errors import CheckpointError
+from prunegym.agents.rollout import EpisodeResult
 
 
 def result(number):

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from agents.history import EpisodeHistory
-from agents.rollout import EpisodeResult
+from prunegym.agents.history import EpisodeHistory
+from prunegym.agents.rollout import EpisodeResult
 
 GROUPS = ("a/conv1", "a/conv2", "b/conv1")
 

@@ -2,9 +2,9 @@ import io
 
 import numpy as np
 
-from agents.history import EpisodeHistory
-from agents.progress import EpisodeBar
-from agents.rollout import run_episode
+from prunegym.agents.history import EpisodeHistory
+from prunegym.agents.progress import EpisodeBar
+from prunegym.agents.rollout import run_episode
 
 
 def uniform(observation):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from agents.rollout import EpisodeResult, deterministic, exploring, run_episode
+from prunegym.agents.rollout import EpisodeResult, deterministic, exploring, run_episode
 
 
 def uniform(observation):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from envs import LayerPruningEnv
-from envs.standard_scores import StandardScores
+from prunegym.envs import LayerPruningEnv
+from prunegym.envs.normalisation import StandardScores
 from tests.pruning.example_networks import EXAMPLES
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from envs.action import decode_action, decode_raw_action
-from envs.budget import Limits
+from prunegym.envs.action import decode_action, decode_raw_action
+from prunegym.envs.budget import Limits
 
 LIMITS = Limits(static=0.9, runtime=0.5)
 

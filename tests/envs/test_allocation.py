@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from torch import nn
 
-from envs.allocation import ALLOCATIONS, evenly_gated, sensitivity_plan, uniform_plan
-from envs.budget import Budget, Limits
-from envs.budget_keeper import BudgetKeeper
-from pruning.apply import Method
-from pruning.calibration import real_images
-from pruning.cost import plan_widths
-from pruning.errors import ImpossibleBudgetError, PlanError, UnknownNameError
-from pruning.prunable import PrunableNetwork
+from prunegym.envs.allocation import ALLOCATIONS, evenly_gated, sensitivity_plan, uniform_plan
+from prunegym.envs.budget import Budget, Limits
+from prunegym.envs.budget_projection import BudgetKeeper
+from prunegym.pruning.apply import Method
+from prunegym.pruning.calibration.statistics import real_images
+from prunegym.pruning.cost import plan_widths
+from prunegym.pruning.errors import ImpossibleBudgetError, PlanError, UnknownNameError
+from prunegym.pruning.network import PrunableNetwork
 from tests.envs.conftest import labelled, make_small_env
 from tests.pruning.example_networks import EXAMPLES, Head, randomised, unit
 from tests.pruning.oracles import counted_macs, counted_params

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.budget import Budget, BudgetRange, Limits, parse_budget
-from envs.budget_keeper import BudgetKeeper, kept_counts, rounded_up, smallest_shares
-from pruning.cost import CostModel, Widths
-from pruning.errors import BudgetError, ImpossibleBudgetError
-from pruning.graph import find_groups
-from pruning.networks import resolve_network
-from pruning.plan import kept_units
+from prunegym.envs.budget import Budget, BudgetRange, Limits, parse_budget
+from prunegym.envs.budget_projection import BudgetKeeper, kept_counts, rounded_up, smallest_shares
+from prunegym.pruning.cost import CostModel, Widths
+from prunegym.pruning.errors import BudgetError, ImpossibleBudgetError
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.networks.registry import resolve_network
+from prunegym.pruning.plan import kept_units
 from tests.pruning.oracles import example
 
 NETWORKS = ("projected", "plain", "concat", "flatten", "grouped", "bias-free")

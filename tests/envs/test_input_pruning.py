@@ -8,12 +8,12 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-import envs.input_pruning
-from envs import InputPruningVectorEnv
-from pruning.cost import CostModel
-from pruning.runtime.gates import gates_of
-from pruning.runtime.per_input import FEATURES
-from pruning.runtime.prices import InputPrices
+import prunegym.envs.input_pruning
+from prunegym.envs import InputPruningVectorEnv
+from prunegym.pruning.cost import CostModel
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.runtime.per_input import FEATURES
+from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
 from tests.pruning.runtime.test_gates import compressed
@@ -181,7 +181,7 @@ def test_actions_of_zero_are_the_plan_and_gain_nothing_but_what_they_cost(env, p
 
 
 def test_the_reference_does_not_depend_on_how_many_images_are_looked_at_together(monkeypatch):
-    monkeypatch.setattr(envs.input_pruning, "BATCH", 7)
+    monkeypatch.setattr(prunegym.envs.input_pruning, "BATCH", 7)
     env = make()
     env.reset(seed=0)
     infos = play(env, random_actions(env))[2]
@@ -290,7 +290,7 @@ def test_the_marginal_price_is_never_negative():
 
 
 def test_there_is_no_price_where_a_little_skipping_changes_nothing(env, monkeypatch):
-    monkeypatch.setattr(envs.input_pruning, "NUDGE", 1e-4)
+    monkeypatch.setattr(prunegym.envs.input_pruning, "NUDGE", 1e-4)
     assert env.marginal_price() == 0.0
 
 
@@ -308,7 +308,7 @@ def test_the_network_stays_as_it_was():
 
 def test_it_can_be_made_by_name():
     made = gym.make_vec(
-        "InputPruning-v0",
+        "prunegym/InputPruning-v0",
         num_envs=BATCH,
         vectorization_mode="vector_entry_point",
         model=deciding()[0],

@@ -9,15 +9,15 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.allocation import ALLOCATIONS
-from envs.budget import Budget, BudgetRange, Limits, leading_measure, priced
-from envs.budget_keeper import BudgetKeeper, smallest_shares
-from envs.observation import LayerObservation
-from pruning.cost import CostModel, Widths
-from pruning.errors import BudgetError, ImpossibleBudgetError
-from pruning.latency import LatencyPrices
-from pruning.latency.layers import layer_grids
-from pruning.latency.measuring import measure_table
+from prunegym.envs.allocation import ALLOCATIONS
+from prunegym.envs.budget import Budget, BudgetRange, Limits, leading_measure, priced
+from prunegym.envs.budget_projection import BudgetKeeper, smallest_shares
+from prunegym.envs.observation import LayerObservation
+from prunegym.pruning.cost import CostModel, Widths
+from prunegym.pruning.errors import BudgetError, ImpossibleBudgetError
+from prunegym.pruning.latency import LatencyPrices
+from prunegym.pruning.latency.layers import layer_grids
+from prunegym.pruning.latency.measuring import measure_table
 from tests.envs.conftest import make_small_env
 from tests.pruning.latency.devices import additive, noisy
 from tests.pruning.oracles import example
@@ -134,7 +134,7 @@ def test_without_a_table_that_of_the_device_is_measured_or_read(monkeypatch):
         asked.append(graph.prunable)
         return table_of("residual")
 
-    monkeypatch.setattr("pruning.prunable.latency_table", found)
+    monkeypatch.setattr("prunegym.pruning.network.latency_table", found)
     env = timed_env(latency=None, protect=["a.0"])
     assert len(asked) == 1
     assert len(asked[0]) > len(env.group_names)  # a table serves whatever patterns leave

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
-import envs  # noqa: F401  (registers LayerPruning-v0)
-from envs import Budget, BudgetRange, LayerObservation, LayerPruningEnv, Limits
-from pruning.apply import Method
-from pruning.cost import plan_widths
-from pruning.errors import (
+import prunegym  # noqa: F401  (registers the environments)
+from prunegym.envs import Budget, BudgetRange, LayerObservation, LayerPruningEnv, Limits
+from prunegym.pruning.apply import Method
+from prunegym.pruning.cost import plan_widths
+from prunegym.pruning.errors import (
     BudgetError,
     DataError,
     ImpossibleBudgetError,
@@ -24,7 +24,7 @@ from pruning.errors import (
     UnknownNameError,
     WeightsError,
 )
-from pruning.plan import PruningPlan
+from prunegym.pruning.plan import PruningPlan
 from tests.envs.conftest import labelled, loader, make_small_env
 from tests.pruning.oracles import assert_untouched, counted_macs, counted_params, snapshot
 
@@ -57,13 +57,13 @@ def objects(name="residual", **settings):
 
 
 def test_gymnasiums_checker_is_silent_on_python_objects():
-    env = gym.make("LayerPruning-v0", **objects(), render_mode="ansi")
+    env = gym.make("prunegym/LayerPruning-v0", **objects(), render_mode="ansi")
     check_for_gymnasium(env.unwrapped)
     play(env, random_actions(env.unwrapped))  # through the wrappers, which check each step too
 
 
 def test_sb3s_checker_is_silent_on_python_objects():
-    check_for_sb3(gym.make("LayerPruning-v0", **objects()).unwrapped)
+    check_for_sb3(gym.make("prunegym/LayerPruning-v0", **objects()).unwrapped)
 
 
 RANGE = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.9}))
@@ -81,7 +81,7 @@ RANGE = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.9}))
     ids=lambda options: "-".join(options),
 )
 def test_both_checkers_are_silent_with_every_option(options):
-    env = gym.make("LayerPruning-v0", **objects(**options), render_mode="ansi")
+    env = gym.make("prunegym/LayerPruning-v0", **objects(**options), render_mode="ansi")
     check_for_gymnasium(env.unwrapped)
     check_for_sb3(env.unwrapped)
     play(env, random_actions(env.unwrapped))

@@ -4,7 +4,7 @@ import statistics
 import numpy as np
 import pytest
 
-from envs import Budget, BudgetRange, LayerObservation
+from prunegym.envs import Budget, BudgetRange, LayerObservation
 from tests.envs.conftest import make_small_env
 
 pytestmark = pytest.mark.usefixtures("features_alone")

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from envs.reward import RewardTerms, Score
+from prunegym.envs.reward import RewardTerms, Score
 
 
 def test_the_total_falls_with_the_loss_as_a_share_of_uniform_prunings():

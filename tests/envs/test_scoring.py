@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from envs import Budget, BudgetRange
-from envs.judges import ImageJudge
-from envs.scoring import PlanScorer
-from pruning.cost import Widths
-from pruning.errors import DataError
+from prunegym.envs import Budget, BudgetRange
+from prunegym.envs.objectives import ImageJudge
+from prunegym.envs.scoring import PlanScorer
+from prunegym.pruning.cost import Widths
+from prunegym.pruning.errors import DataError
 from tests.envs.conftest import labelled, make_small_env
 
 BUDGETS = {

@@ -7,12 +7,12 @@ from safetensors.torch import save_file
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 from torch import nn
 
-import envs.judges
-import envs.tasks
-from envs import TASKS, Budget, LayerPruningEnv, count_classes, load_task, make_env
-from envs.yardstick import RELIEF_IMAGES
-from pruning.errors import DataError, UnknownNameError, WeightsError
-from pruning.networks import NetworkSpec, resolve_network
+import prunegym.envs.objectives
+import prunegym.envs.tasks
+from prunegym.envs import TASKS, Budget, LayerPruningEnv, count_classes, load_task, make_env
+from prunegym.envs.uniform_baseline import RELIEF_IMAGES
+from prunegym.pruning.errors import DataError, UnknownNameError, WeightsError
+from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from tests.pruning.example_networks import randomised
 
 HALF = Budget({"macs": 0.5})
@@ -22,12 +22,12 @@ HALF = Budget({"macs": 0.5})
 def _untrained_digits(monkeypatch):
     """Stands in for the trained network, whose training takes half a minute."""
     network = resolve_network("digits_resnet")
-    monkeypatch.setattr(envs.tasks, "dense_digits", lambda progress: randomised(network.build()))
+    monkeypatch.setattr(prunegym.envs.tasks, "dense_digits", lambda progress: randomised(network.build()))
 
 
 @pytest.mark.usefixtures("_untrained_digits")
 def test_both_checkers_are_silent_on_the_task_by_name():
-    env = gym.make("LayerPruning-v0", task="digits")
+    env = gym.make("prunegym/LayerPruning-v0", task="digits")
     assert isinstance(env.unwrapped, LayerPruningEnv)
     check_for_gymnasium(env.unwrapped)
     check_for_sb3(env.unwrapped)
@@ -63,14 +63,14 @@ def test_plans_are_validated_on_the_validation_images():
 @pytest.mark.usefixtures("_untrained_digits")
 def test_plans_are_scored_on_draws_unless_first_images_are_asked_for(monkeypatch):
     task = TASKS["digits"]()
-    judged, predictions = [], envs.judges.predictions
+    judged, predictions = [], prunegym.envs.objectives.predictions
 
     def counted(model, batches):
         logits, labels = predictions(model, batches)
         judged.append(len(labels))
         return logits, labels
 
-    monkeypatch.setattr(envs.judges, "predictions", counted)
+    monkeypatch.setattr(prunegym.envs.objectives, "predictions", counted)
     few, many = len(task.splits.reward), len(task.splits.to_draw_from)
     assert many > 2 * few
     plans = [{}, {"layer1.0.conv1": {"static_ratio": 0.5, "runtime_ratio": 0.0}}]

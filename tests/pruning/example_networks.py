@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.resnets import PaddedShortcut, ProjectedShortcut, ResNet
+from prunegym.pruning.networks.resnets import PaddedShortcut, ProjectedShortcut, ResNet
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

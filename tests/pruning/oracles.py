@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import Covariance, FullCovariance, Moments, SampledCovariance
-from pruning.graph import ChannelGraph, find_groups
+from prunegym.pruning.calibration.moments import Covariance, FullCovariance, Moments, SampledCovariance
+from prunegym.pruning.graph import ChannelGraph, find_groups
 from tests.pruning.example_networks import EXAMPLES
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -3,14 +3,14 @@ import copy
 import pytest
 import torch
 
-from pruning.apply import Method, apply_plan
-from pruning.calibration import calibrate, real_images
-from pruning.compensation import COMPENSATIONS
-from pruning.cost import CostModel
-from pruning.errors import PlanError, UnknownNameError
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.runtime.gates import gates_of
-from pruning.surgery import rebuild_
+from prunegym.pruning.apply import Method, apply_plan
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.compensation import COMPENSATIONS
+from prunegym.pruning.cost import CostModel
+from prunegym.pruning.errors import PlanError, UnknownNameError
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.surgery.cutting import rebuild_
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import (
     assert_untouched,

@@ -9,22 +9,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning.calibration import calibrate, real_images
-from pruning.compensation import COMPENSATIONS, PlannedCut
-from pruning.cost import (
-    Bilinear,
-    CostModel,
-    Widths,
-    count_params,
-    measure_latency,
-    plan_widths,
-    time_once,
-    widths_plan,
-)
-from pruning.errors import PlanError, UnknownNameError
-from pruning.graph import find_groups
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.surgery import axis_cuts, cut
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.compensation import COMPENSATIONS, PlannedCut
+from prunegym.pruning.cost import Bilinear, CostModel, Widths, count_params, plan_widths, widths_plan
+from prunegym.pruning.errors import PlanError, UnknownNameError
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.latency.timing import measure_latency, time_once
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.surgery.cutting import axis_cuts, cut
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import counted_macs, counted_params, example, random_kept
 

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning.calibration import FullCovariance, Moments, SampledCovariance, calibrate, real_images
-from pruning.criteria import CRITERIA, per_unit, select
-from pruning.graph import Member, find_groups
+from prunegym.pruning.calibration.moments import FullCovariance, Moments, SampledCovariance
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.criteria import CRITERIA, per_unit, select
+from prunegym.pruning.graph import Member, find_groups
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import assert_untouched, example, snapshot
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.files import cache_folder, read_json, write_json, written_whole
+from prunegym.pruning.files import cache_folder, read_json, write_json, written_whole
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):
@@ -66,13 +66,13 @@ def test_what_is_not_json_or_not_there_raises(tmp_path):
 @pytest.mark.parametrize(
     ("variables", "folder"),
     [
-        ({"SECATEUR_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
-        ({"XDG_CACHE_HOME": "/b"}, "/b/secateur"),
-        ({"HOME": "/c"}, "/c/.cache/secateur"),
+        ({"PRUNEGYM_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/prunegym"),
+        ({"HOME": "/c"}, "/c/.cache/prunegym"),
     ],
 )
 def test_the_cache_is_where_the_environment_says(monkeypatch, variables, folder):
-    for name in ("SECATEUR_CACHE", "XDG_CACHE_HOME"):
+    for name in ("PRUNEGYM_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

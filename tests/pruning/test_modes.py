@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.modes import evaluating, taking_gradients
+from prunegym.pruning.modes import evaluating, taking_gradients
 
 
 def test_every_module_returns_to_its_own_mode_even_after_an_error():

@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pruning.apply import Method
-from pruning.calibration import real_images
-from pruning.evaluation import Evaluation
-from pruning.exporting import export_network
-from pruning.networks import resolve_network
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.prunable import PrunableNetwork
-from pruning.saving import Manifest, save_compressed
+from prunegym.pruning.apply import Method
+from prunegym.pruning.calibration.statistics import real_images
+from prunegym.pruning.evaluation.evaluate import Evaluation
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.networks.registry import resolve_network
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.storage.compressed import Manifest, save_compressed
+from prunegym.pruning.storage.export import export_network
 from tests.pruning.example_networks import randomised
 
 ALONE = """
@@ -36,7 +36,7 @@ from safetensors.torch import load_file
 def open_compressed(model, folder):
     """Turn the network that was compressed, untrained, into what the folder holds."""
     record = json.load(open(f"{folder}/structure.json"))
-    assert record["structure"]["form"] == "module" and not record["gates"], "use secateur export --format pt2"
+    assert record["structure"]["form"] == "module" and not record["gates"], "use prunegym export --format pt2"
     for name, tensor in load_file(f"{folder}/model.safetensors").items():
         layer, attribute = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         if attribute == "weight" and getattr(layer, "groups", 1) == getattr(layer, "in_channels", 0) > 1:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pruning.errors import PlanError
-from pruning.plan import LayerDecision, PruningPlan, kept_units
+from prunegym.pruning.errors import PlanError
+from prunegym.pruning.plan import LayerDecision, PruningPlan, kept_units
 
 
 @pytest.mark.parametrize(

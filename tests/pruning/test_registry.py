@@ -1,7 +1,7 @@
 import pytest
 
-from pruning.errors import UnknownNameError
-from pruning.registry import Registry
+from prunegym.pruning.errors import UnknownNameError
+from prunegym.pruning.registry import Registry
 
 
 @pytest.fixture

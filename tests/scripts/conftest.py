@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import pruning.measuring
-import scripts.evaluate
-import scripts.export
-import scripts.finetune
-from pruning.networks import resolve_network
-from scripts.cli import main
+import prunegym.pruning.evaluation.comparison
+import prunegym.scripts.evaluate
+import prunegym.scripts.export
+import prunegym.scripts.finetune
+from prunegym.pruning.networks.registry import resolve_network
+from prunegym.scripts.cli import main
 from tests.pruning.example_networks import randomised
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,12 @@ class Outcome(NamedTuple):
 @pytest.fixture(autouse=True)
 def _no_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is measured for a quarter of a second a network; only the tests in their own process do."""
-    for module in (pruning.measuring, scripts.evaluate, scripts.export, scripts.finetune):
+    for module in (
+        prunegym.pruning.evaluation.comparison,
+        prunegym.scripts.evaluate,
+        prunegym.scripts.export,
+        prunegym.scripts.finetune,
+    ):
         monkeypatch.setattr(module, "measure_latency", lambda models, *_, **__: dict.fromkeys(models, 1.5))
 
 
@@ -106,7 +111,7 @@ def _arrays(model: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def secateur(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def run_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run the command line in this process."""
 
     def run(*argv: object) -> Outcome:
@@ -144,18 +149,25 @@ def finished_run(material: Material, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture
-def refused(secateur: Callable[..., Outcome], tmp_path: Path) -> Callable[..., str]:
+def refused(run_cli: Callable[..., Outcome], tmp_path: Path) -> Callable[..., str]:
     """Run the command line, check that it refuses in one line and writes nothing, and return the line."""
 
     def run(*argv: object, code: int = 2) -> str:
         before = set(tmp_path.rglob("*"))
-        outcome = secateur(*argv)
+        outcome = run_cli(*argv)
         assert outcome.code == code, outcome
         assert outcome.out == ""
-        assert outcome.err.startswith("secateur: ")
+        assert outcome.err.startswith("prunegym: ")
         assert outcome.err.count("\n") == 1, outcome.err
         assert "Traceback" not in outcome.err
         assert set(tmp_path.rglob("*")) == before
         return outcome.err
 
     return run
+
+
+@pytest.fixture
+def resnet20(data_file: Callable[[str], Path]) -> list[object]:
+    """Return the flags that name a real ResNet-20 and real images."""
+    weights, data = data_file("weights/resnet20-12fca82f.th"), data_file("cifar10/cifar10_subset.npz")
+    return ["--model", "cifar_resnet20", "--weights", weights, "--data", f"npz:{data}"]

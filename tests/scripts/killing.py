@@ -14,16 +14,18 @@ from typing import Any
 
 import torch
 
-import agents.input_learning
-import scripts.per_input_run
-from agents import EpisodeLog, EpisodeResult
-from envs.reward import Score
-from envs.scoring import PlanScorer
-from pruning.plan import PruningPlan
-from scripts.cli import main
+import prunegym.agents.per_input.ppo
+import prunegym.scripts.train_per_input
+from prunegym.agents import EpisodeLog, EpisodeResult
+from prunegym.envs.reward import Score
+from prunegym.envs.scoring import PlanScorer
+from prunegym.pruning.plan import PruningPlan
+from prunegym.scripts.cli import main
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["scripts.train", "torch._dynamo", "tests.scripts.killing"])  # seconds each
+SERVER.set_forkserver_preload(
+    ["prunegym.scripts.train", "torch._dynamo", "tests.scripts.killing"]
+)  # seconds each
 
 
 class Running:
@@ -115,8 +117,8 @@ def _hold_at(author: str, count: int) -> None:
 
 
 def _hold_at_update(count: int) -> None:
-    agents.input_learning.SAVE_EVERY = 2
-    appending = scripts.per_input_run._appending
+    prunegym.agents.per_input.ppo.SAVE_EVERY = 2
+    appending = prunegym.scripts.train_per_input._appending
 
     def appending_and_holding(path: Path) -> Callable[[dict[str, float]], None]:
         append = appending(path)
@@ -128,7 +130,7 @@ def _hold_at_update(count: int) -> None:
 
         return append_and_hold
 
-    scripts.per_input_run._appending = appending_and_holding
+    prunegym.scripts.train_per_input._appending = appending_and_holding
 
 
 def _be_slow_after(count: int, log: Path) -> None:

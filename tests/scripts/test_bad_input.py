@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scripts import train
+from prunegym.scripts import train
 
 
 @pytest.fixture
@@ -213,10 +213,10 @@ def test_a_device_that_is_not_there(refused, flags):
 
 
 @pytest.mark.parametrize("verb", ["train", "prune"])
-def test_an_impossible_budget_names_the_smallest_one_which_can_be_asked_for(refused, secateur, flags, verb):
+def test_an_impossible_budget_names_the_smallest_one_which_can_be_asked_for(refused, run_cli, flags, verb):
     line = refused(verb, *flags, "--budget", "macs=0.001", code=3)
     smallest = line.split("the smallest is ")[1].split(",")[0]
-    assert secateur("prune", *flags, "--budget", f"macs={smallest}").code == 0
+    assert run_cli("prune", *flags, "--budget", f"macs={smallest}").code == 0
 
 
 @pytest.mark.parametrize("ratio", ["1.0", "-0.1", "nan", "2"])

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-import scripts.train
+import prunegym.scripts.train
 from tests.scripts.killing import Running
 from tests.scripts.test_interruption import ONE_LINE, check_equal, lines
 
@@ -73,10 +73,10 @@ def stuck(flags, tmp_path):
 
 
 def test_a_run_loses_a_host_then_its_own_life_and_ends_as_one_in_forks(
-    secateur, flags, stuck, tmp_path, monkeypatch
+    run_cli, flags, stuck, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(scripts.train, "write_pictures", lambda out: {})  # they take a second
-    assert secateur(*flags, "--out", tmp_path / "whole").code == 0
+    monkeypatch.setattr(prunegym.scripts.train, "write_pictures", lambda out: {})  # they take a second
+    assert run_cli(*flags, "--out", tmp_path / "whole").code == 0
     out = tmp_path / "run"
     running, first, second = stuck(out, episodes=3)
     os.kill(first, signal.SIGKILL)
@@ -90,7 +90,7 @@ def test_a_run_loses_a_host_then_its_own_life_and_ends_as_one_in_forks(
     assert rest == ONE_LINE
     wait_until_gone(family)
     assert not os.path.exists(folder_of(family))
-    assert secateur(*flags, "--out", out, "--resume").code == 0  # in forks: where it ran does not matter
+    assert run_cli(*flags, "--out", out, "--resume").code == 0  # in forks: where it ran does not matter
     check_equal(out, tmp_path / "whole")
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.errors import PruningError
-from scripts import cli
-from scripts.benchmarks import coverage, coverage_checks, limited
-from scripts.benchmarks.coverage_networks import TIMM
-from scripts.benchmarks.coverage_subject import load_subject
-from scripts.benchmarks.coverage_table import is_fully_checked, is_right, runs, summary, write_table
-from scripts.benchmarks.limited import Limits, run_limited
+from prunegym.pruning.errors import PruningError
+from prunegym.scripts import cli
+from prunegym.scripts.benchmarks import coverage, coverage_checks, limited
+from prunegym.scripts.benchmarks.coverage_networks import TIMM
+from prunegym.scripts.benchmarks.coverage_subject import load_subject
+from prunegym.scripts.benchmarks.coverage_table import is_fully_checked, is_right, runs, summary, write_table
+from prunegym.scripts.benchmarks.limited import Limits, run_limited
 
 PASSED = {
     "side": 64, "groups": 3, "frozen": {}, "runs": True, "macs": 0.4, "error": 1e-12, "refitted": True,
@@ -94,7 +94,7 @@ def test_the_page_says_how_many_passed_and_why_the_others_did_not(tmp_path):
         "seed": 0,
         "versions": {"torch": "2", "torch-pruning": None},
         "kinds": {"torchvision/a": "cnn", "torchvision/b": "cnn", "timm/c": "hybrid"},
-        "secateur": {"torchvision/a": PASSED, "torchvision/b": {"failed": "because"}, "timm/c": PASSED},
+        "prunegym": {"torchvision/a": PASSED, "torchvision/b": {"failed": "because"}, "timm/c": PASSED},
         "torch-pruning": {"torchvision/a": {**theirs, "error": 0.2}},
     }
     assert list(summary(record)) == [
@@ -118,7 +118,7 @@ def test_a_network_is_checked_by_both_and_not_again(tmp_path, capsys, monkeypatc
     said = capsys.readouterr().out
     record = json.loads(out.read_text())["results"]
     assert "built in: 1 of 1 fully checked" in said.replace("\n", " ")
-    assert record["secateur"]["cifar_resnet20"]["groups"] == 12
+    assert record["prunegym"]["cifar_resnet20"]["groups"] == 12
     assert "failed" in record["torch-pruning"]["cifar_resnet20"]  # on its padded shortcuts
     assert "| cifar_resnet20 | 32 | 12 |" in page.read_text()
     monkeypatch.setattr(coverage, "CHECKS", dict.fromkeys(coverage.CHECKS))  # calling one would fail
@@ -129,9 +129,9 @@ def test_a_network_is_checked_by_both_and_not_again(tmp_path, capsys, monkeypatc
 def test_without_torch_pruning_the_comparison_is_left_out(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     assert not coverage.can_compare()
-    record = {"seed": 0, "versions": {}, "kinds": {}, "secateur": {}, "torch-pruning": {}}
+    record = {"seed": 0, "versions": {}, "kinds": {}, "prunegym": {}, "torch-pruning": {}}
     coverage.show(record)
-    assert 'pip install "secateur[compare]"' in " ".join(capsys.readouterr().out.split())
+    assert 'pip install "prunegym[compare]"' in " ".join(capsys.readouterr().out.split())
 
 
 class Plain(nn.Sequential):

@@ -1,4 +1,4 @@
-"""`secateur export` as a user runs it: the files, the record, and what it refuses."""
+"""`prunegym export` as a user runs it: the files, the record, and what it refuses."""
 
 import json
 
@@ -8,13 +8,13 @@ import onnxruntime
 import pytest
 import torch
 
-from pruning.saving import load_compressed
+from prunegym.pruning.storage.compressed import load_compressed
 
 
 @pytest.fixture(scope="module")
 def pruned(material, tmp_path_factory):
     """The folder of a network with gates."""
-    from scripts.cli import main
+    from prunegym.scripts.cli import main
 
     out = tmp_path_factory.mktemp("pruned") / "run"
     flags = ["--static-ratio", "0.3", "--runtime-ratio", "0.4", "--json", "--out", str(out)]
@@ -22,9 +22,9 @@ def pruned(material, tmp_path_factory):
     return out
 
 
-def test_files_and_record(secateur, material, pruned, tmp_path):
+def test_files_and_record(run_cli, material, pruned, tmp_path):
     flags = ["--format", "both", "--out", tmp_path / "out"]
-    outcome = secateur("export", "--compressed", pruned, "--model", material.model, *flags, "--json")
+    outcome = run_cli("export", "--compressed", pruned, "--model", material.model, *flags, "--json")
     assert (outcome.code, outcome.err) == (0, "")
     record = json.loads(outcome.out)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.onnx", "model.pt2"]
@@ -54,9 +54,9 @@ def test_files_and_record(secateur, material, pruned, tmp_path):
     }
 
 
-def test_the_table_says_that_gates_are_masks(secateur, material, pruned, tmp_path):
+def test_the_table_says_that_gates_are_masks(run_cli, material, pruned, tmp_path):
     flags = ["--compressed", pruned, "--model", material.model, "--data", "none", "--out"]
-    outcome = secateur("export", *flags, tmp_path / "small.pt2", "--format", "pt2")
+    outcome = run_cli("export", *flags, tmp_path / "small.pt2", "--format", "pt2")
     assert outcome.code == 0, outcome.err
     assert "logits differ by at most" in outcome.out
     assert "gates are exported as masks" in outcome.out

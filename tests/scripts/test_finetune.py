@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import scripts.finetune
-from pruning import training
-from pruning.data import load_splits
-from pruning.synthesis import distilled, records
+import prunegym.scripts.finetune
+from prunegym.pruning.calibration.synthesis import distilled, records
+from prunegym.pruning.data import load_splits
+from prunegym.pruning.training import dense
 from tests.scripts.conftest import start
 from tests.scripts.test_main_job import METRICS, read, without_latency
 
 FROM_A_TERMINAL = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from scripts.cli import main
+from prunegym.scripts.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -43,7 +43,9 @@ def pruned(material, tmp_path_factory):
     """A run of prune with gates, and one without; not to be changed."""
     folder = tmp_path_factory.mktemp("pruned")
     for name, ratios in {"gated": RATIOS, "static": RATIOS[:2]}.items():
-        assert scripts.cli.main(["prune", *material.flags, *ratios, "--out", str(folder / name)]) == 0
+        assert (
+            prunegym.scripts.cli.main(["prune", *material.flags, *ratios, "--out", str(folder / name)]) == 0
+        )
     return folder
 
 
@@ -58,20 +60,20 @@ def flags(material, pruned, tmp_path):
 @pytest.fixture
 def learned(monkeypatch):
     """The arguments of each fine-tuning."""
-    seen, finetune_ = [], scripts.finetune.finetune_
+    seen, finetune_ = [], prunegym.scripts.finetune.finetune_
 
     def note(model, images, **settings):
         seen.append({"images": images, **settings})
         return finetune_(model, images, **settings)
 
-    monkeypatch.setattr(scripts.finetune, "finetune_", note)
+    monkeypatch.setattr(prunegym.scripts.finetune, "finetune_", note)
     return seen
 
 
 def test_everything_is_written_and_the_metrics_are_printed(
-    secateur, material, pruned, flags, learned, tmp_path
+    run_cli, material, pruned, flags, learned, tmp_path
 ):
-    outcome = secateur("finetune", *flags, "--weights", material.weights, "--json")
+    outcome = run_cli("finetune", *flags, "--weights", material.weights, "--json")
     assert outcome.code == 0, outcome.err
     assert learned[0]["teacher"] is None
     out = tmp_path / "out"
@@ -88,8 +90,8 @@ def test_everything_is_written_and_the_metrics_are_printed(
     assert config["data"] == f"npz:{material.data}"
 
 
-def test_the_curves_hold_each_epoch(secateur, flags, tmp_path):
-    assert secateur("finetune", *flags).code == 0
+def test_the_curves_hold_each_epoch(run_cli, flags, tmp_path):
+    assert run_cli("finetune", *flags).code == 0
     (file,) = (tmp_path / "out" / "tensorboard").iterdir()
     events = EventAccumulator(str(file)).Reload()
     epochs = read(tmp_path / "out" / "metrics.json")["epochs"]
@@ -100,11 +102,13 @@ def test_the_curves_hold_each_epoch(secateur, flags, tmp_path):
 
 
 def test_validation_images_are_left_out_and_looked_at_where_asked(
-    secateur, material, flags, learned, tmp_path
+    run_cli, material, flags, learned, tmp_path
 ):
-    assert secateur("finetune", *flags, "--validate").code == 0
+    assert run_cli("finetune", *flags, "--validate").code == 0
     (asked,) = learned
-    network = scripts.finetune.load_compressed(flags[1] / "compressed", network=material.model).network
+    network = prunegym.scripts.finetune.load_compressed(
+        flags[1] / "compressed", network=material.model
+    ).network
     splits = load_splits(f"npz:{material.data}", network)
     assert torch.equal(asked["validation"].images, splits.validation.images)
     found = {image.numpy().tobytes() for image in asked["images"].images}
@@ -118,9 +122,9 @@ def test_validation_images_are_left_out_and_looked_at_where_asked(
     assert 0 < epochs[-1]["accuracy"] <= 1
 
 
-def test_statistics_alone_can_be_reestimated(secateur, pruned, flags, tmp_path):
+def test_statistics_alone_can_be_reestimated(run_cli, pruned, flags, tmp_path):
     given = ["--epochs", "0", "--batch-norms", "reestimated", "--json"]
-    outcome = secateur("finetune", *flags, *given)
+    outcome = run_cli("finetune", *flags, *given)
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["epochs"] == []
     one, other = (
@@ -130,58 +134,60 @@ def test_statistics_alone_can_be_reestimated(secateur, pruned, flags, tmp_path):
     assert {name.rpartition(".")[2] for name in changed} == {"running_mean", "running_var"}
 
 
-def test_latency_is_that_of_the_networks_as_they_are_deployed(secateur, material, flags, monkeypatch):
+def test_latency_is_that_of_the_networks_as_they_are_deployed(run_cli, material, flags, monkeypatch):
     timed = {}
     monkeypatch.setattr(
-        scripts.finetune,
+        prunegym.scripts.finetune,
         "measure_latency",
         lambda models, *_, **__: timed.update(models) or dict.fromkeys(models, 1.5),
     )
-    assert secateur("finetune", *flags, "--weights", material.weights).code == 0
+    assert run_cli("finetune", *flags, "--weights", material.weights).code == 0
     assert list(timed) == ["dense", "before", "after"]
     for network in timed.values():
         assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
 def test_only_weights_and_evaluation_differ_and_it_is_evaluated_alike(
-    secateur, material, pruned, flags, tmp_path
+    run_cli, material, pruned, flags, tmp_path
 ):
-    assert secateur("finetune", *flags).code == 0
+    assert run_cli("finetune", *flags).code == 0
     before, after = (
         read(run / "compressed" / "structure.json") for run in (pruned / "gated", tmp_path / "out")
     )
     differing = {name for name in before if before[name] != after[name]}
     assert differing == {"weights_sha256", "evaluation"}
-    again = secateur("evaluate", "--compressed", tmp_path / "out", "--model", material.model, "--json")
+    again = run_cli("evaluate", "--compressed", tmp_path / "out", "--model", material.model, "--json")
     row = read(tmp_path / "out" / "metrics.json")["rows"]["after"]
     assert without_latency(json.loads(again.out)) == without_latency(row)
     assert without_latency(after["evaluation"]) == without_latency(row)
 
 
-def test_without_weights_there_is_no_dense_row(secateur, flags):
-    outcome = secateur("finetune", *flags, "--json")
+def test_without_weights_there_is_no_dense_row(run_cli, flags):
+    outcome = run_cli("finetune", *flags, "--json")
     assert list(json.loads(outcome.out)["rows"]) == ["before", "after"]
-    outcome = secateur("finetune", *flags, "--overwrite")
+    outcome = run_cli("finetune", *flags, "--overwrite")
     assert outcome.code == 0
     assert "before" in outcome.out
     assert "dense" not in outcome.out
 
 
-def test_all_images_but_the_test_images_are_learned_from(secateur, material, flags, learned):
-    assert secateur("finetune", *flags).code == 0
-    network = scripts.finetune.load_compressed(flags[1] / "compressed", network=material.model).network
+def test_all_images_but_the_test_images_are_learned_from(run_cli, material, flags, learned):
+    assert run_cli("finetune", *flags).code == 0
+    network = prunegym.scripts.finetune.load_compressed(
+        flags[1] / "compressed", network=material.model
+    ).network
     splits = load_splits(f"npz:{material.data}", network)
     found = {image.numpy().tobytes() for image in learned[0]["images"].images}
     assert len(found) == len(learned[0]["images"]) == len(material.arrays()["train_labels"])
     assert found.isdisjoint(image.numpy().tobytes() for image in splits.test.images)
 
 
-def test_flags_say_how_it_is_learned(secateur, material, flags, learned, tmp_path):
+def test_flags_say_how_it_is_learned(run_cli, material, flags, learned, tmp_path):
     how = {"lr": 0.01, "batch-size": 32, "shift": 1, "seed": 4, "part": "gates", "learn": "distillation"}
     how |= {"optimizer": "adamw", "schedule": "linear", "weight-decay": 0.1, "precision": "bfloat16"}
     how |= {"batch-norms": "trained"}
     given = [part for name, value in how.items() for part in (f"--{name}", value)]
-    assert secateur("finetune", *flags, *given, "--flip", "--weights", material.weights).code == 0
+    assert run_cli("finetune", *flags, *given, "--flip", "--weights", material.weights).code == 0
     (asked,) = learned
     expected = {"epochs": 3, "learning_rate": 0.01, "batch_size": 32, "shift": 1, "seed": 4, "flip": True}
     expected |= {"optimizer": "adamw", "schedule": "linear", "weight_decay": 0.1, "precision": "bfloat16"}
@@ -190,35 +196,35 @@ def test_flags_say_how_it_is_learned(secateur, material, flags, learned, tmp_pat
     assert asked["part"] == "gates"
     assert asked["teacher"] is not None
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**how, "flip": True, "weights": str(material.weights)}))
-    assert secateur("finetune", *flags, "--config", tmp_path / "c.yaml", "--overwrite").code == 0
+    assert run_cli("finetune", *flags, "--config", tmp_path / "c.yaml", "--overwrite").code == 0
     assert {name: learned[1][name] for name in expected} == expected
 
 
 def test_without_images_it_follows_the_dense_network_on_synthetic_ones(
-    secateur, material, flags, learned, monkeypatch, tmp_path
+    run_cli, material, flags, learned, monkeypatch, tmp_path
 ):
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(records, "MOST", 48)
     monkeypatch.setattr(distilled, "STEPS", 3)
     none = ["--data", "none", "--learn", "distillation", "--weights", material.weights, "--json"]
-    outcome = secateur("finetune", *flags, *none)
+    outcome = run_cli("finetune", *flags, *none)
     assert outcome.code == 0, outcome.err
     rows = json.loads(outcome.out)["rows"]
     assert all(row["accuracy"] is None and row["agreement"] is not None for row in rows.values())
     assert len(learned[0]["images"]) == 48 + 24 + 24
     images = ["--eval-data", f"npz:{material.data}", "--overwrite"]
-    rows = json.loads(secateur("finetune", *flags, *none, *images).out)["rows"]
+    rows = json.loads(run_cli("finetune", *flags, *none, *images).out)["rows"]
     assert all(row["accuracy"] is not None and row["agreement"] is None for row in rows.values())
     assert len(learned[1]["images"]) == 48 + 24 + 24
     assert read(tmp_path / "out" / "compressed" / "structure.json")["data"] == f"npz:{material.data}"
 
 
-def test_the_digits_are_pruned_at_run_time_and_fine_tuned(secateur, monkeypatch, tmp_path):
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(training._DIGITS_RECIPE, "epochs", 2)
-    assert secateur("prune", "--runtime-ratio", "0.6", "--out", tmp_path / "a", "--quiet").code == 0
+def test_the_digits_are_pruned_at_run_time_and_fine_tuned(run_cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(dense._DIGITS_RECIPE, "epochs", 2)
+    assert run_cli("prune", "--runtime-ratio", "0.6", "--out", tmp_path / "a", "--quiet").code == 0
     given = ["--compressed", tmp_path / "a", "--learn", "distillation", "--epochs", "2", "--shift", "1"]
-    outcome = secateur("finetune", *given, "--out", tmp_path / "b", "--quiet", "--json")
+    outcome = run_cli("finetune", *given, "--out", tmp_path / "b", "--quiet", "--json")
     assert outcome.code == 0, outcome.err
     record = json.loads(outcome.out)
     rows = record["rows"]
@@ -234,15 +240,15 @@ class TestInterruption:
         slow = ["--epochs", "40", "--flip", "--shift", "1"]
         return ["finetune", *flags, *slow]
 
-    def test_a_killed_run_resumes_to_the_very_same_result(self, secateur, command, tmp_path):
+    def test_a_killed_run_resumes_to_the_very_same_result(self, run_cli, command, tmp_path):
         process = start("-c", FROM_A_TERMINAL, *command)
         wait_for(tmp_path / "out" / "checkpoint" / "state.pt", process)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert not (tmp_path / "out" / "metrics.json").exists()
-        assert secateur(*command, "--resume").code == 0
-        assert secateur(*command, "--out", tmp_path / "whole").code == 0
+        assert run_cli(*command, "--resume").code == 0
+        assert run_cli(*command, "--out", tmp_path / "whole").code == 0
         for name in ("metrics.json", "compressed/model.safetensors"):
             assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -252,30 +258,30 @@ class TestInterruption:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (130, "")
-        assert err.splitlines() == ["secateur: interrupted; the same command with --resume goes on"]
+        assert err.splitlines() == ["prunegym: interrupted; the same command with --resume goes on"]
 
     def test_a_cut_off_checkpoint_is_refused_and_the_run_left_as_it_is(
-        self, secateur, flags, monkeypatch, tmp_path
+        self, run_cli, flags, monkeypatch, tmp_path
     ):
-        assert secateur("finetune", *flags).code == 0
+        assert run_cli("finetune", *flags).code == 0
         file = tmp_path / "out" / "checkpoint" / "state.pt"
         file.write_bytes(file.read_bytes()[:3000])
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         monkeypatch.setattr("sys.argv", ["another", "command"])
-        outcome = secateur("finetune", *flags, "--resume")
+        outcome = run_cli("finetune", *flags, "--resume")
         assert outcome.code == 2
         assert outcome.err.splitlines() == [
-            f"secateur: {file} is truncated, damaged, or no checkpoint; start afresh"
+            f"prunegym: {file} is truncated, damaged, or no checkpoint; start afresh"
         ]
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
-    def test_only_the_same_run_is_resumed(self, secateur, flags, refused, tmp_path):
+    def test_only_the_same_run_is_resumed(self, run_cli, flags, refused, tmp_path):
         assert "holds no run to resume" in refused("finetune", *flags, "--resume")
-        assert secateur("finetune", *flags).code == 0
+        assert run_cli("finetune", *flags).code == 0
         assert "already holds a run; give another --out, or --resume" in refused("finetune", *flags)
         line = refused("finetune", *flags, "--resume", "--epochs", "9")
         assert "was begun with another epochs; repeat its flags" in line
-        assert secateur("finetune", *flags, "--resume").code == 0
+        assert run_cli("finetune", *flags, "--resume").code == 0
 
 
 class TestBadInput:

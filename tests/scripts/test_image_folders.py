@@ -1,14 +1,11 @@
 """Folders of image files through the command line: the same figures as from the same images in an array."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-ASSETS = Path(os.environ.get("SECATEUR_DATA", Path(__file__).parents[3] / "shared" / "data"))
 PARTS = {"train": "train", "val": "test"}  # folder -> part of an archive
 
 
@@ -37,10 +34,8 @@ def flags(material, folder):
     return [*material.flags, "--data", f"folder:{folder}"]
 
 
-def test_real_images_are_scored_as_from_an_array(secateur, tmp_path):
-    file, weights = ASSETS / "cifar10" / "cifar10_subset.npz", ASSETS / "weights" / "resnet20-12fca82f.th"
-    if not (file.is_file() and weights.is_file()):
-        pytest.skip(f"no images and weights in {ASSETS} (set SECATEUR_DATA)")
+def test_real_images_are_scored_as_from_an_array(run_cli, data_file, tmp_path):
+    file, weights = data_file("cifar10/cifar10_subset.npz"), data_file("weights/resnet20-12fca82f.th")
     with np.load(file) as archive:
         arrays = {name: archive[name][: 60 if "train" in name else 150] for name in archive.files}
     np.savez(tmp_path / "images.npz", **arrays)
@@ -48,7 +43,7 @@ def test_real_images_are_scored_as_from_an_array(secateur, tmp_path):
     found = []
     for data in (f"npz:{tmp_path / 'images.npz'}", f"folder:{tmp_path / 'images'}"):
         given = ["--model", "cifar_resnet20", "--weights", weights, "--data", data, "--device", "cpu"]
-        outcome = secateur("evaluate", *given, "--json", "--quiet")
+        outcome = run_cli("evaluate", *given, "--json", "--quiet")
         assert outcome.code == 0, outcome.err
         found.append(json.loads(outcome.out))
     assert without_latency(found[0]) == without_latency(found[1])
@@ -56,34 +51,34 @@ def test_real_images_are_scored_as_from_an_array(secateur, tmp_path):
 
 
 def test_a_network_is_trained_evaluated_and_fine_tuned_on_files(
-    secateur, material, folder, tmp_path, monkeypatch
+    run_cli, material, folder, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(folder.parent)
     run = tmp_path / "run"
     given = [*material.flags, "--data", f"folder:{folder.name}"]
-    outcome = secateur("train", *given, "--episodes", 3, "--baselines", "--json", "--out", run)
+    outcome = run_cli("train", *given, "--episodes", 3, "--baselines", "--json", "--out", run)
     assert outcome.code == 0, outcome.err
     learned = json.loads(outcome.out)["rows"]["learned"]
     monkeypatch.chdir(tmp_path.parent)  # the network remembers where the images are
-    outcome = secateur("evaluate", "--compressed", run, "--model", material.model, "--json")
+    outcome = run_cli("evaluate", "--compressed", run, "--model", material.model, "--json")
     assert outcome.code == 0, outcome.err
     assert without_latency(json.loads(outcome.out)) == without_latency(learned)
     tuned = [*("--compressed", run, "--model", material.model), "--epochs", 1, "--out", tmp_path / "tuned"]
-    assert secateur("finetune", *tuned, "--quiet").code == 0
-    outcome = secateur("evaluate", "--compressed", tmp_path / "tuned", "--model", material.model, "--json")
+    assert run_cli("finetune", *tuned, "--quiet").code == 0
+    outcome = run_cli("evaluate", "--compressed", tmp_path / "tuned", "--model", material.model, "--json")
     rows = json.loads((tmp_path / "tuned" / "metrics.json").read_text())["rows"]
     assert without_latency(rows["before"]) == without_latency(learned)
     assert without_latency(json.loads(outcome.out)) == without_latency(rows["after"])
 
 
-def test_what_decides_for_each_input_learns_from_files(secateur, flags, tmp_path):
+def test_what_decides_for_each_input_learns_from_files(run_cli, flags, tmp_path):
     budget = ["--budget", "macs=0.7", "--episodes", 300, "--rounds", 1, "--tune-epochs", 1]
-    outcome = secateur("train", "--per-input", *flags, *budget, "--json", "--out", tmp_path / "run")
+    outcome = run_cli("train", "--per-input", *flags, *budget, "--json", "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     assert "per-input" in json.loads(outcome.out)["rows"]
 
 
-def test_without_data_files_are_only_reported_on(secateur, material, folder, tmp_path):
+def test_without_data_files_are_only_reported_on(run_cli, material, folder, tmp_path):
     given = [
         "--data",
         "none",
@@ -94,11 +89,11 @@ def test_without_data_files_are_only_reported_on(secateur, material, folder, tmp
         "--static-ratio",
         0.5,
     ]
-    outcome = secateur(
+    outcome = run_cli(
         "prune", *material.flags, *given, "--static-ratio", 0.5, "--json", "--out", tmp_path / "run"
     )
     assert outcome.code == 0, outcome.err
-    dense = secateur("evaluate", *material.flags, "--json")
+    dense = run_cli("evaluate", *material.flags, "--json")
     assert without_latency(json.loads(outcome.out)["rows"]["dense"]) == without_latency(json.loads(dense.out))
 
 
@@ -115,10 +110,10 @@ def test_a_damaged_file_is_named(refused, flags, folder, tmp_path):
     assert f"{folder}/val/2/zebra.jpg cannot be read as an image" in refused("evaluate", *flags)
 
 
-def test_a_resumed_run_need_not_ask_for_a_download_again(secateur, flags, tmp_path):
+def test_a_resumed_run_need_not_ask_for_a_download_again(run_cli, flags, tmp_path):
     given = ["train", *flags, "--episodes", 2, "--baselines", "--out", tmp_path / "run"]
-    assert secateur(*given, "--download").code == 0
-    assert secateur(*given, "--resume").code == 0
+    assert run_cli(*given, "--download").code == 0
+    assert run_cli(*given, "--resume").code == 0
 
 
 @pytest.mark.parametrize("kind", ["cifar10", "cifar100"])

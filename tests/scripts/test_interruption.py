@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import agents.input_learning
-import scripts.per_input_run
-import scripts.train
-from envs import InputPruningVectorEnv
-from envs.scoring import PlanScorer
-from scripts.cli import main, run_verb
-from scripts.records import claimed
+import prunegym.agents.per_input.ppo
+import prunegym.scripts.train
+import prunegym.scripts.train_per_input
+from prunegym.envs import InputPruningVectorEnv
+from prunegym.envs.scoring import PlanScorer
+from prunegym.scripts.cli import main, run_verb
+from prunegym.scripts.run_folder import claimed
 from tests.scripts.conftest import start
 from tests.scripts.killing import Running
 
@@ -29,7 +29,7 @@ LEARNERS = {
     "sac": ["--algo", "sac", "--hyper", "warmup_episodes=4", "--first-images", "24"],
     "cma-es": ["--algo", "cma-es"],
 }
-ONE_LINE = "secateur: interrupted; the same command with --resume goes on\n"
+ONE_LINE = "prunegym: interrupted; the same command with --resume goes on\n"
 
 
 def lines(out, by=""):
@@ -62,7 +62,7 @@ def plan_of(line):
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """They take a second, are no part of what a run leaves to compare, and have tests of their own."""
-    for module in (scripts.train, scripts.per_input_run):
+    for module in (prunegym.scripts.train, prunegym.scripts.train_per_input):
         monkeypatch.setattr(module, "write_pictures", lambda out: {})
 
 
@@ -131,7 +131,7 @@ def check_equal(out, whole):
     ],
 )
 def test_an_ended_run_resumes_to_the_very_same_result_and_evaluates_nothing_twice(
-    secateur, flags, whole, measured, tmp_path, name, author, count, number
+    run_cli, flags, whole, measured, tmp_path, name, author, count, number
 ):
     out = tmp_path / "run"
     command = [*flags, *LEARNERS[name], "--out", out]
@@ -144,7 +144,7 @@ def test_an_ended_run_resumes_to_the_very_same_result_and_evaluates_nothing_twic
     assert known == lines(whole(name))[: len(known)]
     earlier = len(measured())
     time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
-    assert secateur(*command, "--resume").code == 0
+    assert run_cli(*command, "--resume").code == 0
     check_equal(out, whole(name))
     uniform = json.loads((out / "metrics.json").read_text())["plans"]["uniform"]
     again = measured()[earlier:]
@@ -152,14 +152,14 @@ def test_an_ended_run_resumes_to_the_very_same_result_and_evaluates_nothing_twic
     assert [plan for plan in again if plan in map(plan_of, known) and plan != uniform] == []
 
 
-def test_a_run_killed_again_and_again_goes_on_each_time(secateur, flags, whole, tmp_path):
+def test_a_run_killed_again_and_again_goes_on_each_time(run_cli, flags, whole, tmp_path):
     out = tmp_path / "run"
     command = [*flags, *LEARNERS["ppo"], "--baselines", "--out", out]
     Running(tmp_path / "1", *command).when(lambda: len(lines(out)) >= 5).end(signal.SIGKILL)
     for more in (12, 20):
         running = Running(tmp_path / str(more), *command, "--resume")
         running.when(lambda more=more: len(lines(out)) >= more).end(signal.SIGKILL)
-    assert secateur(*command, "--resume").code == 0
+    assert run_cli(*command, "--resume").code == 0
     assert lines(out) == lines(whole("ppo"), '"by": "ppo"')
 
 
@@ -206,25 +206,25 @@ def test_a_script_asked_to_end_says_in_one_line_how_to_go_on(flags, tmp_path):
     assert process.returncode == 143
 
 
-def test_a_cut_off_checkpoint_is_refused_and_the_run_left_as_it_is(secateur, flags, whole, tmp_path):
+def test_a_cut_off_checkpoint_is_refused_and_the_run_left_as_it_is(run_cli, flags, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole("ppo"), run)
     (model,) = (run / "checkpoint").glob("model-*.zip")
     model.write_bytes(model.read_bytes()[:5000])
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    outcome = secateur(*flags, *LEARNERS["ppo"], "--out", run, "--resume")
+    outcome = run_cli(*flags, *LEARNERS["ppo"], "--out", run, "--resume")
     assert outcome.code == 2
     assert len(outcome.err.splitlines()) == 1
     assert str(model) in outcome.err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_log_cut_off_in_its_middle_is_refused(secateur, flags, whole, tmp_path):
+def test_a_log_cut_off_in_its_middle_is_refused(run_cli, flags, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole("ppo"), run)
     text = (run / "episodes.jsonl").read_text()
     (run / "episodes.jsonl").write_text(text[:40] + "}" + text[41:])
-    outcome = secateur(*flags, *LEARNERS["ppo"], "--out", run, "--resume")
+    outcome = run_cli(*flags, *LEARNERS["ppo"], "--out", run, "--resume")
     assert outcome.code == 2
     assert "episodes.jsonl: line 1 is damaged" in outcome.err
     assert len(outcome.err.splitlines()) == 1
@@ -254,29 +254,29 @@ def uninterrupted(command, tmp_path_factory):
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
-def test_a_run_at_work_is_left_alone(secateur, flags, whole, tmp_path, flag):
+def test_a_run_at_work_is_left_alone(run_cli, flags, whole, tmp_path, flag):
     out = tmp_path / "run"
     command = [*flags, *LEARNERS["ppo"], "--out", out]
     running = Running(tmp_path / "first", *command, hold=("ppo", 3)).when(lambda: len(lines(out)) == 3)
-    refused = secateur(*command, flag)
+    refused = run_cli(*command, flag)
     assert (refused.code, refused.err) == (
         2,
-        f"secateur: another process is at work in {out}; wait for it, end it, or give another --out\n",
+        f"prunegym: another process is at work in {out}; wait for it, end it, or give another --out\n",
     )
-    removed = secateur("prune", "--static-ratio", "0.5", "--out", out, "--overwrite")
+    removed = run_cli("prune", "--static-ratio", "0.5", "--out", out, "--overwrite")
     assert (removed.code, removed.err) == (2, refused.err)
-    measured = secateur("evaluate", "--out", out, "--overwrite")
+    measured = run_cli("evaluate", "--out", out, "--overwrite")
     assert (measured.code, measured.err) == (2, refused.err)
     running.end(signal.SIGKILL)
     assert len(lines(out)) == 3
     time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
-    assert secateur(*command, "--resume").code == 0
+    assert run_cli(*command, "--resume").code == 0
     check_equal(out, whole("ppo"))
 
 
 def test_a_cache_that_cannot_be_written_hinders_no_run(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path / "file" / "cache"))
     with claimed(tmp_path / "run"):
         assert not (tmp_path / "run").exists()
 
@@ -286,7 +286,7 @@ class TestPerInput:
 
     @pytest.fixture(autouse=True)
     def _saved_often(self, monkeypatch):
-        monkeypatch.setattr(agents.input_learning, "SAVE_EVERY", 2)
+        monkeypatch.setattr(prunegym.agents.per_input.ppo, "SAVE_EVERY", 2)
 
     @pytest.mark.parametrize(
         ("count", "number", "more"),
@@ -300,7 +300,7 @@ class TestPerInput:
         ],
     )
     def test_an_ended_run_resumes_to_the_very_same_result(
-        self, secateur, command, uninterrupted, tmp_path, count, number, more
+        self, run_cli, command, uninterrupted, tmp_path, count, number, more
     ):
         out, whole = tmp_path / "run", uninterrupted(*more)
         running = Running(tmp_path / "first", *command, *more, "--out", out, hold_update=count)
@@ -309,52 +309,52 @@ class TestPerInput:
         assert ended == ({signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number), "", said)
         assert updates(out) == updates(whole)[:count]
         time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
-        assert secateur(*command, *more, "--out", out, "--resume").code == 0
+        assert run_cli(*command, *more, "--out", out, "--resume").code == 0
         check_same(out, whole)
 
-    def test_a_run_ended_again_and_again_goes_on_each_time(self, secateur, command, uninterrupted, tmp_path):
+    def test_a_run_ended_again_and_again_goes_on_each_time(self, run_cli, command, uninterrupted, tmp_path):
         out = tmp_path / "run"
         for count in (4, 7, 9):
             resume = ["--resume"] if count > 4 else []
             running = Running(tmp_path / str(count), *command, "--out", out, *resume, hold_update=count)
             running.when(lambda count=count: len(updates(out)) == count).end(signal.SIGKILL)
             time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
-        assert secateur(*command, "--out", out, "--resume").code == 0
+        assert run_cli(*command, "--out", out, "--resume").code == 0
         check_same(out, uninterrupted())
 
     def test_a_run_ended_after_learning_learns_nothing_again(
-        self, secateur, command, uninterrupted, monkeypatch, tmp_path
+        self, run_cli, command, uninterrupted, monkeypatch, tmp_path
     ):
         def stop(*arguments):
             raise KeyboardInterrupt
 
         out = tmp_path / "run"
         with monkeypatch.context() as patch:
-            patch.setattr(scripts.per_input_run, "_write", stop)
-            assert secateur(*command, "--out", out).code == 130
+            patch.setattr(prunegym.scripts.train_per_input, "_write", stop)
+            assert run_cli(*command, "--out", out).code == 130
         with monkeypatch.context() as patch:
             patch.setattr(InputPruningVectorEnv, "step", stop)
-            assert secateur(*command, "--out", out, "--resume").code == 0
+            assert run_cli(*command, "--out", out, "--resume").code == 0
         check_same(out, uninterrupted())
 
-    def test_a_line_cut_short_is_written_anew(self, secateur, command, uninterrupted, monkeypatch, tmp_path):
+    def test_a_line_cut_short_is_written_anew(self, run_cli, command, uninterrupted, monkeypatch, tmp_path):
         out, whole = tmp_path / "run", uninterrupted()
         running = Running(tmp_path / "first", *command, "--out", out, hold_update=3)
         running.when(lambda: len(updates(out)) == 3).end(signal.SIGKILL)
         log = out / "updates.jsonl"
         log.write_bytes(log.read_bytes()[:-20])
-        assert secateur(*command, "--out", out, "--resume").code == 0
+        assert run_cli(*command, "--out", out, "--resume").code == 0
         assert updates(out) == updates(whole)
 
     def test_a_cut_off_checkpoint_is_refused_and_the_run_left_as_it_is(
-        self, secateur, command, uninterrupted, monkeypatch, tmp_path
+        self, run_cli, command, uninterrupted, monkeypatch, tmp_path
     ):
         run = shutil.copytree(uninterrupted(), tmp_path / "run")
         (model,) = (run / "checkpoint" / "round-1").glob("model-*.zip")
         model.write_bytes(model.read_bytes()[:5000])
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         monkeypatch.setattr("sys.argv", ["another", "command"])
-        outcome = secateur(*command, "--out", run, "--resume")
+        outcome = run_cli(*command, "--out", run, "--resume")
         assert outcome.code == 2
         assert len(outcome.err.splitlines()) == 1
         assert str(model) in outcome.err

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from agents import BUILTIN
-from pruning.networks import resolve_network
-from scripts.cli import main
+from prunegym.agents import BUILTIN
+from prunegym.pruning.networks.registry import resolve_network
+from prunegym.scripts.cli import main
 from tests.pruning.example_networks import randomised
 from tests.scripts.conftest import NETWORK
 from tests.scripts.test_main_job import read
@@ -47,10 +47,10 @@ def within(out, share):
     return all(row["macs"] <= share * rows["dense"]["macs"] for name, row in rows.items() if name != "dense")
 
 
-def test_a_search_takes_the_place_of_the_agent(secateur, flags, tmp_path):
+def test_a_search_takes_the_place_of_the_agent(run_cli, flags, tmp_path):
     out, search = tmp_path / "out", ["--algo", "cma-es", "--episodes", "20", "--n-envs", "2"]
     baselines = ["--baselines", "sensitivity", "cma-es"]  # what is compared with itself gets one row
-    outcome = secateur("train", *flags, "--budget", "macs=0.2", *search, *baselines, "--out", out)
+    outcome = run_cli("train", *flags, "--budget", "macs=0.2", *search, *baselines, "--out", out)
     assert outcome.code == 0, outcome.err
     metrics = read(out / "metrics.json")
     assert list(metrics["rows"]) == ["dense", "uniform", "sensitivity", "cma-es"]
@@ -63,14 +63,14 @@ def test_a_search_takes_the_place_of_the_agent(secateur, flags, tmp_path):
     assert metrics["candidates"]["best"]["reward"] == best["reward"]
 
 
-def test_flags_reach_agent_and_environment(secateur, flags, tmp_path):
+def test_flags_reach_agent_and_environment(run_cli, flags, tmp_path):
     out = tmp_path / "out"
     agent = ["--algo", "sac", "--episodes", "14", "--hyper", "warmup_episodes=2"]
     agent += ["--hyper", "policy_kwargs.net_arch=[8, 8]", "--baselines", "sensitivity"]
     reward = ["--first-images", "16", "--dense-reward"]
     limits = ["--max-runtime-ratio", "0", "--max-static-ratio", "0.8"]
     budget = ["--budget", "macs=0.3"]
-    outcome = secateur("train", *flags, *budget, *agent, *reward, *limits, "--out", out)
+    outcome = run_cli("train", *flags, *budget, *agent, *reward, *limits, "--out", out)
     assert outcome.code == 0, outcome.err
     log = log_of(out)
     assert [entry["by"] for entry in log] == ["sac"] * 14
@@ -81,9 +81,9 @@ def test_flags_reach_agent_and_environment(secateur, flags, tmp_path):
     assert list(read(out / "metrics.json")["rows"]) == ["dense", "uniform", "sensitivity", "learned"]
 
 
-def test_amc_keeps_below_the_budget_and_takes_no_gates(secateur, flags, tmp_path):
+def test_amc_keeps_below_the_budget_and_takes_no_gates(run_cli, flags, tmp_path):
     out, amc = tmp_path / "out", ["--algo", "amc", "--episodes", "7", "--hyper", "warmup_episodes=2"]
-    outcome = secateur("train", *flags, "--budget", "macs=0.2", *amc, "--baselines", "--out", out)
+    outcome = run_cli("train", *flags, "--budget", "macs=0.2", *amc, "--baselines", "--out", out)
     assert outcome.code == 0, outcome.err
     assert list(read(out / "metrics.json")["rows"]) == ["dense", "uniform", "learned"]
     assert within(out, 0.2)
@@ -92,15 +92,15 @@ def test_amc_keeps_below_the_budget_and_takes_no_gates(secateur, flags, tmp_path
     assert min(shares) < 0.18  # an upper wall only: what the others never leave unused
     assert read(out / "policy" / "policy.json")["action"]["mode"] == "raw"
     applied = ["--budget", "macs=0.2", "--policy", out / "policy", "--out", tmp_path / "applied"]
-    assert secateur("prune", *flags, *applied).code == 0
+    assert run_cli("prune", *flags, *applied).code == 0
     assert set(ratios(read(tmp_path / "applied" / "plan.json")["decisions"], "runtime")) == {0.0}
     further = ["--algo", "amc", "--episodes", "5", "--init-policy", out / "policy", "--baselines"]
-    assert secateur("train", *flags, "--budget", "macs=0.2", *further, "--out", tmp_path / "on").code == 0
+    assert run_cli("train", *flags, "--budget", "macs=0.2", *further, "--out", tmp_path / "on").code == 0
 
 
-def test_amc_for_reuse_takes_actions_for_ratios_too(secateur, flags, tmp_path):
+def test_amc_for_reuse_takes_actions_for_ratios_too(run_cli, flags, tmp_path):
     out, amc = tmp_path / "out", ["--algo", "amc", "--episodes", "5", "--hyper", "warmup_episodes=2"]
-    assert secateur("train", *flags, "--budget", "macs=0.2..0.4", *amc, "--out", out).code == 0
+    assert run_cli("train", *flags, "--budget", "macs=0.2..0.4", *amc, "--out", out).code == 0
     assert read(out / "policy" / "policy.json")["action"]["mode"] == "raw"
     assert {ratio for entry in log_of(out) for ratio in ratios(entry["plan"], "runtime")} == {0.0}
 
@@ -121,49 +121,49 @@ def test_a_range_of_budgets_makes_a_policy_and_rows_for_its_ends_and_middle(for_
     assert len({round(entry["macs"], 2) for entry in log_of(for_reuse)}) > 2  # budgets were drawn
 
 
-def test_a_policy_for_reuse_prunes_within_a_budget_of_its_range(secateur, flags, for_reuse, tmp_path):
+def test_a_policy_for_reuse_prunes_within_a_budget_of_its_range(run_cli, flags, for_reuse, tmp_path):
     policy = ["--policy", for_reuse / "policy", "--budget", "macs=0.25"]
     for name, samples in (("first", []), ("best", ["--samples", "3"])):
-        outcome = secateur("prune", *flags, *policy, *samples, "--out", tmp_path / name)
+        outcome = run_cli("prune", *flags, *policy, *samples, "--out", tmp_path / name)
         assert outcome.code == 0, outcome.err
         assert within(tmp_path / name, 0.25)
-    again = secateur("prune", *flags, *policy, "--samples", "3", "--out", tmp_path / "again")
+    again = run_cli("prune", *flags, *policy, "--samples", "3", "--out", tmp_path / "again")
     assert again.code == 0
     assert read(tmp_path / "again" / "plan.json") == read(tmp_path / "best" / "plan.json")  # one seed
 
 
-def test_a_policy_goes_on_within_another_budget(secateur, flags, for_reuse, tmp_path):
+def test_a_policy_goes_on_within_another_budget(run_cli, flags, for_reuse, tmp_path):
     """It begins as what it goes on from: with one evaluation, which explores nothing, it decides alike."""
     init = ["--init-policy", for_reuse / "policy", "--episodes", "1", "--budget", "macs=0.2", "--baselines"]
-    assert secateur("train", *flags, *init, "--out", tmp_path / "on").code == 0
+    assert run_cli("train", *flags, *init, "--out", tmp_path / "on").code == 0
     metrics = read(tmp_path / "on" / "metrics.json")
     even = metrics["rows"]["uniform"]["macs"] / metrics["rows"]["dense"]["macs"]
     applied = ["--policy", for_reuse / "policy", "--budget", f"macs={even!r}"]
-    assert secateur("prune", *flags, *applied, "--out", tmp_path / "applied").code == 0
+    assert run_cli("prune", *flags, *applied, "--out", tmp_path / "applied").code == 0
     decided = read(tmp_path / "applied" / "plan.json")["decisions"]
     assert metrics["candidates"]["final"]["plan"] == metrics["candidates"]["initial"]["plan"] == decided
 
 
 def test_the_policy_that_learning_began_from_stays_a_candidate(
-    secateur, flags, for_reuse, tmp_path, monkeypatch
+    run_cli, flags, for_reuse, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("scripts.train.choose_on_validation", lambda env, candidates: candidates[-1])
+    monkeypatch.setattr("prunegym.scripts.train.choose_on_validation", lambda env, candidates: candidates[-1])
     init = ["--init-policy", for_reuse / "policy", "--episodes", "9", "--budget", "macs=0.2", "--baselines"]
-    assert secateur("train", *flags, *init, "--out", tmp_path / "on").code == 0
+    assert run_cli("train", *flags, *init, "--out", tmp_path / "on").code == 0
     metrics = read(tmp_path / "on" / "metrics.json")
     assert metrics["learned_is"] == "initial policy, unchanged"
     plan = metrics["candidates"]["initial"]["plan"]
     assert read(tmp_path / "on" / "plan.json")["decisions"] == plan != metrics["candidates"]["final"]["plan"]
 
 
-def test_a_policy_is_learned_on_two_networks_and_goes_on(secateur, material, tmp_path):
+def test_a_policy_is_learned_on_two_networks_and_goes_on(run_cli, material, tmp_path):
     (tmp_path / "narrow.py").write_text(NARROW)
     other = f"{tmp_path / 'narrow.py'}:Narrow"
     network = resolve_network(other, input_size=(1, 8, 8), mean=(0.5,), std=(0.25,))
     save_file(randomised(network.build()).state_dict(), tmp_path / "narrow.safetensors")
     both = ["--also", f"{other}={tmp_path / 'narrow.safetensors'}", "--episodes", "19"]
     command = ["train", *material.flags, *both, "--out", tmp_path / "out"]
-    assert secateur(*command).code == 0
+    assert run_cli(*command).code == 0
     rows = read(tmp_path / "out" / "metrics.json")["rows"]
     assert [row.removeprefix(material.model).removeprefix(other) for row in rows] == 2 * [
         " dense",
@@ -175,34 +175,34 @@ def test_a_policy_is_learned_on_two_networks_and_goes_on(secateur, material, tmp
     assert plans[1::2] == 9 * [{f"{other}/{group}" for group in ("stem.0", "a.0", "c.0")}]
     shutil.copytree(tmp_path / "out", tmp_path / "on")
     longer = [*command[:-1], tmp_path / "on", "--resume", "--episodes", "27"]
-    assert secateur(*longer).code == 0
+    assert run_cli(*longer).code == 0
     assert log_of(tmp_path / "on")[:16] == log_of(tmp_path / "out")[:16]
     assert len(log_of(tmp_path / "on")) == 27
 
 
-def test_sensitivity_allocates_otherwise_than_evenly(secateur, flags, tmp_path):
+def test_sensitivity_allocates_otherwise_than_evenly(run_cli, flags, tmp_path):
     sensitivity = ["--allocation", "sensitivity", "--budget", "macs=0.2"]
-    assert secateur("prune", *flags, *sensitivity, "--out", tmp_path / "out").code == 0
+    assert run_cli("prune", *flags, *sensitivity, "--out", tmp_path / "out").code == 0
     assert within(tmp_path / "out", 0.2)
     found = ratios(read(tmp_path / "out" / "plan.json")["decisions"], "static")
     assert max(found) - min(found) > 0.2
 
 
-def test_more_first_images_than_there_are_judge_as_all_of_them(secateur, material, tmp_path):
+def test_more_first_images_than_there_are_judge_as_all_of_them(run_cli, material, tmp_path):
     flags = ["train", *material.flags, "--episodes", "14", "--baselines", "--first-images"]
     for name, first in (("all", 100_000), ("few", 10)):
-        assert secateur(*flags, first, "--out", tmp_path / name).code == 0
+        assert run_cli(*flags, first, "--out", tmp_path / name).code == 0
     parts = {name: [line["reward"] for line in log_of(tmp_path / name)] for name in ("all", "few")}
     assert not any("first_loss" in reward or reward["estimated"] for reward in parts["all"])
     assert all("first_loss" in reward or reward["estimated"] for reward in parts["few"])
 
 
-def test_hyperparameters_may_come_from_a_yaml_file(secateur, material, tmp_path):
+def test_hyperparameters_may_come_from_a_yaml_file(run_cli, material, tmp_path):
     hyper = {"warmup_episodes": 2, "tau": 1e-05, "policy_kwargs.net_arch": [8]}
     given = {"algo": "td3", "episodes": 5, "hyper": hyper, "budget": {"macs": 0.5}, "baselines": []}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(given))
     out = tmp_path / "out"
-    assert secateur("train", *material.flags, "--config", tmp_path / "c.yaml", "--out", out).code == 0
+    assert run_cli("train", *material.flags, "--config", tmp_path / "c.yaml", "--out", out).code == 0
     identity = read(out / "config.json")
     assert (identity["algo"], identity["budget"]) == ("td3", ["macs=0.5"])
     assert set(identity["hyper"]) == {"warmup_episodes=2", "tau=1e-05", "policy_kwargs.net_arch=[8]"}
@@ -214,17 +214,17 @@ def test_hyperparameters_may_come_from_a_yaml_file(secateur, material, tmp_path)
 class TestBuiltin:
     """The policy that ships with the package."""
 
-    def test_it_prunes_any_network_at_once(self, secateur, flags, tmp_path):
+    def test_it_prunes_any_network_at_once(self, run_cli, flags, tmp_path):
         assert BUILTIN.is_dir()
         policy = ["--policy", "builtin", "--budget", "macs=0.25"]
-        outcome = secateur("prune", *flags, *policy, "--out", tmp_path / "out")
+        outcome = run_cli("prune", *flags, *policy, "--out", tmp_path / "out")
         assert outcome.code == 0, outcome.err
         assert within(tmp_path / "out", 0.25)
 
-    def test_a_run_goes_on_from_it(self, secateur, material, tmp_path):
+    def test_a_run_goes_on_from_it(self, run_cli, material, tmp_path):
         algorithm = read(BUILTIN / "policy.json")["algorithm"]
         init = ["--init-policy", "builtin", "--algo", algorithm, "--episodes", "3", "--baselines"]
-        assert secateur("train", *material.flags, *init, "--out", tmp_path / "out").code == 0
+        assert run_cli("train", *material.flags, *init, "--out", tmp_path / "out").code == 0
 
     def test_it_was_learned_on_a_range_of_budgets(self):
         assert any(".." in budget for budget in read(BUILTIN / "policy.json")["learned_on"]["budget"])

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -11,22 +10,21 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from envs import LayerPruningEnv
-from pruning.evaluation import Evaluation
-from pruning.networks import resolve_network
-from pruning.saving import load_compressed
-from scripts.benchmarks.environment import time_episodes
-from scripts.cli import VERBS
-from scripts.train import verdict
+from prunegym.envs import LayerPruningEnv
+from prunegym.pruning.evaluation.evaluate import Evaluation
+from prunegym.pruning.networks.registry import resolve_network
+from prunegym.pruning.storage.compressed import load_compressed
+from prunegym.scripts.benchmarks.environment import time_episodes
+from prunegym.scripts.cli import VERBS
+from prunegym.scripts.train import verdict
 from tests.envs.conftest import make_small_env
 from tests.pruning.example_networks import randomised
 from tests.pruning.oracles import counted_macs, counted_params
-from tests.scripts.conftest import ROOT, in_own_process
+from tests.scripts.conftest import in_own_process
 
 ROWS = ["dense", "uniform", "random", "learned"]
 METRICS = {"accuracy", "score", "agreement", "macs", "params", "bytes", "latency_ms"}
-INSTALLED = Path(sys.executable).with_name("secateur")
-ASSETS = Path(os.environ.get("SECATEUR_DATA", ROOT.parent / "shared" / "data"))
+INSTALLED = Path(sys.executable).with_name("prunegym")
 
 
 def read(path):
@@ -76,12 +74,12 @@ def test_every_row_is_within_the_budget_and_none_uses_more_than_uniform(finished
     assert rows["dense"]["accuracy"] > 0.5  # else the comparison below would mean little
 
 
-def test_agent_and_search_may_use_no_more_than_uniform_did(secateur, material, tmp_path, monkeypatch):
+def test_agent_and_search_may_use_no_more_than_uniform_did(run_cli, material, tmp_path, monkeypatch):
     budgets, set_budget = [], LayerPruningEnv.set_budget
     monkeypatch.setattr(
         LayerPruningEnv, "set_budget", lambda env, budget: budgets.append(budget) or set_budget(env, budget)
     )
-    secateur("train", *material.flags, "--budget", "macs=0.5", "--episodes", "2", "--out", tmp_path / "out")
+    run_cli("train", *material.flags, "--budget", "macs=0.5", "--episodes", "2", "--out", tmp_path / "out")
     rows = read(tmp_path / "out" / "metrics.json")["rows"]
     used = rows["uniform"]["macs"] / rows["dense"]["macs"]
     assert [budget.shares for budget in budgets] == [{"macs": 0.5}, {"macs": used}]
@@ -114,25 +112,23 @@ def test_evaluating_in_a_new_process_gives_the_very_accuracy(finished_run, mater
     assert measured["latency_ms"] > 0
 
 
-def test_evaluating_the_dense_network(secateur, material, finished_run, tmp_path):
-    outcome = secateur("evaluate", *material.flags, "--json", "--out", tmp_path / "dense")
+def test_evaluating_the_dense_network(run_cli, material, finished_run, tmp_path):
+    outcome = run_cli("evaluate", *material.flags, "--json", "--out", tmp_path / "dense")
     row = read(finished_run / "metrics.json")["rows"]["dense"]
     assert without_latency(json.loads(outcome.out)) == without_latency(row)
     assert read(tmp_path / "dense" / "metrics.json") == json.loads(outcome.out)
 
 
-def test_evaluate_writes_nothing_unless_asked_and_shows_a_table(secateur, material, tmp_path, monkeypatch):
+def test_evaluate_writes_nothing_unless_asked_and_shows_a_table(run_cli, material, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    outcome = secateur("evaluate", *material.flags)
+    outcome = run_cli("evaluate", *material.flags)
     assert "parameters" in outcome.out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pruning_by_the_plan_gives_the_learned_network_bit_for_bit(
-    secateur, material, finished_run, tmp_path
-):
+def test_pruning_by_the_plan_gives_the_learned_network_bit_for_bit(run_cli, material, finished_run, tmp_path):
     plan = ["--plan", finished_run / "plan.json"]
-    outcome = secateur("prune", *material.flags, *plan, "--out", tmp_path / "out", "--json")
+    outcome = run_cli("prune", *material.flags, *plan, "--out", tmp_path / "out", "--json")
     rows, trained = json.loads(outcome.out)["rows"], read(finished_run / "metrics.json")["rows"]
     assert without_latency(rows["pruned"]) == without_latency(trained["learned"])
     weights = Path("compressed") / "model.safetensors"
@@ -140,24 +136,24 @@ def test_pruning_by_the_plan_gives_the_learned_network_bit_for_bit(
     assert read(tmp_path / "out" / "plan.json") == read(finished_run / "plan.json")
 
 
-def test_pruning_by_the_policy_makes_its_final_plan_again(secateur, material, finished_run, tmp_path):
+def test_pruning_by_the_policy_makes_its_final_plan_again(run_cli, material, finished_run, tmp_path):
     metrics = read(finished_run / "metrics.json")
     budget = metrics["rows"]["uniform"]["macs"] / metrics["rows"]["dense"]["macs"]
     policy = ["--policy", finished_run / "policy", "--budget", f"macs={budget!r}"]
-    assert secateur("prune", *material.flags, *policy, "--out", tmp_path / "out").code == 0
+    assert run_cli("prune", *material.flags, *policy, "--out", tmp_path / "out").code == 0
     assert read(tmp_path / "out" / "plan.json")["decisions"] == metrics["candidates"]["final"]["plan"]
 
 
 @pytest.mark.parametrize("how", [[], ["--allocation", "uniform"]])
-def test_pruning_evenly_gives_the_uniform_row(secateur, material, finished_run, tmp_path, how):
-    outcome = secateur("prune", *material.flags, *how, "--out", tmp_path / "out", "--json")
+def test_pruning_evenly_gives_the_uniform_row(run_cli, material, finished_run, tmp_path, how):
+    outcome = run_cli("prune", *material.flags, *how, "--out", tmp_path / "out", "--json")
     trained = read(finished_run / "metrics.json")["rows"]["uniform"]
     assert without_latency(json.loads(outcome.out)["rows"]["pruned"]) == without_latency(trained)
 
 
-def test_pruning_by_ratio_asks_the_same_of_every_group(secateur, material, tmp_path):
+def test_pruning_by_ratio_asks_the_same_of_every_group(run_cli, material, tmp_path):
     ratios = ["--static-ratio", "0.5", "--runtime-ratio", "0.25"]
-    outcome = secateur("prune", *material.flags, *ratios, "--out", tmp_path / "out")
+    outcome = run_cli("prune", *material.flags, *ratios, "--out", tmp_path / "out")
     decisions = read(tmp_path / "out" / "plan.json")["decisions"]
     assert {one["static_ratio"] for one in decisions.values()} == {0.5}
     assert {name: one["runtime_ratio"] for name, one in decisions.items()} == {
@@ -168,26 +164,26 @@ def test_pruning_by_ratio_asks_the_same_of_every_group(secateur, material, tmp_p
     assert "pruned (2 groups): for each input, units are skipped" in outcome.out
 
 
-def test_a_statically_pruned_network_costs_what_is_counted_on_it(secateur, material, tmp_path):
-    secateur("prune", *material.flags, "--static-ratio", "0.4", "--out", tmp_path / "out")
+def test_a_statically_pruned_network_costs_what_is_counted_on_it(run_cli, material, tmp_path):
+    run_cli("prune", *material.flags, "--static-ratio", "0.4", "--out", tmp_path / "out")
     row = read(tmp_path / "out" / "metrics.json")["rows"]["pruned"]
     small = load_compressed(tmp_path / "out" / "compressed", network=material.model).model
     assert row["macs"] == counted_macs(small, torch.zeros(1, 8, 8))
 
 
-def test_overwriting_replaces_the_whole_run(secateur, material, tmp_path):
+def test_overwriting_replaces_the_whole_run(run_cli, material, tmp_path):
     flags = ["prune", *material.flags, "--out", tmp_path / "out"]
-    assert secateur(*flags).code == 0
+    assert run_cli(*flags).code == 0
     (tmp_path / "out" / "left-over").touch()
-    assert secateur(*flags, "--static-ratio", "0.75", "--overwrite").code == 0
+    assert run_cli(*flags, "--static-ratio", "0.75", "--overwrite").code == 0
     assert not (tmp_path / "out" / "left-over").exists()
     assert read(tmp_path / "out" / "config.json")["static_ratio"] == 0.75
 
 
-def test_describe_prints_groups_and_reachable_budgets(secateur, material, tmp_path, monkeypatch):
+def test_describe_prints_groups_and_reachable_budgets(run_cli, material, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = [*material.flags, "--protect", "c.*"]
-    record = json.loads(secateur("describe", *flags, "--json").out)
+    record = json.loads(run_cli("describe", *flags, "--json").out)
     groups = {group["name"]: group for group in record["groups"]}
     assert groups["stem.0"]["layers"] == ["stem.0", "b.0"]
     assert (groups["a.0"]["units"], groups["a.0"]["frozen"]) == (12, None)
@@ -198,31 +194,31 @@ def test_describe_prints_groups_and_reachable_budgets(secateur, material, tmp_pa
     assert "output" in groups["linear"]["frozen"]
     assert list(record["budgets"]) == ["macs", "params"]
     assert all(0 < low < high == 1 for low, high in record["budgets"].values())
-    table = secateur("describe", *flags).out
+    table = run_cli("describe", *flags).out
     assert "2 prunable channel groups" in table
     assert list(tmp_path.iterdir()) == []
 
 
-def test_describe_names_a_budget_that_can_be_asked_for(secateur, material, tmp_path):
-    lines = secateur("describe", *material.flags).out.splitlines()
+def test_describe_names_a_budget_that_can_be_asked_for(run_cli, material, tmp_path):
+    lines = run_cli("describe", *material.flags).out.splitlines()
     shares = [f"{line.split()[1][:-1]}={line.split()[2]}" for line in lines if line.startswith("budget")]
     assert [share.split("=")[0] for share in shares] == ["macs", "params"]
     flags = ["--budget", *shares, "--out", tmp_path / "out"]
-    assert secateur("prune", *material.flags, *flags).code == 0
+    assert run_cli("prune", *material.flags, *flags).code == 0
 
 
-def test_describe_heeds_the_largest_static_ratio(secateur, material):
+def test_describe_heeds_the_largest_static_ratio(run_cli, material):
     def smallest(*flags):
-        return json.loads(secateur("describe", *material.flags, *flags, "--json").out)["budgets"]["macs"][0]
+        return json.loads(run_cli("describe", *material.flags, *flags, "--json").out)["budgets"]["macs"][0]
 
     assert smallest() == smallest("--max-static-ratio", "0.9") < smallest("--max-static-ratio", "0.5") < 1
 
 
-def test_describe_without_weights_and_of_a_compressed_network(secateur, material, tmp_path):
-    assert secateur("describe", "--model", "cifar_resnet20").out.count("budget") == 2
-    secateur("prune", *material.flags, "--static-ratio", "0.5", "--out", tmp_path / "out")
+def test_describe_without_weights_and_of_a_compressed_network(run_cli, material, tmp_path):
+    assert run_cli("describe", "--model", "cifar_resnet20").out.count("budget") == 2
+    run_cli("prune", *material.flags, "--static-ratio", "0.5", "--out", tmp_path / "out")
     flags = ["--compressed", tmp_path / "out", "--model", material.model, "--json"]
-    groups = json.loads(secateur("describe", *flags).out)["groups"]
+    groups = json.loads(run_cli("describe", *flags).out)["groups"]
     assert {group["name"]: group["units"] for group in groups} == {
         "stem.0": 4,
         "a.0": 6,
@@ -231,7 +227,7 @@ def test_describe_without_weights_and_of_a_compressed_network(secateur, material
     }
 
 
-def test_a_yaml_file_says_what_flags_say(secateur, material, tmp_path):
+def test_a_yaml_file_says_what_flags_say(run_cli, material, tmp_path):
     flags = ["--budget", "macs=0.6", "params=0.7", "--protect", "c.*", "--seed", "3", "--quiet"]
     named = {"model": material.model, "weights": str(material.weights), "data": f"npz:{material.data}"}
     shape = {"input_size": [1, 8, 8], "mean": [0.5], "std": 0.25}
@@ -244,41 +240,41 @@ def test_a_yaml_file_says_what_flags_say(secateur, material, tmp_path):
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**named, **shape, **given, "device": "cpu"}))
     by_yaml = ["prune", "--config", tmp_path / "c.yaml", "--out", tmp_path / "yaml"]
-    assert secateur(*by_yaml).code == 0
-    assert secateur("prune", *material.flags, *flags, "--out", tmp_path / "flags").code == 0
+    assert run_cli(*by_yaml).code == 0
+    assert run_cli("prune", *material.flags, *flags, "--out", tmp_path / "flags").code == 0
     for name in ("metrics.json", "plan.json"):
         assert read(tmp_path / "yaml" / name) == read(tmp_path / "flags" / name)
     first, second = (read(tmp_path / name / "config.json") for name in ("yaml", "flags"))
     assert {key for key in first if first[key] != second[key]} == {"out"}
-    assert secateur(*by_yaml, "--overwrite", "--budget", "macs=0.9").code == 0  # the command line wins
+    assert run_cli(*by_yaml, "--overwrite", "--budget", "macs=0.9").code == 0  # the command line wins
     assert read(tmp_path / "yaml" / "config.json")["budget"] == ["macs=0.9"]
-    assert secateur(*by_yaml, "--overwrite", "--protect", "a.*").code == 0
+    assert run_cli(*by_yaml, "--overwrite", "--protect", "a.*").code == 0
     assert read(tmp_path / "yaml" / "config.json")["protect"] == ["a.*"]  # not added to the file's
 
 
-def test_budgets_may_be_given_one_by_one(secateur, material, tmp_path):
+def test_budgets_may_be_given_one_by_one(run_cli, material, tmp_path):
     flags = [*material.flags, "--budget", "macs=0.6", "--budget", "params=0.7", "--out", tmp_path / "out"]
-    assert secateur("prune", *flags).code == 0
+    assert run_cli("prune", *flags).code == 0
     assert read(tmp_path / "out" / "config.json")["budget"] == ["macs=0.6", "params=0.7"]
 
 
-def test_what_a_run_is_made_from_is_not_overwritten(secateur, material, tmp_path):
+def test_what_a_run_is_made_from_is_not_overwritten(run_cli, material, tmp_path):
     run = tmp_path / "run"
-    assert secateur("prune", *material.flags, "--out", run).code == 0
+    assert run_cli("prune", *material.flags, "--out", run).code == 0
     before = (run / "plan.json").read_bytes()
-    outcome = secateur("prune", *material.flags, "--plan", run / "plan.json", "--out", run, "--overwrite")
+    outcome = run_cli("prune", *material.flags, "--plan", run / "plan.json", "--out", run, "--overwrite")
     assert outcome.code == 2
     assert "give another --out" in outcome.err
     assert (run / "plan.json").read_bytes() == before
 
 
-def test_the_embedded_default_is_the_model_and_data_unless_named(secateur, tmp_path):
+def test_the_embedded_default_is_the_model_and_data_unless_named(run_cli, tmp_path):
     save_file(randomised(resolve_network("digits_resnet").build()).state_dict(), tmp_path / "w.safetensors")
     flags = ["--weights", tmp_path / "w.safetensors", "--episodes", "2", "--out", tmp_path / "out", "--quiet"]
-    outcome = secateur("train", *flags)
+    outcome = run_cli("train", *flags)
     assert outcome.code == 0, outcome.err
     assert "digits_resnet at macs=0.5, 2 evaluations each, on the test images" in outcome.out
-    record = json.loads(secateur("evaluate", "--compressed", tmp_path / "out", "--json").out)
+    record = json.loads(run_cli("evaluate", "--compressed", tmp_path / "out", "--json").out)
     row = read(tmp_path / "out" / "metrics.json")["rows"]["learned"]
     assert without_latency(record) == without_latency(row)
 
@@ -291,11 +287,11 @@ def test_the_installed_command_lists_its_verbs():
 
 
 @pytest.mark.parametrize("verb", [*VERBS])
-def test_every_verb_has_its_help(verb, secateur, capfd):
+def test_every_verb_has_its_help(verb, run_cli, capfd):
     with pytest.raises(SystemExit) as done:
-        secateur(verb, "--help")
+        run_cli(verb, "--help")
     assert done.value.code == 0
-    assert f"usage: secateur {verb}" in capfd.readouterr().out
+    assert f"usage: prunegym {verb}" in capfd.readouterr().out
 
 
 def test_the_benchmark_divides_an_episode_into_deciding_and_evaluating():
@@ -320,17 +316,8 @@ def test_the_verdict_says_so_where_learning_did_not_help(accuracy, macs, said):
     assert verdict(rows, "learned") == said
 
 
-@pytest.fixture
-def resnet20():
-    weights = ASSETS / "weights" / "resnet20-12fca82f.th"
-    data = ASSETS / "cifar10" / "cifar10_subset.npz"
-    if not weights.is_file() or not data.is_file():
-        pytest.skip(f"needs {weights} and {data}; name their folder with SECATEUR_DATA")
-    return ["--model", "cifar_resnet20", "--weights", weights, "--data", f"npz:{data}"]
-
-
-def test_a_real_resnet20_has_twelve_prunable_groups(secateur, resnet20):
-    record = json.loads(secateur("describe", *resnet20, "--json").out)
+def test_a_real_resnet20_has_twelve_prunable_groups(run_cli, resnet20):
+    record = json.loads(run_cli("describe", *resnet20, "--json").out)
     prunable = [group["name"] for group in record["groups"] if group["frozen"] is None]
     assert len(prunable) == 12
     assert "conv1" in prunable
@@ -350,7 +337,7 @@ def test_a_real_resnet20_is_trained_and_evaluated(resnet20, tmp_path):
 
 @pytest.mark.slow
 def test_the_digits_task_is_learned_from_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path / "cache"))
     flags = ["--budget", "macs=0.2", "--episodes", "9", "--out", tmp_path / "digits", "--quiet"]
     outcome = in_own_process("scripts/train.py", *flags)
     assert outcome.code == 0, outcome.err

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-import pruning.measuring
-import scripts.finetune
-import scripts.per_input
-from envs import Budget, load_task
-from pruning import training
-from pruning.data import load_splits
-from pruning.evaluation import accuracy
-from pruning.runtime.outcomes import input_outcomes
-from pruning.saving import load_compressed
-from scripts.benchmarks import per_input as benchmark
-from scripts.benchmarks import results
-from scripts.cli import main
+import prunegym.pruning.evaluation.comparison
+import prunegym.scripts.finetune
+import prunegym.scripts.per_input
+from prunegym.envs import Budget, load_task
+from prunegym.pruning.data import load_splits
+from prunegym.pruning.metrics import accuracy
+from prunegym.pruning.runtime.outcomes import input_outcomes
+from prunegym.pruning.storage.compressed import load_compressed
+from prunegym.pruning.training import dense
+from prunegym.scripts.benchmarks import per_input as benchmark
+from prunegym.scripts.benchmarks import results
+from prunegym.scripts.cli import main
 from tests.scripts.conftest import in_own_process
 from tests.scripts.test_main_job import METRICS, read, without_latency
 
@@ -42,9 +42,13 @@ def digits(tmp_path_factory):
     """A run on the embedded default; not to be changed."""
     folder = tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SECATEUR_CACHE", str(folder / "cache"))
-        patch.setitem(training._DIGITS_RECIPE, "epochs", 2)
-        patch.setattr(pruning.measuring, "measure_latency", lambda models, *_: dict.fromkeys(models, 1.5))
+        patch.setenv("PRUNEGYM_CACHE", str(folder / "cache"))
+        patch.setitem(dense._DIGITS_RECIPE, "epochs", 2)
+        patch.setattr(
+            prunegym.pruning.evaluation.comparison,
+            "measure_latency",
+            lambda models, *_: dict.fromkeys(models, 1.5),
+        )
         flags = [
             "--rounds",
             1,
@@ -212,13 +216,13 @@ def test_static_ratios_are_even_where_no_plan_says_otherwise(flags, tmp_path):
 
 
 def test_fine_tuning_comes_after_each_round_and_as_long_for_the_others(flags, monkeypatch, run, tmp_path):
-    tuned, finetune_ = [], scripts.per_input.finetune_
+    tuned, finetune_ = [], prunegym.scripts.per_input.finetune_
 
     def note(model, images, **settings):
         tuned.append((settings["epochs"], settings["teacher"] is not None, len(images)))
         return finetune_(model, images, **settings)
 
-    monkeypatch.setattr(scripts.per_input, "finetune_", note)
+    monkeypatch.setattr(prunegym.scripts.per_input, "finetune_", note)
     metrics = trained(*flags, "--budget", "macs=0.6", "--tune-epochs", 1, "--out", tmp_path / "run")
     assert tuned == [(epochs, True, 160) for epochs in (1, 1, 2, 2)]  # all images but the test images
     assert metrics["plans"]["per-input"] == metrics["plans"]["fixed"]  # weights go on, so the plan stays
@@ -228,10 +232,10 @@ def test_fine_tuning_comes_after_each_round_and_as_long_for_the_others(flags, mo
     assert metrics["rows"]["per-input"]["macs"] == pytest.approx(metrics["rows"]["fixed"]["macs"], rel=0.05)
 
 
-def test_the_smallest_budget_named_can_be_asked_for(flags, secateur, tmp_path):
+def test_the_smallest_budget_named_can_be_asked_for(flags, run_cli, tmp_path):
     asked, out = "0.001", tmp_path / "run"
     for _ in range(3):
-        outcome = secateur("train", "--per-input", *flags, "--budget", f"macs={asked}", "--out", out)
+        outcome = run_cli("train", "--per-input", *flags, "--budget", f"macs={asked}", "--out", out)
         if outcome.code == 0:
             break
         assert (outcome.code, out.exists()) == (3, False), outcome.err
@@ -242,10 +246,10 @@ def test_the_smallest_budget_named_can_be_asked_for(flags, secateur, tmp_path):
     assert learned["share_on_validation"] <= learned["share"] + 1e-9
 
 
-def test_a_config_file_holds_its_flags_too(secateur, flags, tmp_path):
+def test_a_config_file_holds_its_flags_too(run_cli, flags, tmp_path):
     text = "per-input: true\nrounds: 1\ntune-epochs: 0\nstatic-ratio: 0.1\nmax-runtime-ratio: 0.8\n"
     (tmp_path / "c.yaml").write_text(text)
-    outcome = secateur("train", *flags, "--config", tmp_path / "c.yaml", "--out", tmp_path / "run")
+    outcome = run_cli("train", *flags, "--config", tmp_path / "c.yaml", "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     config = read(tmp_path / "run" / "config.json")
     assert (config["max_runtime_ratio"], config["rounds"], config["episodes"]) == (0.8, 1, 200)
@@ -262,10 +266,10 @@ class TestFineTuning:
 
     @pytest.mark.parametrize("learn", ["labels", "distillation"])
     def test_inputs_cost_no_more_on_average_than_before(
-        self, secateur, command, run, material, tmp_path, learn
+        self, run_cli, command, run, material, tmp_path, learn
     ):
         weights = ["--weights", material.weights] if learn == "distillation" else []
-        outcome = secateur(*command, "--learn", learn, "--lr", "0.05", *weights)
+        outcome = run_cli(*command, "--learn", learn, "--lr", "0.05", *weights)
         assert outcome.code == 0, outcome.err
         shares = []
         for folder in (run, tmp_path / "out"):
@@ -275,17 +279,17 @@ class TestFineTuning:
         before, after = shares
         assert 0.98 * before < after <= before
 
-    def test_the_metrics_are_those_of_what_was_written(self, secateur, command, run, material, tmp_path):
-        record = json.loads(secateur(*command, "--lr", "0.05").out)
+    def test_the_metrics_are_those_of_what_was_written(self, run_cli, command, run, material, tmp_path):
+        record = json.loads(run_cli(*command, "--lr", "0.05").out)
         before, after = record["rows"]["before"], record["rows"]["after"]
         assert without_latency(before) == without_latency(read(run / "metrics.json")["rows"]["per-input"])
         assert after["macs"] != before["macs"]  # measured on the test images
         assert after["macs"] == pytest.approx(before["macs"], rel=0.05)
         evaluated = ["evaluate", "--compressed", tmp_path / "out", "--model", material.model, "--json"]
-        assert without_latency(json.loads(secateur(*evaluated).out)) == without_latency(after)
+        assert without_latency(json.loads(run_cli(*evaluated).out)) == without_latency(after)
 
-    def test_the_policy_itself_is_not_trained(self, secateur, command, run, material, tmp_path):
-        assert secateur(*command).code == 0
+    def test_the_policy_itself_is_not_trained(self, run_cli, command, run, material, tmp_path):
+        assert run_cli(*command).code == 0
         before, after = (
             load_compressed(folder / "compressed", network=material.model).model.state_dict()
             for folder in (run, tmp_path / "out")
@@ -297,16 +301,16 @@ class TestFineTuning:
         assert {name for name in changed if "per_input" not in name}
         assert {name for name in changed if "per_input.typical" in name}  # seen anew
 
-    def test_a_resumed_one_ends_alike(self, secateur, command, monkeypatch, tmp_path):
-        assert secateur(*command, "--out", tmp_path / "whole").code == 0
+    def test_a_resumed_one_ends_alike(self, run_cli, command, monkeypatch, tmp_path):
+        assert run_cli(*command, "--out", tmp_path / "whole").code == 0
 
         def stop(curves, epoch):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(scripts.finetune.Curves, "write", stop)
-            assert secateur(*command).code == 130
-        assert secateur(*command, "--resume").code == 0
+            patch.setattr(prunegym.scripts.finetune.Curves, "write", stop)
+            assert run_cli(*command).code == 130
+        assert run_cli(*command, "--resume").code == 0
         for name in ("metrics.json", "compressed/model.safetensors"):
             assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

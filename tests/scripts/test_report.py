@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.report import read_run, write_pictures
+from prunegym.scripts.report import read_run, write_pictures
 
 GROUPS = ["conv1", "conv<i>2"]
 MODEL = "nets<b>.py:make"
@@ -45,7 +45,7 @@ CONFIG = {
     "algo": "ppo",
     "episodes": 2,
     "seed": 0,
-    "command": "secateur train --model 'nets<b>.py:make'",
+    "command": "prunegym train --model 'nets<b>.py:make'",
 }
 EPISODES = [
     *(episode("uniform", 0.7, 0.5), episode("ppo", 0.6, 0.2), episode("ppo", 0.8, 0.3)),
@@ -152,9 +152,9 @@ def input_folder(folder: Path) -> Path:
 
 
 @pytest.fixture
-def report(secateur, folder):
+def report(run_cli, folder):
     def run(*flags: object) -> Page:
-        outcome = secateur("report", folder, *flags)
+        outcome = run_cli("report", folder, *flags)
         assert outcome.code == 0, outcome.err
         assert "report.html" in outcome.err or flags
         return Page((folder / "report.html").read_text(encoding="utf-8"))
@@ -204,9 +204,9 @@ class TestAFinishedRun:
         assert "http" not in (folder / "report.html").read_text().lower()
         assert "url(" not in (folder / "report.html").read_text()
 
-    def test_goes_where_it_is_told(self, secateur, folder, tmp_path):
+    def test_goes_where_it_is_told(self, run_cli, folder, tmp_path):
         out = tmp_path / "elsewhere" / "page.html"
-        assert secateur("report", folder, "--out", out).code == 0
+        assert run_cli("report", folder, "--out", out).code == 0
         assert PICTURES[0] in Page(out.read_text()).text
         assert not (folder / "report.html").exists()
 
@@ -347,10 +347,10 @@ class TestARunThatDecidesForEachInput:
         assert name in refused("report", input_folder)
 
 
-def test_a_real_run_has_a_page(secateur, finished_run, tmp_path):
+def test_a_real_run_has_a_page(run_cli, finished_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
-    assert secateur("report", folder).code == 0
+    assert run_cli("report", folder).code == 0
     page = Page((folder / "report.html").read_text())
     assert "at macs=0.5" in page.text
     assert json.loads((folder / "metrics.json").read_text())["verdict"] in page.text

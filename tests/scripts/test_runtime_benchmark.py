@@ -5,16 +5,16 @@ import sys
 import pytest
 import torch
 
-from pruning.apply import Method
-from pruning.calibration import real_images
-from pruning.cost import Widths
-from pruning.data import Images
-from pruning.prunable import PrunableNetwork
-from pruning.runtime.gates import gates_of
-from scripts.benchmarks import runtime_accuracy, runtime_latency
-from scripts.benchmarks.results import Record
-from scripts.benchmarks.runtime_accuracy import KINDS
-from scripts.benchmarks.runtime_latency import Subject
+from prunegym.pruning.apply import Method
+from prunegym.pruning.calibration.statistics import real_images
+from prunegym.pruning.cost import Widths
+from prunegym.pruning.data import Images
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.scripts.benchmarks import runtime_accuracy, runtime_latency
+from prunegym.scripts.benchmarks.results import Record
+from prunegym.scripts.benchmarks.runtime_accuracy import KINDS
+from prunegym.scripts.benchmarks.runtime_latency import Subject
 from tests.pruning.example_networks import EXAMPLES
 
 KIND = {kind.name: kind for kind in KINDS}
@@ -53,7 +53,7 @@ def test_without_the_zoo_the_others_are_measured_all_the_same(monkeypatch, tmp_p
     runtime_latency.show(found)
     said = " ".join(capsys.readouterr().out.split())
     assert "not measured, networks by a zoo's name need torchvision" in said
-    assert 'pip install "secateur[zoo]"' in said
+    assert 'pip install "prunegym[zoo]"' in said
     monkeypatch.setattr(runtime_latency, "_measure_subject", lambda subject, args: {"1": "measured now"})
     assert measured(tmp_path, found) == {"torchvision/resnet18 at 64": {"1": "measured now"}}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pruning.networks import resolve_network
+from prunegym.pruning.networks.registry import resolve_network
 
 NETWORK = """
 import multiprocessing
@@ -69,10 +69,10 @@ def regressor(tmp_path):
     return [*flags, "--data", "none", "--calibration", "noise", "--quiet"], file
 
 
-def test_a_policy_is_learned_by_a_score_function(secateur, regressor, tmp_path):
+def test_a_policy_is_learned_by_a_score_function(run_cli, regressor, tmp_path):
     flags, file = regressor
     run, score = tmp_path / "run", ["--score", f"{file}:score"]
-    outcome = secateur("train", *flags, *score, "--episodes", "6", "--out", run, "--json")
+    outcome = run_cli("train", *flags, *score, "--episodes", "6", "--out", run, "--json")
     assert outcome.code == 0, outcome.err
     record = json.loads(outcome.out)
     rows = record["rows"]
@@ -83,27 +83,27 @@ def test_a_policy_is_learned_by_a_score_function(secateur, regressor, tmp_path):
     assert ("NOT" in record["verdict"]) == (rows["learned"]["score"] <= rows["uniform"]["score"])
     assert len(load_file(run / "compressed" / "model.safetensors")) > 0
     again = ["--compressed", run, "--model", flags[1], "--json"]
-    outcome = secateur("evaluate", *again, *score)
+    outcome = run_cli("evaluate", *again, *score)
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["score"] == pytest.approx(rows["learned"]["score"], rel=1e-4)
-    outcome = secateur("evaluate", *again)
+    outcome = run_cli("evaluate", *again)
     assert outcome.code == 2
     assert "name it with --score" in outcome.err
 
 
-def test_a_score_that_fails_in_another_process_ends_the_run_in_one_line(secateur, regressor, tmp_path):
+def test_a_score_that_fails_in_another_process_ends_the_run_in_one_line(run_cli, regressor, tmp_path):
     flags, file = regressor
     learning = ["--episodes", "9", "--n-envs", "2", "--out", tmp_path / "run"]
-    outcome = secateur("train", *flags, "--score", f"{file}:only_at_home", *learning)
+    outcome = run_cli("train", *flags, "--score", f"{file}:only_at_home", *learning)
     assert outcome.code == 2
     assert "nan" in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
 
 
-def test_the_table_shows_the_score(secateur, regressor, tmp_path):
+def test_the_table_shows_the_score(run_cli, regressor, tmp_path):
     flags, file = regressor
     score = ["--score", f"{file}:score", "--static-ratio", "0.3"]
-    outcome = secateur("prune", *flags, *score, "--out", tmp_path / "run")
+    outcome = run_cli("prune", *flags, *score, "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     words = outcome.out.split()
     assert "score" in words
@@ -122,9 +122,9 @@ def test_the_table_shows_the_score(secateur, regressor, tmp_path):
         ("no_such_module_at_all:score", "cannot be imported: ModuleNotFoundError"),
     ],
 )
-def test_a_score_that_is_none_is_refused_in_one_line(secateur, regressor, tmp_path, flag, words):
+def test_a_score_that_is_none_is_refused_in_one_line(run_cli, regressor, tmp_path, flag, words):
     flags, file = regressor
-    outcome = secateur("train", *flags, "--score", flag.format(file=file), "--out", tmp_path / "run")
+    outcome = run_cli("train", *flags, "--score", flag.format(file=file), "--out", tmp_path / "run")
     assert outcome.code == 2
     assert words in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
@@ -132,8 +132,8 @@ def test_a_score_that_is_none_is_refused_in_one_line(secateur, regressor, tmp_pa
 
 
 @pytest.mark.parametrize("flags", [["--per-input"], ["--first-images", "8"]])
-def test_what_needs_images_does_not_go_with_a_score(secateur, regressor, tmp_path, flags):
+def test_what_needs_images_does_not_go_with_a_score(run_cli, regressor, tmp_path, flags):
     given, file = regressor
-    outcome = secateur("train", *given, *flags, "--score", f"{file}:score", "--out", tmp_path / "run")
+    outcome = run_cli("train", *given, *flags, "--score", f"{file}:score", "--out", tmp_path / "run")
     assert outcome.code == 2
     assert "--score judges whole networks" in outcome.err

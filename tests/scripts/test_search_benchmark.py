@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from scripts.benchmarks import results, search, transfer
-from scripts.benchmarks.results import Record, run_side_by_side
+from prunegym.scripts.benchmarks import results, search, transfer
+from prunegym.scripts.benchmarks.results import Record, run_side_by_side
 from tests.scripts.killing import SERVER
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import scripts.cli
+import prunegym.scripts.cli
 from tests.scripts.conftest import in_own_process
 from tests.scripts.test_main_job import read, without_latency
 
@@ -23,14 +23,17 @@ def launch(*argv):
         *("--mixed_precision", "no", "--dynamo_backend", "no"),  # else it says that it takes these
     ]
     launcher = ["-m", "accelerate.commands.launch", *settings]  # what `accelerate launch` runs
-    return in_own_process(*launcher, "--module", "scripts.finetune", *argv)
+    return in_own_process(*launcher, "--module", "prunegym.scripts.finetune", *argv)
 
 
 @pytest.fixture(scope="module")
 def flags(material, tmp_path_factory):
     """Of a network without gates: a choice between units leaps where two runs differ in rounding."""
     pruned = tmp_path_factory.mktemp("pruned") / "run"
-    assert scripts.cli.main(["prune", *material.flags, "--static-ratio", "0.3", "--out", str(pruned)]) == 0
+    assert (
+        prunegym.scripts.cli.main(["prune", *material.flags, "--static-ratio", "0.3", "--out", str(pruned)])
+        == 0
+    )
     how = ["--epochs", "4", "--batch-size", "17", "--flip", "--shift", "1", "--batch-norms", "reestimated"]
     learn = ["--learn", "distillation", "--weights", material.weights, "--validate"]
     return ["--compressed", pruned, "--model", material.model, *how, *learn, "--device", "cpu", "--quiet"]
@@ -40,7 +43,7 @@ def flags(material, tmp_path_factory):
 def alone(flags, tmp_path_factory):
     """The folder of a run by one process."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    assert scripts.cli.main([str(part) for part in ["finetune", *flags, "--out", out]]) == 0
+    assert prunegym.scripts.cli.main([str(part) for part in ["finetune", *flags, "--out", out]]) == 0
     return out
 
 
@@ -60,7 +63,7 @@ def test_two_processes_learn_what_one_does_and_one_of_them_writes(alone, flags, 
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
 
 
-def test_two_processes_go_on_where_one_was_interrupted(secateur, alone, flags, tmp_path, monkeypatch):
+def test_two_processes_go_on_where_one_was_interrupted(run_cli, alone, flags, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
     def interrupt(self, epoch):
@@ -68,8 +71,8 @@ def test_two_processes_go_on_where_one_was_interrupted(secateur, alone, flags, t
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("scripts.curves.Curves.write", interrupt)
-        assert secateur("finetune", *flags, "--out", out).code == 130
+        patch.setattr("prunegym.scripts.curves.Curves.write", interrupt)
+        assert run_cli("finetune", *flags, "--out", out).code == 130
     code, _, err = launch(*flags, "--out", out, "--resume")
     assert code == 0, err
     one, two = (load_file(run / "compressed" / "model.safetensors") for run in (alone, out))

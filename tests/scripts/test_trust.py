@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pruning.runtime.gates import GateSite
-from scripts.benchmarks.trust import TrustGate, combined_mask
+from prunegym.pruning.runtime.gates import GateSite
+from prunegym.scripts.benchmarks.trust import TrustGate, combined_mask
 
 # eight units, four of which either importance alone would skip:
 # by static 0, 1, 2, 3; by runtime 2, 3, 4, 5; both skip 2 and 3

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from agents.episode_log import Episode
-from agents.rollout import EpisodeResult
+from prunegym.agents.episode_log import Episode
+from prunegym.agents.rollout import EpisodeResult
 
 
 @pytest.fixture

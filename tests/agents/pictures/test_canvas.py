@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents.pictures.canvas import DPI, figure_pixels, in_percent, limits, new_axes, png, styles
+from prunegym.agents.pictures.canvas import DPI, figure_pixels, in_percent, limits, new_axes, png, styles
 
 
 def test_the_pixels_are_those_of_the_figure():

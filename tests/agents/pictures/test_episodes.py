@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from agents.episode_log import read_episodes
-from agents.errors import AgentError
-from agents.pictures.scores import scores
+from prunegym.agents.episode_log import read_episodes
+from prunegym.agents.errors import AgentError
+from prunegym.agents.pictures.scores import scores
 
 LINE = {
     "by": "ppo",

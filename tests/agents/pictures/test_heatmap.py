@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from agents.pictures.heatmap import BOTTOM, MAP_HEIGHT, MAP_WIDTH, ROW, SCALE, TOP, colours, ratio_heatmap
+from prunegym.agents.pictures.heatmap import (
+    BOTTOM,
+    MAP_HEIGHT,
+    MAP_WIDTH,
+    ROW,
+    SCALE,
+    TOP,
+    colours,
+    ratio_heatmap,
+)
 
 
 def test_no_pruning_is_dark_blue_and_full_pruning_yellow():

@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from agents.pictures.canvas import figure_pixels
-from agents.pictures.inputs import (
+from prunegym.agents.pictures.canvas import figure_pixels
+from prunegym.agents.pictures.inputs import (
     difficulty_figure,
     examples_figure,
     inputs_figure,

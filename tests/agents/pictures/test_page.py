@@ -5,7 +5,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from agents.pictures.page import bullets, element, page, picture, table
+from prunegym.agents.pictures.page import bullets, element, page, picture, table
 
 NASTY = "<b>\"&'</b>"
 SAFE = "&lt;b&gt;&quot;&amp;&#x27;&lt;/b&gt;"

@@ -5,9 +5,9 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from agents.pictures import front, pareto_figure
-from agents.pictures.canvas import figure_pixels, styles
-from agents.pictures.pareto import PLAN, spread
+from prunegym.agents.pictures import front, pareto_figure
+from prunegym.agents.pictures.canvas import figure_pixels, styles
+from prunegym.agents.pictures.pareto import PLAN, spread
 
 
 def dominated(point, points):

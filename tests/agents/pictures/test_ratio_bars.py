@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from agents.pictures import ratio_bars_figure
-from agents.pictures.canvas import figure_pixels
+from prunegym.agents.pictures import ratio_bars_figure
+from prunegym.agents.pictures.canvas import figure_pixels
 
 
 def plan(static, runtime=0.0, *, groups=("a", "b")):

@@ -1,6 +1,6 @@
 import pytest
 
-from agents.pictures import reasons
+from prunegym.agents.pictures import reasons
 
 NAMES = ["a", "b", "c", "d", "e", "f"]
 LOSSES = [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]

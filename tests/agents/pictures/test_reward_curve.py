@@ -1,6 +1,6 @@
 import pytest
 
-from agents.pictures import reward_curve_figure
+from prunegym.agents.pictures import reward_curve_figure
 
 REWARDS = {"ppo": [0.3, 0.1, 0.5, 0.4], "random": [0.2, 0.45, 0.1]}
 

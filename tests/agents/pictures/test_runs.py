@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from agents.pictures import Run, ratio_heatmap, run_pictures
+from prunegym.agents.pictures import Run, ratio_heatmap, run_pictures
 
 ROWS = {
     "dense": {"accuracy": 0.9, "macs": 1000.0},

@@ -1,5 +1,5 @@
-from agents.rollout import EpisodeResult
-from agents.search import choose_on_validation
+from prunegym.agents.rollout import EpisodeResult
+from prunegym.agents.search import choose_on_validation
 
 
 def candidate(static_ratio, total=0.0):

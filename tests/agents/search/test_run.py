@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.errors import AgentError
-from agents.search import SEARCHES, search
+from prunegym.agents.errors import AgentError
+from prunegym.agents.search import SEARCHES, search
 
 ALL = [True] * 5
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from agents.errors import UnknownAlgorithmError
-from agents.search import SEARCHES, Space
+from prunegym.agents.errors import UnknownAlgorithmError
+from prunegym.agents.search import SEARCHES, Space
 
 GATED = (True, False, False, True, False)
 LEARNING = sorted(set(SEARCHES) - {"random"})

@@ -5,9 +5,9 @@ import copy
 import torch
 from torch import nn
 
-from pruning.calibration import calibrate, real_images
-from pruning.compensation import COMPENSATIONS, PlannedCut
-from pruning.surgery import axis_cuts
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.compensation import COMPENSATIONS, PlannedCut
+from prunegym.pruning.surgery.cutting import axis_cuts
 from tests.pruning.oracles import example, random_kept
 
 

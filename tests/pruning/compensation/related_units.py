@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import nn
 
-from pruning.calibration import calibrate, real_images
-from pruning.compensation import COMPENSATIONS, PlannedCut
-from pruning.graph import ChannelGraph
-from pruning.surgery import axis_cuts, cut
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.compensation import COMPENSATIONS, PlannedCut
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.surgery.cutting import axis_cuts, cut
 from tests.pruning.oracles import TRANSPOSED, example
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

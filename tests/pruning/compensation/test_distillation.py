@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.apply import Method, apply_plan
-from pruning.calibration import CalibrationInputs, calibrate, real_images
-from pruning.graph import find_groups
-from pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.apply import Method, apply_plan
+from prunegym.pruning.calibration.statistics import CalibrationInputs, calibrate, real_images
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.plan import LayerDecision, PruningPlan
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import assert_untouched, example, snapshot
 

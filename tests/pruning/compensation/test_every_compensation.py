@@ -1,6 +1,6 @@
 import pytest
 
-from pruning.compensation import COMPENSATIONS
+from prunegym.pruning.compensation import COMPENSATIONS
 from tests.pruning.compensation.cases import run
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import assert_untouched, example, snapshot

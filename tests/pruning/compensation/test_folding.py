@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.compensation.folding import k_means, unit_features, variance_gains
-from pruning.graph import find_groups
+from prunegym.pruning.compensation.folding import k_means, unit_features, variance_gains
+from prunegym.pruning.graph import find_groups
 from tests.pruning.compensation.related_units import (
     compensated,
     cut_output,

@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.apply import Method, apply_plan
-from pruning.calibration import calibrate, real_images
-from pruning.compensation.gated import GatedRows, _MaskedReader, refit_reader_
-from pruning.compensation.records import PlannedCut
-from pruning.graph import find_groups
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.runtime.gates import GatedInput, GateSite, RuntimeGate, as_key, gates_of
+from prunegym.pruning.apply import Method, apply_plan
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.compensation.gated import GatedRows, _MaskedReader, refit_reader_
+from prunegym.pruning.compensation.records import PlannedCut
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.runtime.gates import GatedInput, GateSite, RuntimeGate, as_key, gates_of
 from tests.pruning.example_networks import EXAMPLES, Head, randomised, unit
 from tests.pruning.oracles import example
 from tests.pruning.runtime.test_gates import GATED

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import calibration
-from pruning.calibration import calibrate, real_images
-from pruning.compensation import COMPENSATIONS, PlannedCut, layerwise_sgd
-from pruning.graph import find_groups
-from pruning.surgery import TRANSPOSED, axis_cuts
+from prunegym.pruning.calibration import statistics
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.compensation import COMPENSATIONS, PlannedCut, layerwise_sgd
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.surgery.cutting import TRANSPOSED, axis_cuts
 from tests.pruning.compensation.cases import dense_inputs, masked, outputs_of_reader, run
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, random_kept
@@ -18,7 +18,7 @@ from tests.pruning.oracles import example, random_kept
 @pytest.fixture(autouse=True)
 def every_position(monkeypatch):
     """What is learned is compared with the best there is on the very same data."""
-    monkeypatch.setattr(calibration, "POSITIONS_PER_IMAGE", 1000)
+    monkeypatch.setattr(statistics, "POSITIONS_PER_IMAGE", 1000)
 
 
 @cache

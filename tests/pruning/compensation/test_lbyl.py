@@ -3,9 +3,9 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from pruning.compensation import lbyl
-from pruning.compensation.lbyl import bias_spread_shares, spread_shares
-from pruning.compensation.unit_weights import OutputAffine
+from prunegym.pruning.compensation import lbyl
+from prunegym.pruning.compensation.lbyl import bias_spread_shares, spread_shares
+from prunegym.pruning.compensation.unit_weights import OutputAffine
 from tests.pruning.compensation.related_units import compensated, cut_output, related, without
 from tests.pruning.oracles import example
 

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning import calibration
-from pruning.calibration import FullCovariance, Moments, calibrate, real_images
-from pruning.compensation.least_squares import output_mean, refit, shift_output_
-from pruning.graph import find_groups
-from pruning.surgery import cut
+from prunegym.pruning.calibration import statistics
+from prunegym.pruning.calibration.moments import FullCovariance, Moments
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.compensation.least_squares import output_mean, refit, shift_output_
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.surgery.cutting import cut
 from tests.pruning.compensation.cases import dense_inputs, masked, outputs_of_reader, run
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, relative_error
@@ -22,7 +23,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 @pytest.fixture(autouse=True)
 def every_position(monkeypatch):
     """What holds on the data of the fit is checked on all of it."""
-    monkeypatch.setattr(calibration, "POSITIONS_PER_IMAGE", 1000)
+    monkeypatch.setattr(statistics, "POSITIONS_PER_IMAGE", 1000)
 
 
 @pytest.mark.parametrize("name", list(EXAMPLES))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import calibration
-from pruning.compensation.merging import bias_shares, merging_shares, released_shares
-from pruning.compensation.unit_weights import OutputAffine
-from pruning.graph import find_groups
+from prunegym.pruning.calibration import statistics
+from prunegym.pruning.compensation.merging import bias_shares, merging_shares, released_shares
+from prunegym.pruning.compensation.unit_weights import OutputAffine
+from prunegym.pruning.graph import find_groups
 from tests.pruning.compensation.cases import dense_inputs, masked, outputs_of_reader, run
 from tests.pruning.compensation.related_units import compensated, cut_output, related, without
 from tests.pruning.example_networks import EXAMPLES
@@ -22,7 +22,7 @@ HOMOGENEOUS += ["flatten", "transposed", "conv3d", "mlp", "bias-free", "tokens"]
 @pytest.fixture(autouse=True)
 def every_position(monkeypatch):
     """Means over all positions, so that they are exact."""
-    monkeypatch.setattr(calibration, "POSITIONS_PER_IMAGE", 1000)
+    monkeypatch.setattr(statistics, "POSITIONS_PER_IMAGE", 1000)
 
 
 def affine(gamma, beta, mean, variance):

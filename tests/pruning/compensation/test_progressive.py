@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning import calibration
-from pruning.calibration import calibrate, real_images
-from pruning.compensation import COMPENSATIONS, PlannedCut, sampled_rows
-from pruning.graph import find_groups
-from pruning.surgery import axis_cuts, cut
-from pruning.synthesis import SYNTHESES
+from prunegym.pruning.calibration import statistics
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.calibration.synthesis import SYNTHESES
+from prunegym.pruning.compensation import COMPENSATIONS, PlannedCut, sampled_rows
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.surgery.cutting import axis_cuts, cut
 from tests.pruning.example_networks import EXAMPLES, Head, randomised, unit
 from tests.pruning.oracles import example, random_kept
 
@@ -20,7 +20,7 @@ DOUBLE = torch.float64
 @pytest.fixture(autouse=True)
 def every_position(monkeypatch):
     """What the oracles see is all that the fit sees."""
-    monkeypatch.setattr(calibration, "POSITIONS_PER_IMAGE", 1000)
+    monkeypatch.setattr(statistics, "POSITIONS_PER_IMAGE", 1000)
 
 
 def compensated(model, images, kept, name="least-squares-progressive", inputs=None):

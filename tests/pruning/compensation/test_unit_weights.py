@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning.compensation.unit_weights import folded_rows, hand_over_, lone_writers, output_affine
+from prunegym.pruning.compensation.unit_weights import folded_rows, hand_over_, lone_writers, output_affine
 from tests.pruning.compensation.cases import dense_inputs, outputs_of_reader
 from tests.pruning.compensation.related_units import without
 from tests.pruning.example_networks import EXAMPLES

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pruning.data import ImageSplits, load_splits
-from pruning.errors import DataError, PruningError
-from pruning.extras import imported
-from pruning.networks import NetworkSpec, resolve_network
+from prunegym.pruning.data import ImageSplits, load_splits
+from prunegym.pruning.errors import DataError, PruningError
+from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
+from prunegym.pruning.optional_packages import imported
 
 NETWORK = NetworkSpec("net", nn.Identity, (3, 32, 32), (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
 PARTS = [field.name for field in fields(ImageSplits) if field.name != "classes"]
@@ -175,5 +175,5 @@ def test_another_network_size_is_refused_with_both(files, tmp_path):
 
 def test_without_torchvision_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(PruningError, match=r'images of CIFAR need torchvision .* "secateur\[zoo\]"'):
+    with pytest.raises(PruningError, match=r'images of CIFAR need torchvision .* "prunegym\[zoo\]"'):
         load_splits(f"cifar10:{tmp_path}", NETWORK)

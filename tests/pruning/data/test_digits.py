@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pruning.data import ImageSplits, load_splits
-from pruning.errors import DataError
-from pruning.networks import resolve_network
+from prunegym.pruning.data import ImageSplits, load_splits
+from prunegym.pruning.errors import DataError
+from prunegym.pruning.networks.registry import resolve_network
 
 PARTS = [field.name for field in fields(ImageSplits) if field.name != "classes"]
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pruning.data import ImageSplits, check_labels, load_splits
-from pruning.errors import DataError
-from pruning.extras import imported
-from pruning.networks import NetworkSpec
+from prunegym.pruning.data import ImageSplits, check_labels, load_splits
+from prunegym.pruning.errors import DataError
+from prunegym.pruning.networks.registry import NetworkSpec
+from prunegym.pruning.optional_packages import imported
 
 NETWORK = NetworkSpec("net", nn.Identity, (3, 4, 4), (0.0,) * 3, (1.0,) * 3)
 PARTS = [field.name for field in fields(ImageSplits) if field.name != "classes"]

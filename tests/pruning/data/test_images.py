@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruning.data import Images, joined
+from prunegym.pruning.data import Images, joined
 
 NUMBERED = torch.arange(7.0).view(7, 1, 1, 1).expand(-1, 2, 3, 3).contiguous()  # image i is all i
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from pruning.data import KINDS, absolute, load_splits
-from pruning.errors import DataError, UnknownNameError
-from pruning.networks import NetworkSpec
+from prunegym.pruning.data import KINDS, absolute, load_splits
+from prunegym.pruning.errors import DataError, UnknownNameError
+from prunegym.pruning.networks.registry import NetworkSpec
 
 GREY = NetworkSpec("grey", nn.Identity, (1, 4, 5), (0.0,), (1.0,))
 

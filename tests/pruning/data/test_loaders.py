@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pruning.data import Images, images_of
-from pruning.errors import DataError
-from pruning.finetuning import finetune_
+from prunegym.pruning.data import Images, images_of
+from prunegym.pruning.errors import DataError
+from prunegym.pruning.training.finetuning import finetune_
 
 IMAGES, LABELS = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 3
 

@@ -1,17 +1,14 @@
-import os
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pruning.data import ImageSplits, check_labels, load_splits
-from pruning.errors import DataError
-from pruning.networks import NetworkSpec, resolve_network
+from prunegym.pruning.data import ImageSplits, check_labels, load_splits
+from prunegym.pruning.errors import DataError
+from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 
-DATA = Path(os.environ.get("SECATEUR_DATA", Path(__file__).parents[4] / "shared" / "data"))
 COLOUR = NetworkSpec("colour", nn.Identity, (3, 4, 5), (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
 GREY = NetworkSpec("grey", nn.Identity, (1, 4, 5), (0.0,), (1.0,))
 PARTS = [field.name for field in fields(ImageSplits) if field.name != "classes"]
@@ -139,11 +136,10 @@ class TestNpz:
         np.save(tmp_path / "one.npy", np.zeros(3))
         assert "no archive of plain arrays" in refusal(tmp_path / "one.npy")
 
-    def test_real_images_load(self):
-        file = DATA / "cifar10" / "cifar10_subset.npz"
-        if not file.is_file():
-            pytest.skip(f"no images in {DATA} (set SECATEUR_DATA)")
-        splits = load_splits(f"npz:{file}", resolve_network("cifar_resnet20"))
+    def test_real_images_load(self, data_file):
+        splits = load_splits(
+            f"npz:{data_file('cifar10/cifar10_subset.npz')}", resolve_network("cifar_resnet20")
+        )
         check_labels(splits, 10)
         assert len(splits.test) == 500
         assert splits.train.images.std() == pytest.approx(1.1, abs=0.2)

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pruning.data.preparation import prepared, read_image
-from pruning.errors import DataError
-from pruning.extras import imported
-from pruning.networks import NetworkSpec, resolve_network
+from prunegym.pruning.data.preparation import prepared, read_image
+from prunegym.pruning.errors import DataError
+from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
+from prunegym.pruning.optional_packages import imported
 
 COLOUR = NetworkSpec("colour", nn.Identity, (3, 28, 28), (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
 GREY = NetworkSpec("grey", nn.Identity, (1, 28, 28), (0.25,), (0.5,))

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import pruning.data.splits
-from pruning.data import Images, ImageSplits, check_labels
-from pruning.errors import DataError
+import prunegym.pruning.data.splits
+from prunegym.pruning.data import Images, ImageSplits, check_labels
+from prunegym.pruning.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_plans_are_scored_on_draws_of_the_reward_images_and_three_times_as_many_
 
 
 def test_no_more_are_drawn_from_than_fit_into_memory(monkeypatch):
-    monkeypatch.setattr(pruning.data.splits, "_DRAWN_BYTES", 7 * 4)
+    monkeypatch.setattr(prunegym.pruning.data.splits, "_DRAWN_BYTES", 7 * 4)
     assert len(splits_of(5, 50)[1].to_draw_from) == 7
     for bytes_ in (5 * 4, 1):
-        monkeypatch.setattr(pruning.data.splits, "_DRAWN_BYTES", bytes_)
+        monkeypatch.setattr(prunegym.pruning.data.splits, "_DRAWN_BYTES", bytes_)
         source, splits = splits_of(5, 50)
         assert splits.to_draw_from.labels.tolist() == [0, 1, 2, 3, 4]
         assert source.read == []

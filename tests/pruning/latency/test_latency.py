@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import pruning.latency.cache
-from pruning.calibration import real_images
-from pruning.errors import BudgetError
-from pruning.graph import find_groups
-from pruning.latency import LatencyPrices, LayerTimes, cached_table, latency_table
-from pruning.latency.cache import device_name
-from pruning.latency.layers import layer_grids, thinned, widths_to_time
-from pruning.latency.measuring import measure_table
-from pruning.latency.records import fit_whole, rising
-from pruning.prunable import PrunableNetwork
-from pruning.surgery import cut
+import prunegym.pruning.latency.cache
+from prunegym.pruning.calibration.statistics import real_images
+from prunegym.pruning.errors import BudgetError
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.latency import LatencyPrices, LayerTimes, cached_table, latency_table
+from prunegym.pruning.latency.cache import device_name
+from prunegym.pruning.latency.layers import layer_grids, thinned, widths_to_time
+from prunegym.pruning.latency.measuring import measure_table
+from prunegym.pruning.latency.records import fit_whole, rising
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.surgery.cutting import cut
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.latency.devices import additive, noisy
 from tests.pruning.oracles import example, random_kept
@@ -131,7 +131,7 @@ def test_times_that_fall_or_are_missing_are_refused():
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A network, its graph, and a counter of timings; the cache is a folder of its own."""
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path / "cache"))
     model, graph, _ = example("residual")
     timings = []
 
@@ -158,7 +158,7 @@ def test_a_table_is_measured_once_and_then_read(small, tmp_path):
 @pytest.mark.parametrize(
     ("owner", "name", "value"),
     [
-        (pruning.latency.cache, "device_name", lambda device: "another"),
+        (prunegym.pruning.latency.cache, "device_name", lambda device: "another"),
         (torch, "get_num_threads", lambda: 7),
         (torch, "__version__", "0.1"),
     ],
@@ -216,7 +216,7 @@ def test_a_damaged_table_is_measured_anew(damage, small, tmp_path, caplog):
 def test_a_cache_that_cannot_be_written_does_not_stop_the_work(small, tmp_path, monkeypatch, caplog):
     model, graph, _, device = small
     (tmp_path / "file").touch()
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
         assert latency_table(model, graph, time_of=device).layers
     assert "not cached" in caplog.text

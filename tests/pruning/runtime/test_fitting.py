@@ -3,10 +3,10 @@ import copy
 import pytest
 import torch
 
-from pruning.calibration import calibrate, real_images
-from pruning.runtime.fitting import cut_gates, fit_gates_, gate_site
-from pruning.runtime.gates import RuntimeGates, as_key, attach_gates_
-from pruning.surgery import axis_cuts
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.runtime.fitting import cut_gates, fit_gates_, gate_site
+from prunegym.pruning.runtime.gates import RuntimeGates, as_key, attach_gates_
+from prunegym.pruning.surgery.cutting import axis_cuts
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.apply import Method, apply_plan
-from pruning.calibration import calibrate, real_images
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.runtime.gates import (
+from prunegym.pruning.apply import Method, apply_plan
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.runtime.gates import (
     GATES,
     GateSite,
     RuntimeGate,
@@ -21,7 +21,7 @@ from pruning.runtime.gates import (
     gates_of,
     pooled_input,
 )
-from pruning.surgery import rebuild_
+from prunegym.pruning.surgery.cutting import rebuild_
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, silenced_output
 

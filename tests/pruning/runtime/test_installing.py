@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from pruning.cost import CostModel
-from pruning.runtime.gates import gates_of
-from pruning.runtime.installing import decide_per_input_
-from pruning.runtime.per_input import FEATURES, InputSummary, input_ratios
-from pruning.runtime.prices import InputPrices
+from prunegym.pruning.cost import CostModel
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.runtime.installing import decide_per_input_
+from prunegym.pruning.runtime.per_input import FEATURES, InputSummary, input_ratios
+from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
 from tests.pruning.runtime.test_gates import GATED, compressed

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from pruning.cost import CostModel, Widths
-from pruning.data import Images
-from pruning.plan import kept_units
-from pruning.runtime.outcomes import input_outcomes, keep_budget_
-from pruning.runtime.per_input import ratios_of
-from pruning.runtime.prices import InputPrices
+from prunegym.pruning.cost import CostModel, Widths
+from prunegym.pruning.data import Images
+from prunegym.pruning.plan import kept_units
+from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
+from prunegym.pruning.runtime.per_input import ratios_of
+from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
 from tests.pruning.runtime.test_gates import compressed

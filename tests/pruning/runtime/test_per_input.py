@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.cost import Bilinear
-from pruning.plan import kept_units
-from pruning.runtime.gates import GateSite, gates_of
-from pruning.runtime.per_input import (
+from prunegym.pruning.cost import Bilinear
+from prunegym.pruning.plan import kept_units
+from prunegym.pruning.runtime.gates import GateSite, gates_of
+from prunegym.pruning.runtime.per_input import (
     FEATURES,
     PER_INPUT,
     InputRatios,
@@ -17,7 +17,7 @@ from pruning.runtime.per_input import (
     TypicalInput,
     input_ratios,
 )
-from pruning.runtime.prices import InputPrices
+from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
 from tests.pruning.runtime.test_gates import GATED, compressed

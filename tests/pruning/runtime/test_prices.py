@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from pruning.cost import CostModel, Widths
-from pruning.runtime.prices import InputPrices
+from prunegym.pruning.cost import CostModel, Widths
+from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.oracles import example
 from tests.pruning.runtime.test_gates import GATED
 

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning.apply import Method, apply_plan
-from pruning.calibration import calibrate, real_images
-from pruning.cost import CostModel
-from pruning.graph import find_groups
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.runtime import slicing
-from pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
-from pruning.runtime.per_input import input_ratios
-from pruning.runtime.prices import InputPrices
-from pruning.runtime.slicing import deployed
+from prunegym.pruning.apply import Method, apply_plan
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.cost import CostModel
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.runtime import slicing
+from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
+from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.runtime.prices import InputPrices
+from prunegym.pruning.runtime.slicing import deployed
 from tests.pruning.example_networks import EXAMPLES, randomised
 from tests.pruning.oracles import example, snapshot
 from tests.pruning.runtime.test_gates import GATED, compressed

@@ -3,12 +3,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning.apply import apply_plan
-from pruning.calibration import calibrate, real_images
-from pruning.graph import find_groups
-from pruning.plan import LayerDecision, PruningPlan
-from pruning.runtime.gates import detach_gates_, gates_of
-from pruning.runtime.stepping import GatewiseNetwork
+from prunegym.pruning.apply import apply_plan
+from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.runtime.gates import detach_gates_, gates_of
+from prunegym.pruning.runtime.stepping import GatewiseNetwork
 from tests.pruning.example_networks import EXAMPLES, Head, randomised, unit
 from tests.pruning.oracles import snapshot
 from tests.pruning.runtime.test_gates import GATED, compressed

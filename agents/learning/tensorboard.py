@@ -1,0 +1,180 @@
+"""What a run writes to TensorBoard beside Stable-Baselines3's own rollout, train and time curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.utils import get_latest_run_id
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+from torch.utils.tensorboard import SummaryWriter
+
+from prunegym.agents.episode_log import EpisodeLog
+from prunegym.agents.history import EpisodeHistory
+from prunegym.agents.pictures import figure_pixels, pareto_figure, ratio_bars_figure, ratio_heatmap
+from prunegym.agents.rollout import EpisodeResult
+
+
+class TensorBoardCallback(BaseCallback):
+    """Writes rewards, costs and ratios of each episode and, now and then, pictures and the best plan.
+
+    The x axis counts environment steps, as Stable-Baselines3's own curves do. Without a TensorBoard log it
+    does nothing.
+
+    Args:
+        history: of the run.
+        hyperparameters: to show, plain data.
+        log: every plan evaluated so far, for the picture of score against cost; None for no such picture.
+        uniform: what uniform pruning came to, to set the best plan against; None for no such picture.
+    """
+
+    OVERVIEW_EVERY = 40  # episodes; drawing takes about a second
+
+    def __init__(
+        self,
+        history: EpisodeHistory,
+        hyperparameters: Mapping[str, Any],
+        *,
+        log: EpisodeLog | None = None,
+        uniform: EpisodeResult | None = None,
+    ) -> None:
+        super().__init__()
+        self._history = history
+        self._hyperparameters = hyperparameters
+        self._log = log
+        self._uniform = uniform
+        self._drawn = history.episodes
+        self._writer: SummaryWriter | None = None
+
+    def write_episode(self, result: EpisodeResult) -> None:
+        """Write the scalars of the episode that the history counted last."""
+        if self._writer is None:
+            return
+        for tag, value in self._scalars(result).items():
+            self._writer.add_scalar(tag, value, self._history.steps)
+        self._writer.flush()  # an episode can take minutes; whoever watches wants to see it now
+
+    def write_overview(self) -> None:
+        """Write the pictures of all episodes so far and the best plan as a table."""
+        if self._writer is None:
+            return
+        for name, picture in self._pictures().items():
+            self._writer.add_image(f"prune/{name}", picture, self._history.steps, dataformats="HWC")
+        self._writer.add_text("prune/best_plan", best_plan_table(self._history), self._history.steps)
+        self._writer.flush()
+        self._drawn = self._history.episodes
+
+    def _pictures(self) -> dict[str, NDArray[np.uint8]]:
+        history = self._history
+        pictures = {"heatmap": ratio_heatmap(history.groups, history.ratios)}
+        if self._log is not None:
+            pictures["pareto"] = figure_pixels(pareto_figure(self._log.entries()))
+        if self._uniform is not None and history.best is not None:
+            bars = ratio_bars_figure(
+                history.groups, self._uniform.plan, history.best.plan, name="best so far"
+            )
+            pictures["bars"] = figure_pixels(bars)
+        return pictures
+
+    def close(self) -> None:
+        """Close the log; nothing more can be written."""
+        if self._writer is not None:
+            self.logger.close()
+
+    def _on_training_start(self) -> None:
+        formats = tensorboard_formats(self.logger)
+        if not formats:
+            return
+        self._writer = formats[0].writer
+        hide_events_from(self._writer, self._history.steps + 1)
+        hparams = HParam(flatten(self._hyperparameters), {"reward/best": 0.0})
+        formats[0].write({"hparams": hparams}, {"hparams": ()})
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        # what the last update recorded would else wait for the next one, and be lost to a checkpoint
+        self.logger.dump(self.num_timesteps)
+
+    _on_training_end = _on_rollout_start
+
+    def _on_rollout_end(self) -> None:
+        if self._history.episodes - self._drawn >= self.OVERVIEW_EVERY:
+            self.write_overview()
+
+    def _scalars(self, result: EpisodeResult) -> dict[str, float]:
+        best = self._history.best
+        scalars = {f"reward/{part}": value for part, value in result.reward.items() if part != "total"}
+        scalars |= {"reward/last": result.total, "reward/best": best.total if best else result.total}
+        scalars |= {
+            "prune/macs": result.macs,
+            "prune/params": result.params,
+            "episode": self._history.episodes,
+        }
+        if result.accuracy is not None:
+            scalars["prune/accuracy"] = result.accuracy
+        for group, decision in result.plan.items():
+            scalars |= {f"{name}/{group}": ratio for name, ratio in decision.items()}
+        return scalars
+
+
+def tensorboard_formats(logger: Logger) -> list[TensorBoardOutputFormat]:
+    """Return what a logger writes to TensorBoard by: one, or none."""
+    return [entry for entry in logger.output_formats if isinstance(entry, TensorBoardOutputFormat)]
+
+
+def goes_on_in_curves(model: BaseAlgorithm, name: str, *, resume: bool) -> bool:
+    """Whether a model goes on in the curves of an earlier run, of which it may be a checkpoint."""
+    if model.num_timesteps > 0:
+        return True
+    # a run that ended before its first checkpoint has curves too
+    return bool(resume and model.tensorboard_log and get_latest_run_id(model.tensorboard_log, name))
+
+
+def hide_events_from(writer: SummaryWriter, step: int) -> None:
+    """Have TensorBoard forget what an interrupted run wrote after its last checkpoint, if it had one."""
+    assert writer.file_writer is not None
+    restart = Event(step=step, session_log=SessionLog(status=SessionLog.START))
+    writer.file_writer.add_event(restart)
+
+
+def best_plan_table(history: EpisodeHistory) -> str:
+    """Return the best plan so far as a Markdown table."""
+    if history.best is None:
+        return "no episode yet"
+    rows = [
+        f"| {group} | {decision['static_ratio']:.3f} | {decision['runtime_ratio']:.3f} |"
+        for group, decision in history.best.plan.items()
+    ]
+    head = f"Episode {history.best_episode}, reward {history.best.total:.4f}"
+    return "\n".join([head, "", "| group | static ratio | runtime ratio |", "| --- | --- | --- |", *rows])
+
+
+def log_nowhere_(model: BaseAlgorithm) -> None:
+    """Give a model that has no TensorBoard log a logger that writes nothing, in place.
+
+    Stable-Baselines3's own writes nothing either, but leaves a folder where temporary files go.
+    """
+    model.set_logger(Logger(folder=None, output_formats=[]))
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float | None]:
+    """Return nested plain data as one level, `a.b` for b inside a; what is not a number becomes text.
+
+    Example:
+        >>> flatten({"gamma": 1.0, "policy_kwargs": {"net_arch": [64, 64]}})
+        {'gamma': 1.0, 'policy_kwargs.net_arch': '[64, 64]'}
+    """
+    flat: dict[str, bool | str | float | None] = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat

@@ -1,0 +1,1 @@
+"""Learn to set runtime ratios for each input."""

@@ -1,0 +1,250 @@
+"""Learning to decide for each input: many short episodes side by side, and a price that keeps the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from prunegym.agents.learning.algorithms import Algorithm, Rounds, on_policy, with_overrides
+from prunegym.agents.learning.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
+from prunegym.agents.learning.tensorboard import (
+    flatten,
+    goes_on_in_curves,
+    hide_events_from,
+    log_nowhere_,
+    tensorboard_formats,
+)
+from prunegym.agents.per_input.vector_adapter import SideBySide
+from prunegym.agents.rollout import require_episodes
+
+PER_INPUT = Algorithm("per-input", PPO, on_policy)
+SAVE_EVERY = 20  # updates
+WATCHED = ("macs", "agrees", "loss", "reference")  # what the environment says of every input
+
+
+class InputEnvironment(Protocol):
+    """What a vector environment of inputs offers beside Gymnasium's own interface.
+
+    Its last step's infos hold WATCHED, [inputs] each, and `ratios`, [inputs, gates].
+    """
+
+    gate_names: tuple[str, ...]
+    observation_names: tuple[str, ...]
+    observation_version: int
+    budget: float  # share of the dense network's multiply-adds, on average over inputs
+    price: float  # of the whole budget, in rewards
+
+    def marginal_price(self) -> float:
+        """Return a price to begin with."""
+
+
+@dataclass
+class InputHistory:
+    """The updates of one run, in order; it goes to JSON and back with a checkpoint."""
+
+    updates: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def episodes(self) -> int:
+        """How many inputs have gone through."""
+        return int(self.updates[-1]["episodes"]) if self.updates else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, fit for JSON."""
+        return {"updates": self.updates}
+
+
+@dataclass(frozen=True)
+class InputPolicy:
+    """A policy that was learned, and how."""
+
+    model: BaseAlgorithm
+    history: InputHistory
+
+    @property
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each layer of its network, tanh between them: its most likely action."""
+        policy: Any = self.model.policy
+        modules = [*policy.mlp_extractor.policy_net, policy.action_net]
+        return [
+            (one.weight.detach().clone(), one.bias.detach().clone())
+            for one in modules
+            if isinstance(one, nn.Linear)
+        ]
+
+
+def learn_per_input(
+    env: Any,
+    *,
+    episodes: int,
+    seed: int,
+    hyperparameters: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    tensorboard_log: Path | None = None,
+    progress: bool = False,
+    on_update: Callable[[dict[str, float]], None] | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+) -> InputPolicy:
+    """Learn a policy by PPO, while a price on multiply-adds rises and falls until they keep to the budget.
+
+    Args:
+        env: a vector environment of inputs, see InputEnvironment; used as it is.
+        episodes: inputs to send through; whole updates, at least one.
+        seed: of the order of inputs, the network and the exploration.
+        hyperparameters: that differ from those in `per-input.yaml`, see `with_overrides`.
+        device: where the policy network learns; it is small, so a CPU serves best.
+        tensorboard_log: the folder that gets the run's folder, or None.
+        progress: show a bar on standard error.
+        on_update: called with the record of each update; what it raises ends the run.
+        checkpoint: the folder that keeps the run every SAVE_EVERY updates, or None.
+        resume: go on from `checkpoint` if a run was kept there, else begin.
+
+    Raises:
+        HyperparameterError: there is no such hyper-parameter.
+        CheckpointError: the checkpoint is damaged, or of another run.
+        AgentError: fewer than one episode.
+    """
+    require_episodes(episodes)
+    settings = with_overrides(PER_INPUT, hyperparameters or {})
+    envs = SideBySide(env)
+    identity = {
+        "seed": seed,
+        "episodes": episodes,  # the learning rate falls with them
+        "hyperparameters": settings,
+        "gates": list(env.gate_names),
+        "observation": {"version": env.observation_version, "names": list(env.observation_names)},
+        "budget": env.budget,
+        "inputs at once": envs.num_envs,
+    }
+    kept = None
+    if resume and checkpoint:
+        kept = read_checkpoint(checkpoint, run=identity, history=lambda data: InputHistory(data["updates"]))
+    model, history = _begin(env, envs, settings, kept, seed, device, tensorboard_log)
+    save = partial(save_checkpoint, checkpoint, run=identity) if checkpoint else None
+    watch = _Watch(env, history, {"seed": seed, **settings}, save, on_update)
+    with tqdm(
+        total=episodes, initial=history.episodes, unit="input", disable=None if progress else True
+    ) as bar:
+        watch.bar = bar
+        left = (episodes - history.episodes) * len(env.gate_names)
+        if left > 0:  # else it was interrupted after learning
+            model.learn(
+                left,
+                watch,
+                log_interval=1,
+                tb_log_name="per-input",
+                reset_num_timesteps=not goes_on_in_curves(model, "per-input", resume=resume),
+            )
+            if save is not None:
+                save(model, history=history, env=envs)
+            model.logger.close()
+    return InputPolicy(model, history)
+
+
+def _begin(
+    env: InputEnvironment,
+    envs: SideBySide,
+    settings: Mapping[str, Any],
+    kept: Checkpoint[InputHistory] | None,
+    seed: int,
+    device: str,
+    tensorboard_log: Path | None,
+) -> tuple[BaseAlgorithm, InputHistory]:
+    """Return the model of a run at its beginning, or as a checkpoint kept it, and what it has seen."""
+    if kept:
+        model: BaseAlgorithm = kept.restore(PPO, envs, device=device, tensorboard_log=tensorboard_log)
+    else:
+        env.price = env.marginal_price()
+        model = PER_INPUT.make(
+            envs,
+            Rounds(len(env.gate_names), 1, envs.num_envs),
+            hyperparameters={name: value for name, value in settings.items() if name != "price_rate"},
+            seed=seed,
+            device=device,
+            tensorboard_log=tensorboard_log,
+        )
+    if tensorboard_log is None:
+        log_nowhere_(model)
+    return model, kept.history if kept else InputHistory()
+
+
+class _Watch(BaseCallback):
+    """Keeps the price, the record of updates, the curves and the checkpoint."""
+
+    bar: Any
+
+    def __init__(
+        self,
+        env: InputEnvironment,
+        history: InputHistory,
+        settings: Mapping[str, Any],
+        save: Callable[..., None] | None,
+        on_update: Callable[[dict[str, float]], None] | None,
+    ) -> None:
+        super().__init__()
+        self._env = env
+        self._history = history
+        self._settings = settings
+        self._save = save
+        self._on_update = on_update
+        self._seen: list[Mapping[str, Any]] = []  # of the inputs since the last update
+
+    def _on_training_start(self) -> None:
+        for log in tensorboard_formats(self.logger):
+            hide_events_from(log.writer, self.num_timesteps + 1)
+        hparams = HParam(flatten(self._settings), {"input/agrees": 0.0, "input/macs": 0.0})
+        self.logger.record("hparams", hparams, exclude=("stdout", "log", "json", "csv"))
+
+    def _on_rollout_start(self) -> None:
+        # what the last update recorded would else wait for the next one, and be lost to a checkpoint
+        self.logger.dump(self.num_timesteps)
+        # Not at a rollout's end, where Stable-Baselines3 has collected it but not learned from it yet.
+        updates = len(self._history.updates)
+        if self._save is not None and updates and updates % SAVE_EVERY == 0:
+            self._save(self.model, history=self._history, env=self.training_env)
+
+    def _on_training_end(self) -> None:
+        self.logger.dump(self.num_timesteps)
+
+    def _on_step(self) -> bool:
+        infos, rewards = self.locals["infos"], self.locals["rewards"]
+        self._seen += [
+            {**info, "reward": reward} for info, reward in zip(infos, rewards, strict=True) if info
+        ]
+        return True
+
+    def _on_rollout_end(self) -> None:
+        record = {name: float(np.mean([info[name] for info in self._seen])) for name in (*WATCHED, "reward")}
+        ratios: NDArray[np.float64] = np.mean([info["ratios"] for info in self._seen], axis=0)
+        spread = float(np.std([info["macs"] for info in self._seen]))
+        record |= {
+            "episodes": self._history.episodes + len(self._seen),
+            "price": self._env.price,
+            "macs_std": spread,
+        }
+        for name, value in record.items():
+            self.logger.record(f"input/{name}", value)
+        for gate, ratio in zip(self._env.gate_names, ratios, strict=True):
+            self.logger.record(f"runtime/{gate}", float(ratio))
+        self._history.updates.append(record)
+        self.bar.update(len(self._seen))
+        self.bar.set_postfix_str(f"agrees {record['agrees']:.1%}, MACs {record['macs']:.1%}", refresh=False)
+        self._seen = []
+        self._env.price = max(
+            0.0, self._env.price + self._settings["price_rate"] * (record["macs"] / self._env.budget - 1)
+        )
+        if self._on_update is not None:
+            self._on_update(record)

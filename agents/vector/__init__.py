@@ -1,0 +1,1 @@
+"""Several environments side by side: in this process, in forks, or on a Ray cluster."""

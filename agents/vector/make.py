@@ -1,0 +1,53 @@
+"""One environment, or several processes of it that share the network and the images."""
+
+from __future__ import annotations
+
+import torch
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from prunegym.agents.errors import AgentError
+from prunegym.agents.interface import GymEnv, episodic_environment
+from prunegym.agents.vector.forked import Workers, follow_parent
+from prunegym.agents.vector.wrappers import ReportedFailures, RestartableEpisodes
+
+
+def vectorized(env: GymEnv, *, n_envs: int = 1, cluster: str | None = None) -> VecEnv:
+    """Return `n_envs` environments that step in lockstep, each in a process of its own with one thread.
+
+    The processes are forks: network, images and what is known of plans are shared, not copied. So each
+    network's first episode is begun here before: what that finds out, they would each find out again. One
+    environment stays in this process, unless there is a cluster.
+
+    Args:
+        env: all are like it.
+        n_envs: how many.
+        cluster: address of the Ray cluster whose processes are used, see `connected`; None
+            for forks.
+
+    Raises:
+        AgentError: fewer than one, or several where CUDA is in use, which does not survive a fork; or see
+            `prunegym.agents.vector.ClusterWorkers`.
+    """
+    if n_envs < 1:
+        raise AgentError(f"the number of environments must be 1 or more, got {n_envs}")
+    if n_envs == 1 and cluster is None:
+        return DummyVecEnv([lambda: Monitor(RestartableEpisodes(env))])
+    if torch.cuda.is_initialized() and cluster is None:
+        raise AgentError(
+            "several environments need processes, which cannot share a GPU that is in use; "
+            "leave out --n-envs, or use --device cpu, or --cluster"
+        )
+    for _ in range(episodic_environment(env).networks):
+        env.reset()
+    if cluster is not None:
+        from prunegym.agents.vector.ray_workers import ClusterWorkers  # late: it builds on this module
+
+        return ClusterWorkers(env, n_envs=n_envs, address=cluster)
+
+    def start() -> GymEnv:
+        follow_parent()
+        torch.set_num_threads(1)
+        return ReportedFailures(Monitor(RestartableEpisodes(env)))
+
+    return Workers([start] * n_envs)

@@ -1,0 +1,103 @@
+"""What runs in a process of the cluster, and how an environment gets there."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import cloudpickle
+import torch
+from stable_baselines3.common.monitor import Monitor
+
+from prunegym.agents.errors import AgentError, one_line
+from prunegym.agents.interface import Action, GymEnv, Observation, episodic_environment
+from prunegym.agents.vector.wrappers import RestartableEpisodes
+
+Result: TypeAlias = Mapping[str, Any]  # an "episode_result"
+
+
+class Step(NamedTuple):
+    """What came of a step; after an episode's last one, `observation` is the next episode's first."""
+
+    observation: Observation
+    reward: float
+    done: bool
+    info: dict[str, Any]
+    reset_info: dict[str, Any]
+    start: Mapping[str, Any] | None  # what the next episode starts from, if it has begun
+
+
+class HostedEnvironment:
+    """One environment in a process of the cluster, on one thread.
+
+    Args:
+        paths: where the sender finds its modules.
+        packed: the environment, as `pack` returned it.
+        known: results of episodes that need not be evaluated again.
+    """
+
+    def __init__(self, paths: Iterable[str], packed: bytes, known: Iterable[Result]) -> None:
+        torch.set_num_threads(1)
+        sys.path.extend(path for path in paths if path not in sys.path)
+        env: GymEnv = torch.load(io.BytesIO(packed), weights_only=False)  # the run's own, no stranger's
+        for result in known:
+            episodic_environment(env).remember(result)
+        self._env = Monitor(RestartableEpisodes(env))
+
+    def reset(self, seed: int | None, options: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode."""
+        return self._env.reset(seed=seed, **({"options": options} if options else {}))
+
+    def step(self, action: Action) -> Step:
+        """Take a step; after the last one of an episode, begin the next."""
+        observation, reward, terminated, truncated, info = self._env.step(action)
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if not (terminated or truncated):
+            return Step(observation, float(reward), False, info, {}, None)
+        info["terminal_observation"] = observation
+        observation, reset_info = self._env.reset()
+        return Step(observation, float(reward), True, info, reset_info, self.env_method("episode_start"))
+
+    def env_method(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the environment or of a wrapper."""
+        return self._env.get_wrapper_attr(name)(*args, **kwargs)
+
+    def get_attr(self, name: str) -> Any:
+        """Return an attribute of the environment or of a wrapper."""
+        return self._env.get_wrapper_attr(name)
+
+    def set_attr(self, name: str, value: Any) -> None:
+        """Set an attribute of the outermost wrapper."""
+        setattr(self._env, name, value)
+
+
+def pack(env: GymEnv) -> bytes:
+    """Return an environment as it stands, with the code that another process could not import.
+
+    Raises:
+        AgentError: something in it cannot be pickled.
+    """
+    buffer = io.BytesIO()
+    by_value = [module for name, module in sys.modules.copy().items() if not _importable(name)]
+    for module in by_value:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        # plain pickle would repeat a whole tensor for each view of it
+        torch.save(env, buffer, pickle_module=cloudpickle)
+    except Exception as error:  # what a user's network holds may raise anything
+        raise AgentError(
+            f"the environment cannot be sent to a cluster ({one_line(error)}); leave out --cluster"
+        ) from error
+    finally:
+        for module in by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+    return buffer.getvalue()
+
+
+def _importable(name: str) -> bool:
+    """Return whether a path leads to a module, as none does to a network's file that was executed."""
+    if "." in name or name == "__main__" or not getattr(sys.modules[name], "__file__", None):
+        return True  # as its package is; or pickled by value in any case; or built in
+    return any(finder.find_spec(name, None) for finder in sys.meta_path)

@@ -1,0 +1,67 @@
+"""Wrappers of one environment in a process of its own."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from prunegym.agents.interface import Action, GymEnv, Observation, episodic_environment
+
+FAILURE = "failure"  # in an info: what the environment raised, and where, as text
+
+
+class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action]):
+    """Remembers the state each episode starts from, so that a resumed run can start it again."""
+
+    def __init__(self, env: GymEnv) -> None:
+        super().__init__(env)
+        self.start_state: Mapping[str, Any] = {}
+        self._restart_from: Mapping[str, Any] | None = None
+
+    def episode_start(self) -> Mapping[str, Any]:
+        """Return what the episode at hand started from, as plain data."""
+        return self.start_state
+
+    def restart_from(self, state: Mapping[str, Any]) -> None:
+        """Let the next episode start from this state, whatever seed it is given."""
+        self._restart_from = state
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; see the class."""
+        environment = episodic_environment(self.env)
+        if self._restart_from is not None:
+            environment.restore_episode_state(self._restart_from)
+            seed = self._restart_from = None
+        self.start_state = environment.episode_state()
+        return self.env.reset(seed=seed, options=options)
+
+
+class ReportedFailures(gym.Wrapper[Observation, Action, Observation, Action]):
+    """Hands on what the environment raises, in the info, where its process would end with a traceback."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; see the class."""
+        try:
+            return self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            return self._nothing(), {FAILURE: (error, traceback.format_exc())}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Take a step; see the class."""
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        except Exception as error:
+            return self._nothing(), 0.0, False, False, {FAILURE: (error, traceback.format_exc())}
+        return observation, float(reward), terminated, truncated, info
+
+    def _nothing(self) -> Observation:
+        assert self.observation_space.shape is not None
+        return np.zeros(self.observation_space.shape, dtype=np.float32)

@@ -1,0 +1,99 @@
+"""Several networks in turn, so that one policy learns what holds for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from prunegym.envs.layer_pruning import Action, LayerPruningEnv, Observation, PlainPlan
+from prunegym.envs.results import Foresight
+from prunegym.pruning.errors import PlanError
+
+
+class SeveralNetworksEnv(gym.Env[Observation, Action]):
+    """Each episode prunes the next network of a round; observations mean the same in all of them.
+
+    Spaces, rewards and `info` are those of LayerPruningEnv, but group names begin with the network's:
+    `cifar_resnet20/layer1.0.conv1`.
+
+    Args:
+        envs: network name -> its environment.
+
+    Raises:
+        PlanError: there is none.
+    """
+
+    observation_names = LayerPruningEnv.observation_names
+    observation_version = LayerPruningEnv.observation_version
+    observation_normaliser = LayerPruningEnv.observation_normaliser
+
+    def __init__(self, envs: Mapping[str, LayerPruningEnv]) -> None:
+        if not envs:
+            raise PlanError("there is no network to learn on; name at least one")
+        self.envs = dict(envs)
+        self.networks = len(self.envs)
+        self.group_names = tuple(
+            f"{name}/{group}" for name, env in self.envs.items() for group in env.group_names
+        )
+        self.gated = tuple(gated for env in self.envs.values() for gated in env.gated)
+        first = next(iter(self.envs.values()))
+        self.action_space, self.observation_space = first.action_space, first.observation_space
+        self.action_mode = first.action_mode
+        self._turn = -1  # of the network at hand
+
+    @property
+    def _name(self) -> str:
+        return list(self.envs)[self._turn]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode of the next network; of the first one where a seed is given."""
+        super().reset(seed=seed)
+        self._turn = (self._turn + 1) % self.networks if seed is None else 0
+        env_seed = int(self.np_random.integers(2**31))  # one state of random numbers decides all that follows
+        return self.envs[self._name].reset(seed=env_seed, options=options)
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Decide the next group of the network at hand."""
+        name = self._name
+        observation, reward, terminated, truncated, info = self.envs[name].step(action)
+        info["group"] = f"{name}/{info['group']}"
+        if "episode_result" in info:
+            result = info["episode_result"]
+            info["episode_result"] = {**result, "plan": _named(name, result["plan"])}
+        return observation, reward, terminated, truncated, info
+
+    def imagined(self, foresee: Foresight) -> SeveralNetworksEnv:
+        """Return a twin whose episodes end with what is foreseen for a plan, see LayerPruningEnv."""
+
+        def of(name: str) -> Foresight:
+            return lambda plan, expected: foresee(_named(name, plan), expected)
+
+        return SeveralNetworksEnv({name: env.imagined(of(name)) for name, env in self.envs.items()})
+
+    def episode_state(self) -> dict[str, Any]:
+        """Return whose turn is over, and the state of the random numbers, as plain data."""
+        return {"turn": self._turn, "random": self.np_random.bit_generator.state}
+
+    def restore_episode_state(self, state: Mapping[str, Any]) -> None:
+        """Have the next episode start from what `episode_state` returned."""
+        self._turn = state["turn"]
+        self.np_random.bit_generator.state = state["random"]
+
+    def remember(self, result: Mapping[str, Any]) -> None:
+        """Take an `episode_result` as known, from an earlier run of the same task."""
+        # looked up: a network's own name may hold slashes
+        places = {
+            f"{name}/{group}": (name, group) for name, env in self.envs.items() for group in env.group_names
+        }
+        name, _ = places[next(iter(result["plan"]))]
+        plan = {places[group][1]: decision for group, decision in result["plan"].items()}
+        self.envs[name].remember({**result, "plan": plan})
+
+
+def _named(network: str, plan: PlainPlan) -> PlainPlan:
+    """Return a plan with the network's name before those of its groups."""
+    return {f"{network}/{group}": decision for group, decision in plan.items()}

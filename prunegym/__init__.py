@@ -1,0 +1,1 @@
+"""Learn how much to compress where: pruning of trained CNNs as a Gymnasium environment."""

@@ -1,0 +1,1 @@
+"""Observe a network at work: the statistics that criteria and compensations use."""

@@ -1,0 +1,67 @@
+"""Noise, made to look like features by the BatchNorms: no optimisation, seconds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.pruning.calibration.statistics import CalibrationInputs
+from prunegym.pruning.calibration.synthesis.records import SYNTHESES, gaussian_images, says_of_its_images
+from prunegym.pruning.graph import find_groups
+from prunegym.pruning.graph.interpreter import BATCH_NORMS, Lockstep
+
+BATCH_SIZE = 128
+
+
+@SYNTHESES.register("noise")
+def noise(model: nn.Module, input_shape: Sequence[int], *, seed: int, progress: bool) -> CalibrationInputs:
+    """Send Gaussian noise through the network with each BatchNorm set to what it then sees.
+
+    So the output of every BatchNorm has the mean beta and the variance gamma^2 that it had in training, as in
+    layer-wise synthesis (Horton et al. 2022), while the correlations between channels are those that all the
+    layers before it induce. On ResNet-56 least squares is within a point of real images at half the channels.
+    """
+    images = gaussian_images(input_shape, seed=seed)
+    reference = restandardised(model, images) if says_of_its_images(model) else model
+    return CalibrationInputs(images.split(BATCH_SIZE), reference)
+
+
+@SYNTHESES.register("layerwise")
+def layerwise(
+    model: nn.Module, input_shape: Sequence[int], *, seed: int, progress: bool
+) -> CalibrationInputs:
+    """Draw each layer's input from the BatchNorms that feed it, and push it through its writer.
+
+    Architecture decision 4 (a); Horton et al. 2022; see Lockstep. Without BatchNorm, noise.
+    """
+    images = gaussian_images(input_shape, seed=seed)
+    if not says_of_its_images(model):
+        return CalibrationInputs(images.split(BATCH_SIZE), model)
+    reference = restandardised(model, images, layerwise=seed)
+    return CalibrationInputs(images.split(BATCH_SIZE), reference, layerwise=seed)
+
+
+@torch.no_grad()
+def restandardised(model: nn.Module, images: Tensor, *, layerwise: int | None = None) -> nn.Module:
+    """Return a copy whose BatchNorms hold the statistics of these images, in evaluation mode.
+
+    One batch of all images: after batches, the later layers would see averages of other distributions.
+    """
+    copied = copy.deepcopy(model).eval()
+    for module in copied.modules():
+        if isinstance(module, BATCH_NORMS) and module.track_running_stats:
+            module.momentum = 1.0  # forget what was before
+            module.train()
+    images = images.to(next(copied.parameters()).device)
+    if layerwise is None:
+        copied(images)
+    else:
+        for _ in Lockstep(find_groups(model, images.shape[1:]), [copied], images, layerwise=layerwise):
+            pass
+    for module, original in zip(copied.modules(), model.modules(), strict=True):
+        if isinstance(module, BATCH_NORMS):
+            module.momentum = original.momentum  # type: ignore[assignment]
+    return copied.eval()

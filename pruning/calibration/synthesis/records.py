@@ -1,0 +1,63 @@
+"""What a synthesis is. A registry: add one function to add a way to calibrate without data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.pruning.calibration.statistics import CalibrationInputs
+from prunegym.pruning.graph.interpreter import BATCH_NORMS
+from prunegym.pruning.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+PIXELS = 2**18  # of a synthetic set in all: 256 images of 32 x 32
+FEWEST = 32  # images, however large
+MOST = 256
+
+
+class Synthesis(Protocol):
+    """Makes calibration inputs for a trained network."""
+
+    def __call__(
+        self, model: nn.Module, input_shape: Sequence[int], *, seed: int, progress: bool
+    ) -> CalibrationInputs:
+        """Return inputs that fit `model`; it is left as it was.
+
+        Args:
+            model: trained; the statistics of its BatchNorms say what it was trained on.
+            input_shape: of one image.
+            seed: of all that is drawn; the same seed gives the same inputs.
+            progress: show a bar on stderr, if that takes long and stderr is a terminal.
+        """
+        ...
+
+
+SYNTHESES: Registry[Synthesis] = Registry("calibration")
+
+
+def gaussian_images(input_shape: Sequence[int], *, seed: int) -> Tensor:
+    """Return images of independent N(0, 1) pixels, as normalised images have: [N, C, H, W]."""
+    count = min(MOST, max(FEWEST, PIXELS // torch.Size(input_shape[1:]).numel()))
+    return torch.randn((count, *input_shape), generator=torch.Generator().manual_seed(seed))
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether the network holds statistics of what it was trained on."""
+    return any(isinstance(module, BATCH_NORMS) and module.track_running_stats for module in model.modules())
+
+
+def says_of_its_images(model: nn.Module) -> bool:
+    """Return `has_batch_norm`; if it does not, say what happens instead."""
+    if has_batch_norm(model):
+        return True
+    logger.warning(
+        "%s has no BatchNorm, whose statistics would tell of its training images: it is calibrated on plain "
+        "Gaussian noise, which is worse; give images with --data if there are some",
+        type(model).__name__,
+    )
+    return False

@@ -1,0 +1,1 @@
+"""Measure networks on images: one alone, or several side by side."""

@@ -1,0 +1,99 @@
+"""Carry several plans out and measure them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.pruning.apply import Compressed
+from prunegym.pruning.data import Images
+from prunegym.pruning.evaluation.evaluate import Evaluation, evaluate
+from prunegym.pruning.latency.timing import measure_latency
+from prunegym.pruning.metrics import ScoreFunction
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.runtime.outcomes import input_outcomes
+from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.runtime.slicing import deployed
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Networks under comparison, by name."""
+
+    compressed: Mapping[str, Compressed]
+    evaluations: Mapping[str, Evaluation]
+
+    @property
+    def gated(self) -> dict[str, int]:
+        """Return how many groups each network gates at run time."""
+        return {name: len(one.gates) for name, one in self.compressed.items()}
+
+
+def measure_rows(
+    network: PrunableNetwork, plans: Mapping[str, PruningPlan], judge: Images | ScoreFunction
+) -> Rows:
+    """Carry plans out on copies of a network and measure them; see `measure_side_by_side`.
+
+    Args:
+        network: the dense network.
+        plans: name -> plan.
+        judge: images to measure on, or a score function.
+    """
+    return measure_side_by_side(
+        network, {name: network.compress(plan) for name, plan in plans.items()}, judge
+    )
+
+
+def measure_side_by_side(
+    network: PrunableNetwork, compressed: Mapping[str, Compressed], judge: Images | ScoreFunction
+) -> Rows:
+    """Measure compressed copies of a network, their latencies in turn within one run.
+
+    Latency is that of the `deployed` form: BatchNorms fused, and what gates skip is skipped.
+
+    Args:
+        network: the dense network.
+        compressed: name -> copy.
+        judge: images to measure on, one of them for latency; or a score function, and noise for latency.
+    """
+    models = {name: deployed(one.model, network.graph.input_shape) for name, one in compressed.items()}
+    image = image_for_latency([one.model for one in compressed.values()], judge, network.graph.input_shape)
+    latencies = measure_latency(models, image)
+    evaluations = {
+        name: replace(
+            evaluate(one.model, judge, macs=network.cost.macs(one.widths)), latency_ms=latencies[name]
+        )
+        for name, one in compressed.items()
+    }
+    return Rows(compressed, evaluations)
+
+
+def image_for_latency(
+    models: Iterable[nn.Module], judge: Images | ScoreFunction, shape: Sequence[int]
+) -> Tensor:
+    """Return a typical image of those to measure on, or noise of this shape; on the networks' device."""
+    if isinstance(judge, Images):
+        return typical_image(models, judge)
+    noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
+    return noise.to(next(next(iter(models)).parameters()))
+
+
+def typical_image(models: Iterable[nn.Module], images: Images) -> Tensor:
+    """Return an image, [1, ...] on the networks' device, for which latency is to be measured.
+
+    The one whose multiply-adds are nearest the mean, in the first network that decides for each input; the
+    first image where none does.
+    """
+    number, device = 0, torch.device("cpu")
+    for model in models:
+        device = next(model.parameters()).device
+        if input_ratios(gates_of(model)) is not None:
+            macs = input_outcomes(model, images).macs
+            number = int(abs(macs - macs.mean()).argmin())
+            break
+    return images.take(torch.tensor([number])).to(device)

@@ -1,0 +1,73 @@
+"""Measure a network: accuracy, agreement with the dense network, cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from safetensors.torch import save
+from torch import nn
+
+from prunegym.pruning.cost import count_params
+from prunegym.pruning.data import Images
+from prunegym.pruning.metrics import ScoreFunction, accuracy, predictions, scored
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.runtime.outcomes import input_outcomes
+from prunegym.pruning.runtime.per_input import input_ratios
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of a plan. Shares are of the dense network."""
+
+    accuracy: float | None  # 0 to 1; None without labels
+    macs: int  # for one image, the mean where images differ; of what gates skip, none
+    params: int
+    bytes: int  # of the weights file
+    latency_ms: float | None = None  # median for one image, as deployed; None where it was not measured
+    agreement: float | None = None  # without labels: share of images on which the dense network says the same
+    score: float | None = None  # what the user's function says, where that takes the place of images
+
+    @property
+    def quality(self) -> float:
+        """What plans are compared by: the score, the accuracy or, without labels, the agreement."""
+        found = [one for one in (self.score, self.accuracy, self.agreement) if one is not None]
+        return found[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Evaluation:
+        """Build an evaluation from what `to_dict` returned."""
+        return cls(**data)
+
+
+def weights_bytes(model: nn.Module) -> int:
+    """Return the size of the network's weights as a safetensors file."""
+    return len(save({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}))
+
+
+def evaluate(model: nn.Module, judge: Images | ScoreFunction, *, macs: int) -> Evaluation:
+    """Measure a network; latency is measured side by side with others (`measure_latency`).
+
+    Args:
+        model: the network.
+        judge: images with labels, true ones or the dense network's answers; or a score function.
+        macs: its multiply-adds, from a CostModel; of one that decides for each input they are measured.
+
+    Raises:
+        DataError: see `predictions` and `scored`.
+    """
+    cost = {"macs": macs, "params": count_params(model), "bytes": weights_bytes(model)}
+    if not isinstance(judge, Images):
+        return Evaluation(None, **cost, score=scored(judge, model))
+    ratios = input_ratios(gates_of(model))
+    if ratios is None:
+        right = accuracy(*predictions(model, judge.batches()))
+    else:
+        found = input_outcomes(model, judge)
+        right = accuracy(found.logits, found.labels)
+        cost["macs"] = round(found.macs.mean() * ratios.prices.dense)
+    return Evaluation(right, **cost) if judge.labelled else Evaluation(None, **cost, agreement=right)

@@ -1,0 +1,136 @@
+"""Run a network and variants of it side by side, operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.graph.tracing import BATCH_NORMS, argument_value, run_node
+
+
+class Lockstep:
+    """All variants of a network on the same images, each operator in all of them before the next.
+
+    Iterate over it: each node comes up before it runs, and its inputs in each variant can be looked at with
+    `inputs`. The variants' weights may be changed on the way, and values replaced.
+
+    Args:
+        graph: its `program` is followed.
+        variants: the network and copies of it, with the weights and modules each has at the moment.
+        images: [N, C, H, W], on the variants' device.
+        layerwise: a seed. Every layer then reads what the statistics of the BatchNorms before it say, instead
+            of what came out of the layers before it (Horton et al. 2022): one Gaussian N(beta, gamma^2) per
+            BatchNorm, passed on through activations and joins. What `inputs` shows is one layer further: such
+            inputs pushed through their writer, whose weights tie its channels to each other.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        variants: Sequence[nn.Module],
+        images: Tensor,
+        *,
+        layerwise: int | None = None,
+    ) -> None:
+        self._graph = graph
+        self._images = images
+        self._lanes = [_Lane(variant) for variant in variants]
+        self._fresh = None if layerwise is None else _GaussianLane(variants[0], layerwise)
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[fx.Node]:
+        """Yield each node before it runs."""
+        uses = {node: len(node.users) for node in self._graph.program.nodes}
+        for node in self._graph.program.nodes:
+            if node.op == "output":
+                return
+            yield node
+            self._run(node)
+            for read in node.all_input_nodes:
+                uses[read] -= 1
+                if not uses[read]:
+                    self._forget(read)
+
+    def inputs(self, node: fx.Node) -> list[Any]:
+        """Return the first input of a node in each variant."""
+        return [lane.argument(node.args[0]) for lane in self._lanes]
+
+    def values(self, node: fx.Node) -> list[Any]:
+        """Return what each variant made of a node that has run and is still to be used."""
+        return [lane.values[node] for lane in self._lanes]
+
+    def replace(self, node: fx.Node, variant: int, value: Tensor) -> None:
+        """Put another value in the place of a node's, for what comes after it."""
+        self._lanes[variant].values[node] = value
+
+    def _run(self, node: fx.Node) -> None:
+        for lane in self._lanes:
+            source = self._fresh if self._fresh and self._mixes_channels(node) else lane
+            lane.run(node, self._images, source)
+        if self._fresh:
+            self._fresh.run(node, self._images, self._fresh)
+
+    def _forget(self, node: fx.Node) -> None:
+        for lane in self._lanes:
+            del lane.values[node]
+        if self._fresh:
+            del self._fresh.values[node]
+
+    def _mixes_channels(self, node: fx.Node) -> bool:
+        """Whether the node is a layer that mixes channels; a depthwise convolution carries them."""
+        layer = self._graph.layers.get(str(node.target)) if node.op == "call_module" else None
+        return layer is not None and not layer.depthwise
+
+
+class _Lane:
+    """One variant's way through the program."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.values: dict[fx.Node, Any] = {}
+
+    def argument(self, argument: Any) -> Any:
+        """Return an argument of a node with values in the place of nodes."""
+        return fx.node.map_arg(argument, lambda node: self.values[node])
+
+    def run(self, node: fx.Node, images: Tensor, source: _Lane) -> None:
+        """Compute a node with this variant's weights, on the inputs of the lane `source`."""
+        self.values[node] = self._value(
+            node, images, source.argument(node.args), source.argument(node.kwargs)
+        )
+
+    def _value(self, node: fx.Node, images: Tensor, args: Any, kwargs: Any) -> Any:
+        if node.op == "placeholder":
+            return argument_value(node, images)
+        return run_node(self.model, node, args, kwargs)
+
+
+class _GaussianLane(_Lane):
+    """What the statistics of the BatchNorms say: nothing ties one channel, or one place, to another."""
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        super().__init__(model)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _value(self, node: fx.Node, images: Tensor, args: Any, kwargs: Any) -> Any:
+        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, BATCH_NORMS):
+            return super()._value(node, images, args, kwargs)
+        noise = torch.randn(args[0].shape, generator=self._generator).to(args[0])
+        if type(module) not in BATCH_NORMS and module.running_var is not None:
+            return module(_with_statistics(noise, module))  # it does more, as timm's, which activate too
+        if not module.affine:
+            return noise
+        shape = (1, -1, *[1] * (noise.dim() - 2))
+        return noise.mul_(module.weight.detach().abs().view(shape)).add_(module.bias.detach().view(shape))
+
+
+def _with_statistics(noise: Tensor, batch_norm: Any) -> Tensor:
+    """Return noise [N, C, ...] of mean 0 and variance 1 with the mean and variance that a BatchNorm knows."""
+    shape = (1, -1, *[1] * (noise.dim() - 2))
+    deviation = (batch_norm.running_var + batch_norm.eps).sqrt()
+    return noise * deviation.view(shape) + batch_norm.running_mean.view(shape)

@@ -1,0 +1,197 @@
+"""Run a traced network once, with an index tensor beside every activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunegym.pruning.errors import UntraceableModelError
+from prunegym.pruning.graph.channels import CONSTANT, Channels, profile, spread, varying
+from prunegym.pruning.graph.records import LayerShape, ShapeConstant
+from prunegym.pruning.graph.tracing import BATCH, UNTRACED, example_image
+
+
+@dataclass
+class Slot:
+    """One tensor axis that holds channels: `ids` gives each position's channel number."""
+
+    role: str  # writers, carriers, readers, parameters or constants, as in ChannelGroup
+    owner: str
+    ids: Tensor
+    axis: int = 0
+
+
+@dataclass
+class Call:
+    """One operator with its inputs, its result, and the index tensors of its inputs."""
+
+    node: fx.Node
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    index_args: tuple[Any, ...]  # as args, with index tensors in the place of tensors
+    index_kwargs: dict[str, Any]
+    value: Any
+
+    @property
+    def name(self) -> str:
+        """What the operator is called in a reason: a layer's name or the function's."""
+        target = self.node.target
+        return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+    def argument(self, position: int, keyword: str, default: Any = None) -> Any:
+        """Return an argument of the call, however it was passed."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(keyword, default)
+
+    def indices(self) -> list[Tensor]:
+        """Return the index tensors of all tensor arguments."""
+        return [
+            leaf
+            for leaf in pytree.tree_leaves((self.index_args, self.index_kwargs))
+            if isinstance(leaf, Tensor)
+        ]
+
+
+Rule = Callable[["Walk", Call], Any]  # returns the index tensor(s) of the result
+
+
+@dataclass
+class Walk:
+    """What is gathered on the way through the network."""
+
+    channels: Channels = field(default_factory=Channels)
+    slots: dict[tuple[str, str], Slot] = field(default_factory=dict)
+    layers: dict[str, LayerShape] = field(default_factory=dict)
+    constants: dict[str, ShapeConstant] = field(default_factory=dict)
+    counted_macs: int = 0  # by torch's own counter, of one image
+
+    def add_slot(self, role: str, owner: str, ids: Tensor, axis: int = 0) -> Tensor:
+        """File which channels an axis holds; a layer that is called again ties the two calls."""
+        slot = self.slots.setdefault((role, owner), Slot(role, owner, ids, axis))
+        if slot.ids is not ids:
+            self.channels.tie(slot.ids, ids)
+            if bool(((slot.ids >= 0) != (ids >= 0)).any()):
+                self.channels.freeze(torch.cat([slot.ids, ids]), f"{owner} is called on unlike inputs")
+        return slot.ids
+
+    def add_constant(self, node: fx.Node, path: tuple[str | int, ...], ids: Tensor) -> None:
+        """File a size written into `forward` that counts the channels `ids`."""
+        key = ":".join([node.name, *map(str, path)])
+        self.constants[key] = ShapeConstant(key=key, node=node.name, path=path, size=len(ids))
+        self.add_slot("constants", key, ids)
+
+    def parameter(self, name: str, value: Tensor) -> Tensor:
+        """Return the index tensor of a bare tensor: one with a single axis may hold a value per channel."""
+        axes = [axis for axis, size in enumerate(value.shape) if size > 1]
+        if len(axes) != 1:
+            return torch.tensor(CONSTANT).expand(value.shape)
+        known = self.slots.get(("parameters", name))
+        ids = known.ids if known else self.channels.create(value.size(axes[0]))
+        return spread(self.add_slot("parameters", name, ids, axes[0]), value.shape, axes[0])
+
+    def freeze(self, call: Call, reason: str) -> Any:
+        """Freeze every channel that enters the call; return opaque index tensors for its result."""
+        for index in call.indices():
+            self.channels.freeze(index, reason)
+        return self.opaque_like(call.value, reason)
+
+    def opaque_like(self, value: Any, reason: str) -> Any:
+        """Return index tensors for a result whose channels are not understood."""
+        return _map_tensors(lambda tensor: self.channels.opaque(tensor.shape, reason), value)
+
+    def along(self, index: Tensor, dim: int, call: Call) -> Tensor | None:
+        """Return the channel numbers along `dim`, or None (after freezing) if they lie elsewhere too."""
+        index = self.channels.separate(index)
+        dim %= index.dim()
+        if set(varying(index)) - {dim}:
+            self.channels.freeze(index, f"{call.name} reads its channels across another dimension")
+            return None
+        return profile(index, dim)
+
+
+class ChannelInterpreter(fx.Interpreter):
+    """Interpret a traced network on an example; shadow each value by its index tensor."""
+
+    def __init__(self, traced: fx.GraphModule, rules: Callable[[Call], Rule | None]) -> None:
+        super().__init__(traced)
+        self.walk = Walk()
+        self._rules = rules
+        self._index: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute the node's value, then its index tensors."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        index_args, index_kwargs = self._index_of(n, n.args), self._index_of(n, n.kwargs)
+        value = super().run_node(n)
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        call = Call(n, module, args, kwargs, index_args, index_kwargs, value)
+        index = self._shadow(call)
+        self._index[n.name] = _map_tensors(self.walk.channels.settle, index)
+        return value
+
+    def _index_of(self, node: fx.Node, arguments: Any) -> Any:
+        return fx.node.map_arg(arguments, lambda argument: self._index[argument.name])
+
+    def _shadow(self, call: Call) -> Any:
+        if call.node.op == "output":
+            for index in call.indices():
+                self.walk.channels.freeze(index, "it is the network's output")
+            return None
+        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(call.value)):
+            return call.value  # sizes and numbers: known, and no channels in them
+        if call.node.op == "placeholder":
+            return self.walk.opaque_like(call.value, "it is the network's input")
+        if call.node.op == "get_attr":
+            return self.walk.parameter(str(call.node.target), call.value)
+        rule = self._rules(call)
+        if rule is None:
+            return self.walk.freeze(call, call.node.meta.get(UNTRACED) or f"no rule for {_kind(call)}")
+        if not call.args:
+            return self.walk.freeze(call, f"{call.name} takes its input by keyword")
+        return rule(self.walk, call)
+
+
+def _kind(call: Call) -> str:
+    return type(call.module).__name__ if call.module is not None else call.name
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    return pytree.tree_map_only(Tensor, function, value)
+
+
+@torch.no_grad()
+def walk_program(
+    traced: fx.GraphModule, input_shape: Sequence[int], rules: Callable[[Call], Rule | None]
+) -> Walk:
+    """Run the network on noise of `input_shape` (one image) and return what the rules found.
+
+    Raises:
+        UntraceableModelError: the network does not run on such an input.
+    """
+    example = example_image(traced, input_shape)
+    interpreter = ChannelInterpreter(traced, rules)
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter:  # in a run of its own: every operation on an index tensor would pass through it too
+            fx.Interpreter(traced).run(example.clone())
+        interpreter.run(example)
+    except Exception as error:  # whatever a stranger's forward raises
+        cause = " ".join(str(error).partition("While executing %")[0].split())  # fx adds its graph
+        raise UntraceableModelError(
+            f"the network does not run on an image of shape {tuple(input_shape)}: {cause}"
+        ) from error
+    interpreter.walk.counted_macs = _convolution_macs(counter)
+    return interpreter.walk
+
+
+def _convolution_macs(counter: FlopCounterMode) -> int:
+    """Return the multiply-adds of one image that torch spent on convolutions and on matrices of weights."""
+    flops = counter.get_flop_counts()["Global"]
+    counted = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
+    return sum(flops.get(operator, 0) for operator in counted) // (2 * BATCH)  # a MAC is 2 FLOPs

@@ -1,0 +1,197 @@
+"""Networks by name: the embedded ones, torchvision's, timm's, and a user's own file."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from prunegym.pruning.errors import PruningError, UnknownNameError, one_line
+from prunegym.pruning.networks.mobilenet import MobileNetV2
+from prunegym.pruning.networks.resnets import PaddedShortcut, ProjectedShortcut, ResNet
+from prunegym.pruning.networks.vgg import VGG
+from prunegym.pruning.optional_packages import imported
+from prunegym.pruning.registry import Registry, unknown_name
+from prunegym.pruning.user_functions import named_function
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """How to build a network, and what its input looks like."""
+
+    name: str
+    build: Callable[[], nn.Module]  # weights drawn anew from torch's global generator at each call
+    input_shape: Shape  # channels, height, width
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    # from a file's image to a normalised tensor, as the weights were evaluated; None: a generic one will do
+    transform: Callable[[Image], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.input_shape) != 3 or min(self.input_shape) < 1:
+            raise PruningError(
+                f"network {self.name!r}: the input size must be three positive numbers, "
+                f"channels, height and width; got {tuple(self.input_shape)}"
+            )
+        channels = self.input_shape[0]
+        if not len(self.mean) == len(self.std) == channels:
+            raise PruningError(
+                f"network {self.name!r}: mean and std need one number per input channel ({channels}), "
+                f"got {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
+            raise PruningError(
+                f"network {self.name!r}: mean must be finite and std positive, got {self.mean} and {self.std}"
+            )
+
+
+NETWORKS: Registry[Callable[[], NetworkSpec]] = Registry("network")
+
+
+def _for_cifar(name: str, build: Callable[[], nn.Module]) -> None:
+    spec = NetworkSpec(name, build, (3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    NETWORKS.register(name)(lambda: spec)
+
+
+for _depth in (20, 32, 44, 56, 110):
+    _blocks = (_depth - 2) // 6  # two convolutions a block, three stages, and the stem and linear layer
+    _for_cifar(f"cifar_resnet{_depth}", partial(ResNet, 3, (16, 32, 64), _blocks, shortcut=PaddedShortcut))
+_for_cifar("cifar_vgg16_bn", VGG)
+_for_cifar("cifar_mobilenetv2", MobileNetV2)
+
+
+@NETWORKS.register("digits_resnet")
+def digits_resnet() -> NetworkSpec:
+    """Return the embedded default: scikit-learn's 8x8 digits, nine channel groups."""
+    return NetworkSpec(
+        name="digits_resnet",
+        build=partial(ResNet, 1, (16, 24, 40), 2, shortcut=ProjectedShortcut),
+        input_shape=(1, 8, 8),
+        mean=(0.3053,),
+        std=(0.3760,),
+    )
+
+
+def resolve_network(
+    spec: str,
+    *,
+    input_size: Shape | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> NetworkSpec:
+    """Return the network that `spec` names; what is given replaces the network's own preprocessing.
+
+    What differs from it replaces its transform of image files, too, by a generic one.
+
+    Args:
+        spec: a registered name, `torchvision/NAME`, `timm/NAME`, or `file.py:factory`, where `factory` is a
+            callable without arguments that returns the module.
+        input_size: channels, height, width; needed for `file.py:factory`.
+        mean: of pixels in [0, 1], one per channel; 0 for `file.py:factory` unless given.
+        std: likewise; 1 for `file.py:factory` unless given.
+
+    Raises:
+        UnknownNameError: no such name.
+        PruningError: a package or file is missing, the file does not work, or a size or mean makes no sense.
+
+    Example:
+        >>> resolve_network("cifar_resnet20").input_shape
+        (3, 32, 32)
+    """
+    kind, _, name = spec.partition("/")
+    if ".py:" in spec:
+        network = _from_file(spec, input_size)
+    elif kind in _ZOOS and name:
+        network = _ZOOS[kind](name)
+    elif spec in NETWORKS:
+        network = NETWORKS[spec]()
+    else:
+        raise unknown_name("network", spec, [*NETWORKS, *(f"{zoo}/NAME" for zoo in _ZOOS), "file.py:factory"])
+    wanted = replace(
+        network,
+        input_shape=input_size or network.input_shape,
+        mean=tuple(network.mean if mean is None else mean),
+        std=tuple(network.std if std is None else std),
+    )
+    own = (network.input_shape, network.mean, network.std)
+    return wanted if (wanted.input_shape, wanted.mean, wanted.std) == own else replace(wanted, transform=None)
+
+
+_zoo = partial(imported, extra="zoo", purpose="networks by a zoo's name")
+
+
+def _from_torchvision(name: str) -> NetworkSpec:
+    models = _zoo("torchvision.models")
+    known = models.list_models(module=models)  # the classifiers; detectors and the like live in submodules
+    if name not in known:
+        raise _unknown_in_zoo("torchvision", name, known)
+    preprocessing = models.get_model_weights(name).DEFAULT.transforms()
+    side = preprocessing.crop_size[0]
+    return NetworkSpec(
+        name=f"torchvision/{name}",
+        build=partial(models.get_model, name, weights=None),
+        input_shape=(3, side, side),
+        mean=tuple(preprocessing.mean),
+        std=tuple(preprocessing.std),
+        transform=preprocessing,
+    )
+
+
+def _from_timm(name: str) -> NetworkSpec:
+    timm = _zoo("timm")
+    if not timm.is_model(name):
+        raise _unknown_in_zoo("timm", name, timm.list_models())
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # the part after the dot names no known weights
+        raise _unknown_in_zoo("timm", name, timm.list_pretrained(f"{name.partition('.')[0]}.*")) from error
+    preprocessing = _zoo("timm.data")
+    data = preprocessing.resolve_data_config(pretrained_cfg=config.to_dict())
+    return NetworkSpec(
+        name=f"timm/{name}",
+        build=partial(timm.create_model, name, pretrained=False),
+        input_shape=tuple(data["input_size"]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        transform=preprocessing.create_transform(**data),
+    )
+
+
+_ZOOS: dict[str, Callable[[str], NetworkSpec]] = {"torchvision": _from_torchvision, "timm": _from_timm}
+
+
+def _unknown_in_zoo(zoo: str, name: str, known: Sequence[str]) -> UnknownNameError:
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return UnknownNameError(f"{zoo} has no image classifier named {name!r}.{hint}")
+
+
+def _from_file(spec: str, input_size: Shape | None) -> NetworkSpec:
+    if input_size is None:
+        raise PruningError(
+            f"{spec!r}: a network from a file needs its input size: channels, height and width"
+        )
+    return NetworkSpec(
+        name=spec,
+        build=partial(_built, spec, named_function(spec)),
+        input_shape=input_size,
+        mean=(0.0,) * input_size[0],
+        std=(1.0,) * input_size[0],
+    )
+
+
+def _built(spec: str, factory: Callable[[], object]) -> nn.Module:
+    try:
+        model = factory()
+    except Exception as error:
+        raise PruningError(f"{spec}: the factory raised {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise PruningError(f"{spec}: the factory must return a torch.nn.Module, got {type(model).__name__}")
+    return model

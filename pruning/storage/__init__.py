@@ -1,0 +1,1 @@
+"""Write compressed networks to disk and read them back; export them for other runtimes."""

@@ -1,0 +1,221 @@
+"""Networks as files for other runtimes, ONNX and torch.export, each held against the network it is of."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.pruning.errors import ExportError
+from prunegym.pruning.files import written_whole
+from prunegym.pruning.modes import evaluating
+from prunegym.pruning.optional_packages import imported
+from prunegym.pruning.registry import Registry
+from prunegym.pruning.runtime.gates import attach_gates_, gates_of
+from prunegym.pruning.runtime.slicing import fused
+
+OPSET = 20  # of ONNX; onnxruntime 1.17, of early 2024, and later understand it
+TOLERANCE = 1e-3  # of the largest logit: how far an image's logits may be off
+MAY_DIFFER = 0.05  # share of images; with gates only, where rounding can turn a choice between two alike
+ONE_BY_ONE = 4  # images that are compared at batch 1; the others are one batch
+FACTS = "prunegym"  # entry of a file's metadata, JSON
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file, by its ending."""
+
+    write: Callable[[torch.export.ExportedProgram, Path, Facts, int], None]  # the last: ONNX opset
+    open: Callable[[Path], nn.Module]  # from a batch of images to what the network gives
+
+
+FORMATS: Registry[Format] = Registry("format")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a file gives for images, held against what the network gives."""
+
+    images: int
+    difference: float  # largest, of any logit
+    agreement: float  # share of images with the same largest logit
+    differing: float  # share of images that are off by more than TOLERANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, fit for JSON."""
+        return asdict(self)
+
+
+def export_network(
+    model: nn.Module, paths: Mapping[str, Path], images: Tensor, *, facts: Facts, opset: int = OPSET
+) -> dict[str, Comparison]:
+    """Write a network to files that take any number of images, and compare each with the network.
+
+    BatchNorms are fused. Gates become masks: the files give the same for every image of a batch, and compute
+    what gates skip.
+
+    Args:
+        model: a network, gated or not, on the CPU.
+        paths: name among FORMATS -> file to write; no file appears unless all agree with the network.
+        images: [N, ...], to compare on, two or more and ONE_BY_ONE of them one by one.
+        facts: plain data to write into the files.
+        opset: version of ONNX's operators.
+
+    Raises:
+        ExportError: the network cannot be exported, or what was written does not compute the same.
+        PruningError: a package is missing.
+        UnknownNameError: there is no such format.
+    """
+    formats = {name: FORMATS[name] for name in paths}
+    facts = {**facts, "gates": "masked" if gates_of(model) else None}
+    program = to_program(model, images.shape[1:])
+    compared = {}
+    with ExitStack() as files:
+        for name, path in paths.items():
+            temporary = files.enter_context(written_whole(path))
+            formats[name].write(program, temporary, facts, opset)
+            compared[name] = compare(model, formats[name].open(temporary), images)
+            _check(compared[name], path, gated=gates_of(model) is not None)
+    return compared
+
+
+@torch.inference_mode()
+def compare(model: nn.Module, other: nn.Module, images: Tensor) -> Comparison:
+    """Compare two networks' logits on images, [N, ...], the first few of them one by one."""
+    batches = [*images[:ONE_BY_ONE].split(1), images[ONE_BY_ONE:]]
+    with evaluating(model):
+        expected = torch.cat([model(batch) for batch in batches if len(batch)]).flatten(1)
+    found = torch.cat([other(batch) for batch in batches if len(batch)]).flatten(1)
+    off = (found - expected).abs().amax(1)
+    # not `off > allowed`: a NaN is off as well
+    wrong = ~(off <= TOLERANCE * expected.abs().max())
+    return Comparison(
+        images=len(images),
+        difference=float(off.max()),
+        agreement=float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        differing=float(wrong.float().mean()),
+    )
+
+
+def _check(found: Comparison, path: Path, *, gated: bool) -> None:
+    if found.differing > (MAY_DIFFER if gated else 0):
+        raise ExportError(
+            f"{path.name} disagrees with the network on {found.differing:.1%} of {found.images} images, "
+            f"by up to {found.difference:.2g} in a logit (allowed: {TOLERANCE:g} of the largest); not written"
+        )
+
+
+@torch.no_grad()
+def to_program(model: nn.Module, input_shape: Sequence[int]) -> torch.export.ExportedProgram:
+    """Return a network as a program of torch's operators, for any number of images.
+
+    BatchNorms are fused, gates become masks.
+
+    Raises:
+        ExportError: the network cannot be exported.
+    """
+    network, gates = fused(model, input_shape)
+    if gates is not None:
+        attach_gates_(network, gates)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    example = torch.zeros(2, *input_shape)  # kept in a pt2 file, so none of the user's
+    with _quiet(f"{type(model).__name__} cannot be exported for any number of images"):
+        program = torch.export.export(network, (example,), dynamic_shapes=(batch,))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths on this machine, and half of the file
+    return program
+
+
+@contextmanager
+def _quiet(failure: str) -> Iterator[None]:
+    """Keep torch's exporters from talking; whatever they raise becomes an ExportError that begins so.
+
+    They warn of their own deprecated calls, and of gates that remember the images in flight, which no one
+    reads from a file. What they write is compared with the network all the same.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels, sink = [logger.level for logger in loggers], io.StringIO()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # they raise a dozen kinds, by where they fail
+        raise ExportError(f"{failure}: {_first_line(error)}") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of the first cause: what follows are the exporter's graphs and stack traces."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: Facts, opset: int) -> None:
+    for package in ("onnx", "onnxscript"):
+        _extra(package)
+    with _quiet(f"the network cannot be written as ONNX of opset {opset}"):
+        written = torch.onnx.export(
+            program, input_names=["images"], output_names=["logits"], opset_version=opset, verbose=False
+        )
+        assert written is not None  # it is where no file is named
+        found = written.model.opset_imports[""]
+        if found != opset:
+            raise ValueError(f"the exporter gives opset {found}")
+        for node in written.model.graph.all_nodes():
+            node.metadata_props.clear()  # where in torch's program it comes from
+        written.model.metadata_props[FACTS] = json.dumps(facts)
+        written.save(path, external_data=False)
+
+
+def _write_pt2(program: torch.export.ExportedProgram, path: Path, facts: Facts, opset: int) -> None:
+    with _quiet("the network cannot be written by torch.export"):
+        buffer = io.BytesIO()  # a path would have to end in .pt2
+        torch.export.save(program, buffer, extra_files={FACTS: json.dumps(facts)})
+        path.write_bytes(buffer.getvalue())
+
+
+def _open_pt2(path: Path) -> nn.Module:
+    with _quiet(f"{path.name} cannot be read back"):
+        return torch.export.load(io.BytesIO(path.read_bytes())).module()
+
+
+class _InferenceSession(nn.Module):
+    """An ONNX file, run by onnxruntime on the CPU with as many threads as torch uses."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        runtime = _extra("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        with _quiet(f"onnxruntime cannot read {path.name}"):
+            self._session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, [N, classes], of images [N, ...]."""
+        (logits,) = self._session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(logits)
+
+
+def _extra(package: str) -> Any:
+    return imported(package, extra="export", purpose="ONNX files")
+
+
+FORMATS.register("onnx")(Format(_write_onnx, _InferenceSession))
+FORMATS.register("pt2")(Format(_write_pt2, _open_pt2))

@@ -1,0 +1,1 @@
+"""Train networks: the dense default, and the fine-tuning of compressed ones."""

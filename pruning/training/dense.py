@@ -1,0 +1,116 @@
+"""Train a dense network, and keep the embedded default's in a cache."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunegym.pruning.data import Images, joined, load_splits
+from prunegym.pruning.errors import WeightsError
+from prunegym.pruning.files import cache_folder, written_whole
+from prunegym.pruning.networks.registry import resolve_network
+from prunegym.pruning.networks.weights import load_weights_
+from prunegym.pruning.threads import one_thread
+from prunegym.pruning.training.loop import Descent, Recipe, seeded
+
+_log = logging.getLogger(__name__)
+
+_DIGITS_NETWORK = "digits_resnet"
+_DIGITS_RECIPE: dict[str, Any] = {"epochs": 30, "batch_size": 32, "weight_decay": 5e-3, "shift": 1}
+_DIGITS_VERSION = 1  # raise it when the network, its data or `train_dense` changes the weights that come out
+
+
+def train_dense(
+    model: nn.Module,
+    images: Images,
+    *,
+    epochs: int,
+    learning_rate: float = 0.1,
+    batch_size: int = 64,
+    weight_decay: float = 5e-4,
+    shift: int = 0,
+    seed: int = 0,
+    progress: bool = False,
+) -> nn.Module:
+    """Return a trained copy of `model` in eval mode; `model` and torch's global generator stay as they were.
+
+    SGD with Nesterov momentum, cosine schedule, cross entropy with label smoothing. The same seed gives the
+    same weights on the same torch build and kind of processor.
+
+    Args:
+        model: starts from the weights it has.
+        images: with labels; seen once an epoch, in a new order each time.
+        epochs: passes over the images.
+        learning_rate: of the first step.
+        batch_size: the most images in a step; batches differ by at most one image.
+        weight_decay: on all parameters.
+        shift: each batch is moved by up to so many pixels either way.
+        seed: of the order, the shifts, and whatever the network draws (dropout).
+        progress: show a bar on stderr if that is a terminal.
+
+    Raises:
+        DataError: there is no image.
+        PruningError: a number makes no sense, or the loss became NaN or infinite.
+    """
+    model = copy.deepcopy(model).train()
+
+    def loss_of(batch: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(model(batch), labels, label_smoothing=0.1)
+
+    recipe = Recipe(epochs, learning_rate, batch_size, weight_decay, shift)
+    parameters = list(model.parameters())
+    descent = Descent(parameters, images, recipe, loss_of, seed=seed)
+    with seeded(seed, parameters[0].device):
+        deque(descent.epochs(progress=progress), maxlen=0)
+    return model.eval()
+
+
+def dense_digits(cache: Path | None = None, *, progress: bool = False) -> nn.Module:
+    """Return the embedded default's dense network in eval mode: from the cache, or trained and put there.
+
+    It learns from the training and calibration images of `digits`, and from no others.
+
+    Args:
+        cache: a folder; `$PRUNEGYM_CACHE`, `$XDG_CACHE_HOME/prunegym` or `~/.cache/prunegym` unless given.
+        progress: show a bar while training.
+    """
+    network = resolve_network(_DIGITS_NETWORK)
+    with seeded(0):
+        model = network.build()
+    path = (cache or cache_folder()) / f"{_DIGITS_NETWORK}-{_fingerprint(model)}.safetensors"
+    if path.exists():
+        try:
+            load_weights_(model, path)
+            return model.eval()
+        except WeightsError as error:
+            _log.warning("training the dense network anew, since its cached weights are unusable: %s", error)
+    splits = load_splits("digits", network)
+    learned_from = joined(splits.train, splits.calibration)
+    with one_thread():
+        model = train_dense(model, learned_from, **_DIGITS_RECIPE, progress=progress)
+    _store(model, path)
+    return model
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Return a short hash of what decides the weights: another recipe or width gets another file."""
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    determined_by = json.dumps([_DIGITS_VERSION, _DIGITS_RECIPE, shapes])
+    return hashlib.sha256(determined_by.encode()).hexdigest()[:12]
+
+
+def _store(model: nn.Module, path: Path) -> None:
+    try:
+        with written_whole(path) as temporary:
+            save_file(model.state_dict(), temporary)
+    except OSError as error:  # a read-only home must not stop the work
+        _log.warning("the dense network is not cached and will be trained again next time: %s", error)

@@ -1,0 +1,114 @@
+"""The processes that train one network together, on several GPUs or machines, through `accelerate`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.pruning.errors import PruningError
+from prunegym.pruning.optional_packages import imported
+
+
+class Processes(Protocol):
+    """Those who train a network together; each holds all of it, and sees its share of every batch."""
+
+    @property
+    def number(self) -> int:
+        """Of this process; process 0 is the one that writes and speaks."""
+
+    @property
+    def count(self) -> int:
+        """Of all processes."""
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Return the sum of every process's tensor; they are alike in shape, type and kind of device."""
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+
+
+class _Alone:
+    """The one process there is; it needs no package and exchanges nothing."""
+
+    number = 0
+    count = 1
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """See Processes."""
+        return tensor
+
+    def wait(self) -> None:
+        """See Processes."""
+
+
+ALONE: Processes = _Alone()
+
+
+class _Launched:
+    """What `accelerate launch` or `torchrun` started."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        self.number: int = accelerator.process_index
+        self.count: int = accelerator.num_processes
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """See Processes."""
+        return self._accelerator.reduce(tensor, reduction="sum")
+
+    def wait(self) -> None:
+        """See Processes."""
+        self._accelerator.wait_for_everyone()
+
+
+@contextmanager
+def launched(device: str) -> Iterator[Processes]:
+    """Join the processes that a launcher started for the block; without a launcher there is this one alone.
+
+    Args:
+        device: `cpu`; or `cuda` or `auto`, for a GPU of this process's own.
+
+    Raises:
+        PruningError: `accelerate` is missing, or the device is one particular GPU for several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:  # launchers say so
+        yield ALONE
+        return
+    if ":" in device:
+        raise PruningError(f"several processes cannot share {device}; name cuda, and each takes its own")
+    accelerate = imported("accelerate", extra="distributed", purpose="several processes")
+    # without cpu=True it would not join the others where there is no GPU
+    accelerator = accelerate.Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    try:
+        yield _Launched(accelerator)
+    finally:
+        accelerator.end_training()
+
+
+def share_of(processes: Processes, count: int) -> slice:
+    """Return which of `count` things in a row are this process's; shares differ by at most one."""
+    edges = [number * count // processes.count for number in (processes.number, processes.number + 1)]
+    return slice(*edges)
+
+
+def add_up_gradients_(processes: Processes, parameters: Sequence[nn.Parameter]) -> None:
+    """Put the sum over all processes in the place of each gradient; where no process has one there is none.
+
+    Not DistributedDataParallel: it averages without regard to how many images each process saw, wants every
+    parameter used in every step, and its wrapper would come between a network and its gates' hooks.
+    """
+    if processes.count == 1:
+        return
+    missing = [parameter.grad is None for parameter in parameters]
+    grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+    # one message: a network has hundreds of tensors, most of them small
+    known = 1 - grads[0].new_tensor(missing)
+    sums = processes.total(torch.cat([known, *(grad.flatten() for grad in grads)]))
+    counts, *parts = sums.split([len(grads), *(grad.numel() for grad in grads)])
+    for parameter, count, part in zip(parameters, counts.tolist(), parts, strict=True):
+        parameter.grad = part.view_as(parameter) if count else None

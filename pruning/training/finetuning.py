@@ -1,0 +1,207 @@
+"""Train a compressed network, its runtime gates included, on labels or to follow the dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunegym.pruning.data import Images
+from prunegym.pruning.errors import PruningError
+from prunegym.pruning.metrics import accuracy, predictions
+from prunegym.pruning.modes import evaluating, taking_gradients
+from prunegym.pruning.registry import unknown_name
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.training.batch_norms import (
+    KEPT,
+    REESTIMATED,
+    TRAINED,
+    batch_norms_of,
+    check_statistics,
+    reestimate_,
+)
+from prunegym.pruning.training.checkpoints import fingerprint, read_checkpoint, restore_, write_checkpoint
+from prunegym.pruning.training.distributed import ALONE, Processes
+from prunegym.pruning.training.loop import Descent, Epoch, LossOf, Recipe, seeded
+from prunegym.pruning.training.optimizers import OPTIMIZERS, warmed_up
+
+PARTS = ("all", "gates")
+TEMPERATURE = 2.0  # that softens the logits of both networks in distillation
+MAX_NORM = 5.0  # of the gradient; a network just cut may start with a steep one
+
+
+@torch.enable_grad()  # whatever the caller is doing
+def finetune_(
+    model: nn.Module,
+    images: Images,
+    *,
+    teacher: nn.Module | None = None,
+    validation: Images | None = None,
+    part: str = "all",
+    epochs: int,
+    optimizer: str = "sgd",
+    learning_rate: float | None = None,
+    schedule: str = "cosine",
+    batch_size: int = 64,
+    weight_decay: float = 5e-4,
+    precision: str = "auto",
+    batch_norms: str = KEPT,
+    shift: int = 0,
+    flip: bool = False,
+    seed: int = 0,
+    processes: Processes = ALONE,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    progress: bool = False,
+) -> tuple[Epoch, ...]:
+    """Train a compressed network in place; return its epochs, those before an interruption included.
+
+    The network is in evaluation mode afterwards; torch's global generators stay as they were.
+
+    Args:
+        model: the compressed network; after an error, other than of a wrong argument, of no more use.
+        images: seen once an epoch, in a new order each time.
+        teacher: the dense network, on the same device. With it the loss is the divergence of the softened
+            logits, and labels play no part; without it the cross entropy.
+        validation: images held out, to see after each epoch how many of them come out right.
+        part: `all` parameters, or only those of the runtime `gates`.
+        epochs: passes over the images, those before an interruption included.
+        optimizer: one of OPTIMIZERS.
+        learning_rate: the highest; the optimiser's own unless given.
+        schedule: one of SCHEDULES, after a short warm-up.
+        batch_size: the most images in a step, of all processes; batches differ by at most one image.
+        weight_decay: on all parameters that are trained.
+        precision: one of PRECISIONS, of forward passes; losses and statistics are float32 in any case.
+        batch_norms: their statistics are `kept`; or `reestimated` on the images at first, then kept; or
+            `trained`: they follow the batches, of which a process sees its share.
+        shift: each batch is moved by up to so many pixels either way.
+        flip: each image is mirrored half of the time.
+        seed: of the order, the variation of images, and whatever the network draws (dropout).
+        processes: that train the network together; the first writes checkpoints, calls and shows the bar.
+        checkpoint: the file that keeps the run after each epoch, or None; all processes must see it.
+        resume: go on from `checkpoint` if a run was kept there, else begin; the weights come out as if there
+            had been no interruption.
+        on_epoch: called after each epoch, when its checkpoint is written; what it raises ends the run.
+        progress: show a bar on stderr if that is a terminal.
+
+    Raises:
+        UnknownNameError: there is no such part, optimiser, schedule, precision or way with BatchNorms.
+        DataError: there is no image.
+        PruningError: a number makes no sense, the network has no gates or no BatchNorm, the teacher has other
+            classes, the checkpoint is damaged or of another run, or the loss became NaN or infinite.
+    """
+    kind = OPTIMIZERS[optimizer]
+    rate = kind.learning_rate if learning_rate is None else learning_rate
+    parameters = trained_parameters(model, part)
+    check_statistics(model, batch_norms)
+    recipe = Recipe(epochs, rate, batch_size, weight_decay, shift, flip)
+    descent = Descent(
+        parameters,
+        images,
+        recipe,
+        _loss(model, teacher),
+        optimizer_of=kind.build,
+        schedule_of=warmed_up(schedule),
+        max_norm=MAX_NORM,
+        precision=precision,
+        processes=processes,
+        seed=seed,
+    )
+    run = {"part": part, "distillation": teacher is not None, "images": len(images), "seed": seed}
+    run |= {"optimizer": optimizer, "schedule": schedule, "precision": precision, "batch_norms": batch_norms}
+    run |= {**asdict(recipe), "initial weights": fingerprint(model)}
+    kept = read_checkpoint(checkpoint, run) if checkpoint is not None and resume else None
+    if batch_norms == REESTIMATED and not kept:
+        reestimate_(model, images, processes)
+    with (
+        seeded(seed, parameters[0].device),
+        _learning(model, parameters, batch_norms),
+        evaluating(*([teacher] if teacher else [])),
+    ):
+        history = restore_(kept, model, descent) if kept else []
+        for epoch in descent.epochs(done=len(history), progress=progress and not processes.number):
+            history.append(epoch if validation is None else _validated(epoch, model, validation))
+            if checkpoint is not None and not processes.number:
+                write_checkpoint(checkpoint, run, model, descent, history)
+            if on_epoch is not None and not processes.number:
+                on_epoch(history[-1])
+    return tuple(history)
+
+
+def trained_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
+    """Return the parameters that fine-tuning a part of a network trains; never what decides for each input.
+
+    Raises:
+        UnknownNameError: there is no such part.
+        PruningError: the network has no gates.
+    """
+    if part not in PARTS:
+        raise unknown_name("part", part, PARTS)
+    gates = gates_of(model)
+    if part == "gates" and gates is None:
+        raise PruningError("the network has no runtime gates to train; train all of it, or prune at run time")
+    ratios = input_ratios(gates)
+    policy = set() if ratios is None else set(ratios.parameters())
+    trained = model if gates is None or part == "all" else gates
+    return [parameter for parameter in trained.parameters() if parameter not in policy]
+
+
+def softened_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Return the mean KL(teacher || network) at TEMPERATURE, times its square (Hinton et al. 2015).
+
+    Raises:
+        PruningError: the two, [images, classes], differ in shape.
+    """
+    if logits.shape != teacher_logits.shape:
+        raise PruningError(
+            f"the teacher returned logits {list(teacher_logits.shape)}, the network {list(logits.shape)}; "
+            "give the dense network that it was cut from"
+        )
+    found, wanted = (functional.log_softmax(one / TEMPERATURE, dim=1) for one in (logits, teacher_logits))
+    return TEMPERATURE**2 * functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+
+def _loss(model: nn.Module, teacher: nn.Module | None) -> LossOf:
+    if teacher is None:
+        return lambda images, labels: functional.cross_entropy(model(images).float(), labels)
+
+    def follow(images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = teacher(images)
+        return softened_divergence(model(images).float(), wanted.float())
+
+    return follow
+
+
+def _validated(epoch: Epoch, model: nn.Module, images: Images) -> Epoch:
+    return replace(epoch, accuracy=accuracy(*predictions(model, images.batches())))
+
+
+@contextmanager
+def _learning(model: nn.Module, parameters: Sequence[nn.Parameter], batch_norms: str) -> Iterator[None]:
+    """Train modules, BatchNorms if asked, and have these parameters alone take gradients, for the block.
+
+    Only modules without children are told: what a network runs in training alone, such as auxiliary heads,
+    was neither traced nor cut.
+    """
+    for module in model.modules():
+        if next(module.children(), None) is None:
+            module.train()
+    if batch_norms != TRAINED:
+        for module in batch_norms_of(model):
+            module.eval()
+    try:
+        with taking_gradients(model, parameters):
+            yield
+    finally:
+        model.eval()
+        gates = gates_of(model)
+        if gates is not None:
+            gates.forget()

@@ -1,0 +1,222 @@
+"""Stochastic gradient descent over images: the loop that training and fine-tuning share."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from tqdm import tqdm
+
+from prunegym.pruning.data import Images
+from prunegym.pruning.errors import DataError, PruningError
+from prunegym.pruning.training.augmentation import Variation
+from prunegym.pruning.training.distributed import ALONE, Processes, add_up_gradients_, share_of
+from prunegym.pruning.training.optimizers import OptimizerOf, nesterov
+from prunegym.pruning.training.precision import Precision
+
+CPU = torch.device("cpu")
+LossOf = Callable[[Tensor, Tensor], Tensor]  # (images [batch, C, H, W], labels [batch]) -> mean loss
+ScheduleOf = Callable[[torch.optim.Optimizer, int], LRScheduler]  # of an optimiser and all its steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to descend, and how images are varied on the way."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    weight_decay: float = 5e-4
+    shift: int = 0  # each batch is moved by up to so many pixels either way
+    flip: bool = False  # each image is mirrored half of the time
+
+    def __post_init__(self) -> None:
+        for name, least in {"epochs": 1, "batch_size": 1, "shift": 0, "weight_decay": 0}.items():
+            value = getattr(self, name)
+            if not least <= value < math.inf:
+                raise PruningError(f"{name} must be {least} or more, got {value}")
+        if not 0 < self.learning_rate < math.inf:
+            raise PruningError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What came of a pass over the images."""
+
+    number: int  # the first is 1
+    loss: float  # mean over the images, each as its batch came up
+    learning_rate: float  # of the first step
+    accuracy: float | None = None  # on images held out, at its end; None without any
+
+
+class Descent:
+    """Follow the gradient over images, one epoch after the other.
+
+    Order and variation of the images come from a generator of its own; what the network draws itself
+    (dropout) comes from torch's global ones.
+
+    Args:
+        parameters: to be trained; they decide the device.
+        images: seen once an epoch, in a new order each time.
+        recipe: how long, how fast, and how images are varied.
+        loss_of: runs the network on a batch.
+        optimizer_of: parameters, a learning rate and a weight decay.
+        schedule_of: of the learning rate, by steps.
+        max_norm: longer gradients are cut to this length.
+        precision: of forward passes, one of PRECISIONS.
+        processes: that train the network together; each step is that of one process alone, to rounding.
+        seed: of the order and the variation.
+
+    Raises:
+        DataError: there is no image.
+        UnknownNameError: there is no such precision.
+        PruningError: there are fewer images in a batch than processes.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        images: Images,
+        recipe: Recipe,
+        loss_of: LossOf,
+        *,
+        optimizer_of: OptimizerOf = nesterov,
+        schedule_of: ScheduleOf = CosineAnnealingLR,
+        max_norm: float = math.inf,
+        precision: str = "float32",
+        processes: Processes = ALONE,
+        seed: int = 0,
+    ) -> None:
+        if not len(images):
+            raise DataError("there is no image to train on; give at least one")
+        self._parameters = parameters
+        self._images = images
+        self._recipe = recipe
+        self._loss_of = loss_of
+        self._max_norm = max_norm
+        self._precision = Precision(precision, parameters[0].device)
+        self._processes = processes
+        self._seed = seed
+        self._draws = torch.Generator().manual_seed(seed)
+        self._n_batches = -(-len(images) // recipe.batch_size)
+        smallest = len(images) // self._n_batches
+        if smallest < processes.count:
+            raise PruningError(
+                f"{processes.count} processes cannot share {smallest} images; make batches larger"
+            )
+        self._optimizer = optimizer_of(parameters, recipe.learning_rate, recipe.weight_decay)
+        self._schedule = schedule_of(self._optimizer, recipe.epochs * self._n_batches)
+
+    def epochs(self, *, done: int = 0, progress: bool = False) -> Iterator[Epoch]:
+        """Descend for the epochs that are left, and yield each when it is over.
+
+        Args:
+            done: epochs that are over already.
+            progress: show a bar on stderr if that is a terminal.
+
+        Raises:
+            PruningError: the loss or its gradient became NaN or infinite.
+        """
+        total = self._recipe.epochs
+        shown = progress and sys.stderr.isatty()
+        numbers = range(done + 1, total + 1)
+        with tqdm(
+            numbers, "training", total, initial=done, unit="epoch", disable=not shown, leave=False
+        ) as bar:
+            for number in bar:
+                yield self._epoch(number)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it takes to go on between two epochs, the random state included."""
+        device = self._parameters[0].device
+        cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._precision.scaler.state_dict(),
+            "draws": self._draws.get_state(),
+            "random": [torch.get_rng_state(), *cuda],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._precision.scaler.load_state_dict(state["scaler"])
+        self._draws.set_state(state["draws"])
+        cpu, *cuda = state["random"]
+        torch.set_rng_state(cpu)
+        device = self._parameters[0].device
+        if cuda and device.type == "cuda":
+            torch.cuda.set_rng_state(cuda[0], device)
+
+    def _epoch(self, number: int) -> Epoch:
+        if self._processes.number:  # so that no two processes drop out alike, resumed or not
+            torch.manual_seed(self._seed + 1_000_003 * self._processes.number + number)
+        rate = float(self._schedule.get_last_lr()[0])
+        total = 0.0
+        for batch in torch.randperm(len(self._images), generator=self._draws).tensor_split(self._n_batches):
+            total += self._step(batch, number) * len(batch)
+        return Epoch(number, total / len(self._images), rate)
+
+    def _step(self, batch: Tensor, epoch: int) -> float:
+        """Take a step on the images of these numbers, [batch]; return their mean loss."""
+        loss = self._share_of_loss(batch)
+        mean = self._processes.total(loss.detach())
+        self._check("loss", mean, epoch)
+        scaler = self._precision.scaler
+        self._optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        add_up_gradients_(self._processes, self._parameters)
+        scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        overflown = self._precision.may_overflow and not torch.isfinite(norm)
+        if not overflown:
+            self._check("norm of its gradient", norm, epoch)
+        scaler.step(self._optimizer)  # none if the gradient is not finite
+        scaler.update()
+        if not overflown:
+            self._schedule.step()
+        return mean.item()
+
+    def _share_of_loss(self, batch: Tensor) -> Tensor:
+        """Return what this process's images contribute to the mean loss of a batch."""
+        device = self._parameters[0].device
+        variation = Variation.draw(
+            len(batch), shift=self._recipe.shift, flip=self._recipe.flip, generator=self._draws
+        )
+        share = share_of(self._processes, len(batch))
+        mine = batch[share]
+        x = variation.of(self._images.take(mine), share).to(device)
+        with self._precision.cast():
+            loss = self._loss_of(x, self._images.labels[mine].to(device))
+        return loss * (len(mine) / len(batch))
+
+    def _check(self, what: str, value: Tensor, epoch: int) -> None:
+        if not torch.isfinite(value):
+            raise PruningError(
+                f"training diverged in epoch {epoch}: the {what} is {value.item()}; "
+                f"try a learning rate below {self._recipe.learning_rate:g}, and check the images"
+            )
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Seed torch's global generators, which initialisation and dropout draw from, for the block only.
+
+    Those of the processor and of `device`; no GPU is touched that is not in use, since what follows may fork.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)
+        for one in devices:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        yield
