@@ -1,6 +1,7 @@
 import sys
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
