@@ -80,4 +80,4 @@ def compress(
     )
     learned = learn(env, algorithm=algorithm, episodes=episodes, seed=seed, progress=progress)
     chosen = choose_on_validation(env, [learned.final, learned.best])
-    return Compression(pruning_environment(env).carry_out(chosen.plan), chosen)
+    return Compression(pruning_environment(env).apply(chosen.plan), chosen)

@@ -39,8 +39,8 @@ class EpisodicEnvironment(Protocol):
     def gated(self) -> tuple[bool, ...]:
         """Whether a runtime action has any effect, for each group."""
 
-    def imagined(self, foresee: Callable[[Plan, float], float]) -> GymEnv:
-        """Return a twin whose episodes end with what is foreseen for a plan, at no evaluation.
+    def surrogate_env(self, predict: Callable[[Plan, float], float]) -> GymEnv:
+        """Return a twin whose episodes end with what is predicted for a plan, at no evaluation.
 
         Foreseen is the loss as a share of the reference, from the plan and the share expected of it.
         """
@@ -64,7 +64,7 @@ class PruningEnvironment(EpisodicEnvironment, Protocol):
     def validate(self, plan: Plan) -> float:
         """Return the plan's score on the validation split; higher is better."""
 
-    def carry_out(self, plan: Plan) -> nn.Module:
+    def apply(self, plan: Plan) -> nn.Module:
         """Return a copy of the network, compressed as the plan says."""
 
 

@@ -6,7 +6,7 @@ from prunegym.envs.allocation import ALLOCATIONS, evenly_gated
 from prunegym.envs.budget import Budget, BudgetRange, Limits, parse_budget
 from prunegym.envs.input_pruning import InputPruningVectorEnv
 from prunegym.envs.layer_pruning import LayerPruningEnv
-from prunegym.envs.multi_network import SeveralNetworksEnv
+from prunegym.envs.multi_network import MultiNetworkEnv
 from prunegym.envs.observation import LayerObservation
 from prunegym.envs.tasks import TASKS, Task, count_classes, load_task, make_env, task_env, trains_itself
 
@@ -19,7 +19,7 @@ __all__ = [
     "LayerObservation",
     "LayerPruningEnv",
     "Limits",
-    "SeveralNetworksEnv",
+    "MultiNetworkEnv",
     "Task",
     "count_classes",
     "evenly_gated",

@@ -29,10 +29,10 @@ def decode_action(
         gated: whether the group takes a runtime gate.
     """
     clipped = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
-    wish = float(clipped[STATIC])
-    reach = even_ratio if wish < 0 else max(0.0, limits.static - even_ratio)
+    target = float(clipped[STATIC])
+    reach = even_ratio if target < 0 else max(0.0, limits.static - even_ratio)
     runtime = limits.runtime * max(0.0, float(clipped[RUNTIME])) if gated else 0.0
-    return even_ratio + wish * reach, runtime
+    return even_ratio + target * reach, runtime
 
 
 def decode_raw_action(action: NDArray[np.floating], *, limits: Limits) -> tuple[float, float]:
@@ -40,5 +40,5 @@ def decode_raw_action(action: NDArray[np.floating], *, limits: Limits) -> tuple[
 
     -1 prunes nothing, +1 as much as the limit allows; nothing is skipped at run time (He et al. 2018, 3.2).
     """
-    wish = float(np.clip(action[STATIC], -1.0, 1.0))
-    return limits.static * (1.0 + wish) / 2.0, 0.0
+    target = float(np.clip(action[STATIC], -1.0, 1.0))
+    return limits.static * (1.0 + target) / 2.0, 0.0

@@ -7,22 +7,22 @@ from collections.abc import Callable
 import numpy as np
 
 from prunegym.envs.budget import MEASURES
-from prunegym.envs.budget_projection import BudgetKeeper, Ratios, rounded_up
+from prunegym.envs.budget_projection import BudgetProjection, Ratios, rounded_up
 from prunegym.pruning.cost import Widths, plan_widths
 from prunegym.pruning.errors import ImpossibleBudgetError, PlanError
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.registry import Registry
 
-STEPS = 46  # ratios looked at in each group
+N_RATIOS = 46  # ratios looked at in each group
 
-ALLOCATIONS: Registry[Callable[[PrunableNetwork, BudgetKeeper], Widths]] = Registry("allocation")
+ALLOCATIONS: Registry[Callable[[PrunableNetwork, BudgetProjection], Widths]] = Registry("allocation")
 
 
 @ALLOCATIONS.register("uniform")
-def uniform_plan(network: PrunableNetwork, keeper: BudgetKeeper) -> Widths:
+def uniform_plan(network: PrunableNetwork, projection: BudgetProjection) -> Widths:
     """Return the units of each group, with the same static ratio everywhere within the budget."""
-    return keeper.follow(lambda step, even_ratio: even_ratio)
+    return projection.complete(lambda step, even_ratio: even_ratio)
 
 
 def evenly_gated(
@@ -68,22 +68,24 @@ def evenly_gated(
 
 
 @ALLOCATIONS.register("sensitivity")
-def sensitivity_plan(network: PrunableNetwork, keeper: BudgetKeeper) -> Widths:
+def sensitivity_plan(network: PrunableNetwork, projection: BudgetProjection) -> Widths:
     """Return the units of each group that lose least by the error curves within the budget.
 
     Minimises the sum of the groups' losses (`error_curve`) under a price on what they cost, the price found
     by bisection (Lagrangian relaxation; Shoham & Gersho 1988). The losses are taken to add up.
     """
-    ratios = np.linspace(0.0, keeper.limits.static, STEPS)
+    ratios = np.linspace(0.0, projection.limits.static, N_RATIOS)
     losses = np.array(network.error_curves_at(tuple(ratios)))
-    shares = np.sum([network.cost.vanishing_shares(MEASURES[name]) for name in keeper.budget.shares], axis=0)
+    shares = np.sum(
+        [network.cost.vanishing_shares(MEASURES[name]) for name in projection.budget.shares], axis=0
+    )
 
-    def wished(log_price: float) -> Ratios:
+    def ratios_at(log_price: float) -> Ratios:
         return ratios[(losses - np.exp(log_price) * shares[:, None] * ratios).argmin(1)]
 
     low, high = np.log(1e-6), np.log(1e6)
     for _ in range(40):  # to a millionth of a unit of the logarithm
         middle = (low + high) / 2
-        low, high = (low, middle) if keeper.fits_ratios(wished(middle)) else (middle, high)
-    found = wished(high)
-    return keeper.follow(lambda step, even_ratio: found[step])
+        low, high = (low, middle) if projection.fits_ratios(ratios_at(middle)) else (middle, high)
+    found = ratios_at(high)
+    return projection.complete(lambda step, even_ratio: found[step])

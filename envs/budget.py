@@ -77,7 +77,7 @@ class BudgetRange:
         names = self.tightest.shares
         return " ".join(f"{name}={names[name]:g}..{self.loosest.shares[name]:g}" for name in names)
 
-    def at(self, position: float) -> Budget:
+    def budget_at(self, position: float) -> Budget:
         """Return the budget at a position from 0, the tightest, to 1, the loosest."""
         shares = {}
         for name, low in self.tightest.shares.items():
@@ -88,7 +88,7 @@ class BudgetRange:
 
     def draw(self, rng: np.random.Generator) -> Budget:
         """Return one of the budgets, each as likely as any other."""
-        return self.at(int(rng.integers(self.GRID)) / (self.GRID - 1))
+        return self.budget_at(int(rng.integers(self.GRID)) / (self.GRID - 1))
 
 
 def leading_measure(budget: Budget | BudgetRange) -> str:

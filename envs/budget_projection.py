@@ -18,7 +18,7 @@ from prunegym.pruning.plan import kept_units
 Ratios: TypeAlias = NDArray[np.float64]  # [groups], static
 
 
-class BudgetKeeper:
+class BudgetProjection:
     """Knows, at each step of an episode, which decisions can still meet the budget.
 
     Args:
@@ -86,7 +86,7 @@ class BudgetKeeper:
         found = bisect_left(self._even_ratios, True, key=fits)
         return float(self._even_ratios[min(found, len(self._even_ratios) - 1)])
 
-    def nearest(
+    def project(
         self,
         step: int,
         kept: Counts,
@@ -118,12 +118,12 @@ class BudgetKeeper:
         choices = self._choices(step)
         if not fits(choices[0], runtime, least_later):
             runtime = 0.0  # a gate costs something itself, and here it would break the budget
-        wished = kept_units(int(self.units[step]), static, round_to=self._round_to)
+        target = kept_units(int(self.units[step]), static, round_to=self._round_to)
         widest = _last(choices, lambda count: fits(count, runtime, least_later))
         # pruning more than this would leave the groups to come nothing to do and the budget not used up
         enough = _last(choices, lambda count: fits(count, runtime, most_later))
         narrowest = min(enough + 1, widest) if exhaust and fits(choices[0], runtime, most_later) else 0
-        chosen = min(max(_nearest(choices, wished), narrowest), widest)
+        chosen = min(max(_nearest(choices, target), narrowest), widest)
         count = choices[chosen]
         if exhaust and chosen == len(choices) - 1 and fits(count, runtime, most_later):
             return count, self._fewest_skipped(
@@ -131,16 +131,16 @@ class BudgetKeeper:
             )
         return count, kept_units(count, runtime)
 
-    def follow(self, wish: Callable[[int, float], float]) -> Widths:
+    def complete(self, target_ratio: Callable[[int, float], float]) -> Widths:
         """Return the units of a whole plan that comes as near as can be to wishes.
 
         Args:
-            wish: the static ratio of a group, from its number and the even ratio that the budget then asks.
+            target_ratio: (step, even ratio within what is left of the budget) -> static ratio of that group.
         """
         kept = executed = np.zeros(0, dtype=np.int64)
         for step in range(len(self.units)):
-            static = wish(step, self.even_ratio(step, kept, executed))
-            here = self.nearest(step, kept, executed, static=static, runtime=0.0)
+            static = target_ratio(step, self.even_ratio(step, kept, executed))
+            here = self.project(step, kept, executed, static=static, runtime=0.0)
             kept, executed = np.append(kept, here[0]), np.append(executed, here[1])
         return Widths(kept, executed)
 
@@ -209,5 +209,5 @@ def _last(choices: list[int], fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _nearest(choices: list[int], wished: int) -> int:
-    return min(range(len(choices)), key=lambda position: abs(choices[position] - wished))
+def _nearest(choices: list[int], target: int) -> int:
+    return min(range(len(choices)), key=lambda position: abs(choices[position] - target))

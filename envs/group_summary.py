@@ -11,22 +11,22 @@ from prunegym.pruning.cost import CostModel
 from prunegym.pruning.network import PrunableNetwork
 
 
-def group_facts(network: PrunableNetwork, relief: NDArray[np.float64]) -> list[dict[str, Any]]:
+def group_summary(network: PrunableNetwork, loo_gain: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Return what is known of each prunable group, as plain data.
 
     Its `name` and `units`, its `macs_share` and `params_share` of the dense network, the `errors` at a
-    quarter, a half and three quarters (`error_curve`), and its `relief`.
+    quarter, a half and three quarters (`error_curve`), and its `loo_gain`.
 
     Args:
         network: whose groups.
-        relief: of each group within a budget, see `Yardstick`.
+        loo_gain: of each group within a budget, see `UniformBaseline`.
     """
     columns = zip(
         network.graph.prunable,
         network.cost.vanishing_shares(CostModel.macs).tolist(),
         network.cost.vanishing_shares(CostModel.params).tolist(),
         network.error_curves,
-        relief.tolist(),
+        loo_gain.tolist(),
         strict=True,
     )
     return [
@@ -36,7 +36,7 @@ def group_facts(network: PrunableNetwork, relief: NDArray[np.float64]) -> list[d
             "macs_share": macs,
             "params_share": params,
             "errors": list(errors),
-            "relief": relief,
+            "loo_gain": loo_gain,
         }
-        for group, macs, params, errors, relief in columns
+        for group, macs, params, errors, loo_gain in columns
     ]

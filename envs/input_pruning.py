@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from prunegym.pruning.metrics import divergences
 from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.runtime.gatewise import GatewiseExecution
 from prunegym.pruning.runtime.per_input import FEATURES
-from prunegym.pruning.runtime.stepping import GatewiseNetwork
 
 INPUT_OBSERVATION_VERSION = 1
 BATCH = 256  # images at once where all are looked at
-NUDGE = 0.25
-LEAST = 1e-6  # loss that counts, where the plan loses nothing
+PRICE_STEP = 0.25
+MIN_LOSS = 1e-6  # loss that counts, where the plan loses nothing
 Floats = NDArray[np.float32]
 
 
@@ -77,13 +77,13 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         """Prepare the images.
 
         Args:
-            model: a network in evaluation mode whose gates have an InputRatios; its policy takes no part.
+            model: a network in evaluation mode whose gates have an PerInputPolicy; its policy takes no part.
             images: [N, ...], on its device, to learn from.
             dense_logits: what the dense network says of them, [N, classes].
             budget: share of the dense network's multiply-adds that inputs may cost on average.
             num_envs: inputs side by side, at most all there are.
         """
-        self._network = GatewiseNetwork(model, tuple(images.shape[1:]))
+        self._network = GatewiseExecution(model, tuple(images.shape[1:]))
         self._images = images
         self._wanted = dense_logits.log_softmax(1)
         self.budget = budget
@@ -97,7 +97,7 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._reference, _ = self._all_at(0.0)
-        self._unit = self._reference.mean().clamp_min(LEAST)  # of rewards
+        self._unit = self._reference.mean().clamp_min(MIN_LOSS)  # of rewards
         self._order = np.empty(0, np.int64)
 
     def reset(
@@ -114,7 +114,7 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
     ) -> tuple[Floats, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Decide the gate that all inputs have come to."""
         self._step += 1
-        result = self._network.go_on(torch.from_numpy(actions[:, 0]).to(self._images.device))
+        result = self._network.step(torch.from_numpy(actions[:, 0]).to(self._images.device))
         no = np.zeros(self.num_envs, dtype=bool)
         if self._step < len(self.gate_names):
             return result.cpu().numpy(), np.zeros(self.num_envs), no, no, {}
@@ -136,7 +136,9 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
 
         By the losses and costs of all inputs at actions a little below and above the plan.
         """
-        (dear, dear_macs), (cheap, cheap_macs) = (self._all_at(action) for action in (-NUDGE, NUDGE))
+        (dear, dear_macs), (cheap, cheap_macs) = (
+            self._all_at(action) for action in (-PRICE_STEP, PRICE_STEP)
+        )
         gain = float((cheap.mean() - dear.mean()) / self._unit)
         saved = (dear_macs - cheap_macs) / self.budget
         return max(0.0, gain / saved) if saved else 0.0  # gates of very few units round both alike
@@ -160,7 +162,7 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         for images, wanted in zip(self._images.split(BATCH), self._wanted.split(BATCH), strict=True):
             result = self._network.begin(images)
             for _ in self.gate_names:
-                result = self._network.go_on(images.new_full((len(images),), action))
+                result = self._network.step(images.new_full((len(images),), action))
             losses.append(loss(result, wanted))
             macs += float(self._network.ratios.cost().sum())
         return torch.cat(losses), macs / len(self._images)

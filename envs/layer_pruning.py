@@ -16,15 +16,22 @@ from torch import Tensor, nn
 from prunegym.envs.action import ActionMode, decode_action, decode_raw_action
 from prunegym.envs.allocation import ALLOCATIONS
 from prunegym.envs.budget import Budget, BudgetRange, Limits, leading_measure, priced
-from prunegym.envs.budget_projection import BudgetKeeper
-from prunegym.envs.group_summary import group_facts
-from prunegym.envs.normalisation import NORMALISER, StandardScores
-from prunegym.envs.objectives import DrawnImagesJudge, FunctionJudge, Goal, ImageJudge, Judge, first_batches
+from prunegym.envs.budget_projection import BudgetProjection
+from prunegym.envs.group_summary import group_summary
+from prunegym.envs.normalisation import NORMALISER, ObservationNormalizer
+from prunegym.envs.objectives import (
+    DrawnImagesObjective,
+    FunctionObjective,
+    Goal,
+    ImageObjective,
+    Objective,
+    first_batches,
+)
 from prunegym.envs.observation import OBSERVATION_VERSION, LayerObservation, Observer, Progress
-from prunegym.envs.results import EpisodeResults, Foresight
+from prunegym.envs.results import EpisodeResults, LossPredictor
 from prunegym.envs.reward import step_reward
 from prunegym.envs.scoring import PlanScorer
-from prunegym.envs.uniform_baseline import RELIEF_IMAGES, ExpectedLosses, Yardstick, Yardsticks
+from prunegym.envs.uniform_baseline import N_LOO_IMAGES, ExpectedLosses, UniformBaseline, UniformBaselines
 from prunegym.pruning.apply import DEFAULT_METHOD, Method
 from prunegym.pruning.calibration.statistics import CalibrationInputs, real_images
 from prunegym.pruning.cost import Widths, widths_plan
@@ -55,8 +62,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     finished plan is never above it, and below it by at most one unit of its last group.
 
     ## Observation space
-    Box(-1, 1, (len(LayerObservation),), float32): the features of `LayerObservation` as `StandardScores`; of
-    one size and meaning for any network.
+    Box(-1, 1, (len(LayerObservation),), float32): the features of `LayerObservation`, normalised by
+    `ObservationNormalizer`; of one size and meaning for any network.
 
     ## Rewards
     0 at every step but the last; there, how closely the compressed network follows the dense one on the
@@ -116,18 +123,18 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
                 what a synthesis made of the weights alone.
             reward: batches of (images, labels) that score a finished plan.
             score: takes their place: a function of a compressed network, higher being better; see
-                `FunctionJudge`. It is given a copy, and called again for each distinct plan, once for each
-                group at the beginning, and for validation.
+                `FunctionObjective`. It is given a copy, and called again for each distinct plan, once for
+                each group at the beginning, and for validation.
             budget: shares of the dense network that may remain; of a range, each episode draws one. Where it
                 names latency, no group is gated: what a gate saves, no table knows.
             validation: batches that choose between finished plans; the reward images where there are none.
             limits: the largest static and runtime ratio of a group.
-            goal: what the reward on images is made of, see `ImageJudge`.
+            goal: what the reward on images is made of, see `ImageObjective`.
             actions: "centred" on the budget, or "raw" as in AMC: the ratio itself, under an upper wall only.
             dense_reward: reward each step by the loss expected of its group, see `ExpectedLosses`.
-            first_images: score plans on so many first, and only promising ones on all, see `ImageJudge`.
+            first_images: score plans on so many first, and only promising ones on all, see `ImageObjective`.
             drawn_images: score each plan on so many of the reward images, drawn for it, and only uniform
-                pruning on all, see `DrawnImagesJudge`.
+                pruning on all, see `DrawnImagesObjective`.
             method: how plans are carried out.
             only: patterns of layers to admit.
             protect: patterns of layers to freeze.
@@ -138,8 +145,8 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
 
         Raises:
             DataError: reward images and a score function are given, or neither, or the images are to be
-                chosen in two ways; see also the judges.
-            PruningError: see `PrunableNetwork`, `Budget` and `BudgetKeeper`.
+                chosen in two ways; see also the objectives.
+            PruningError: see `PrunableNetwork`, `Budget` and `BudgetProjection`.
         """
         self.render_mode = render_mode
         if not isinstance(calibration, CalibrationInputs):
@@ -153,9 +160,9 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         self.action_mode: ActionMode = actions
         self._score = score
         if score is None:
-            self._judge_by_images(reward, validation, self._image_judge(goal, first_images, drawn_images))
+            self._score_by_images(reward, validation, self._image_objective(goal, first_images, drawn_images))
         else:
-            self._judge_by(score, reward, first_images or drawn_images)
+            self._score_by_function(score, reward, first_images or drawn_images)
         self._expected = ExpectedLosses(self.network)
         self._dense_reward = dense_reward
         self.set_budget(budget if isinstance(budget, (Budget, BudgetRange)) else Budget(budget))
@@ -188,10 +195,10 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         self._step += 1
         info: dict[str, Any] = {"group": group.name}
         if self._step == len(self.group_names):  # all decided: a true end, not a time limit
-            result = info["episode_result"] = self._results.of(
+            result = info["episode_result"] = self._results.result_for(
                 self._widths(),
-                uniform=self._yardstick.uniform,
-                expected=self._expected.of_plan(self._executed, self._yardstick),
+                uniform=self._baseline.uniform,
+                expected=self._expected.for_plan(self._executed, self._baseline),
             )
             return self._observe(), reward + result["reward"]["total"] - self._given, True, False, info
         self._even_ratio = self._even_ratio_now()
@@ -203,16 +210,16 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         takes = self._limits.runtime > 0 and self.action_mode == "centred"
         return tuple(takes and group.ungated is None for group in self.network.graph.prunable)
 
-    def imagined(self, foresee: Foresight) -> LayerPruningEnv:
-        """Return a twin on the same network, whose episodes end with what is foreseen for a plan.
+    def surrogate_env(self, predict: LossPredictor) -> LayerPruningEnv:
+        """Return a surrogate on the same network, whose episodes end with what is predicted for a plan.
 
-        Uniform pruning alone is carried out, once within a budget; foreseen are shares of what it loses.
+        Uniform pruning alone is carried out, once within a budget; predicted are shares of what it loses.
         """
-        twin = copy.copy(self)
-        twin._np_random = None  # it draws budgets of its own
-        twin._results = self._results.foreseen(foresee)
-        twin._begin()
-        return twin
+        surrogate = copy.copy(self)
+        surrogate._np_random = None  # it draws budgets of its own
+        surrogate._results = self._results.with_predictions(predict)
+        surrogate._begin()
+        return surrogate
 
     def episode_state(self) -> dict[str, Any]:
         """Return the state of the random numbers, plain data: what the next episode depends on."""
@@ -230,13 +237,13 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         """
         leading = leading_measure(budget)
         if leading == "latency" and self.network.latency is None:
-            self.network.price_latency_(self._latency)
+            self.network.enable_latency_prices_(self._latency)
         no_gates = replace(self._given_limits, runtime=0.0)
         self._limits = no_gates if leading == "latency" else self._given_limits
         self._keep_to(budget if isinstance(budget, Budget) else budget.tightest)
-        self._anchor = self._yardstick.uniform
+        self._anchor = self._baseline.uniform
         self._observer = Observer(self.network, leading)
-        self._scores: dict[Yardstick, StandardScores] = {}
+        self._scores: dict[UniformBaseline, ObservationNormalizer] = {}
         self._budget = budget
         self._results.forget_least()
         self._begin()
@@ -247,7 +254,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         Raises:
             UnknownNameError: there is none of that name.
         """
-        widths = ALLOCATIONS[name](self.network, self._keeper)
+        widths = ALLOCATIONS[name](self.network, self._projection)
         return widths_plan(self.network.graph, widths).to_dict()
 
     def evaluate(self, plan: PlainPlan) -> dict[str, Any]:
@@ -256,7 +263,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         Raises:
             PlanError: the plan asks for what the network cannot do.
         """
-        return self._results.in_full(self._results.widths(plan), uniform=self._yardstick.uniform)
+        return self._results.full_result_for(self._results.widths(plan), uniform=self._baseline.uniform)
 
     def shares(self, plan: PlainPlan) -> dict[str, float]:
         """Return the shares of the dense network that a plan leaves, by each measure that has a price."""
@@ -267,20 +274,20 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         """Take an `episode_result` as known, from an earlier run of the same task."""
         self._results.remember(result)
 
-    def carry_out(self, plan: PlainPlan) -> nn.Module:
+    def apply(self, plan: PlainPlan) -> nn.Module:
         """Return a compressed copy of the network; see `apply_plan`."""
-        return self.network.compress(PruningPlan.from_dict(plan)).model
+        return self.network.apply(PruningPlan.from_dict(plan)).model
 
     def validate(self, plan: PlainPlan) -> float:
         """Return the accuracy of a plan, carried out, on the validation images; or its score."""
-        model = self.carry_out(plan)
+        model = self.apply(plan)
         if self._score is not None:
             return scored(self._score, model)
         return accuracy(*predictions(model, self._validation_batches))
 
-    def facts(self) -> list[dict[str, Any]]:
-        """Return what is known of each group before any decision, as plain data; see `group_facts`."""
-        return group_facts(self.network, self._yardstick.relief)
+    def group_summary(self) -> list[dict[str, Any]]:
+        """Return what is known of each group before any decision, as plain data; see `group_summary`."""
+        return group_summary(self.network, self._baseline.loo_gain)
 
     def render(self) -> str | None:
         """Return the decisions so far as a table of text, in the mode "ansi"."""
@@ -292,52 +299,54 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         ]
         return "\n".join([f"{'group':<32} {'static':>7} {'runtime':>8}", *rows])
 
-    def _image_judge(
+    def _image_objective(
         self, goal: Goal, first_images: int | None, drawn_images: int | None
-    ) -> Callable[[Batches], Judge]:
-        """Return what makes the judge of reward images."""
+    ) -> Callable[[Batches], Objective]:
+        """Return what makes the objective of reward images."""
         model = self.network.model
         if drawn_images is None:
-            return lambda reward: ImageJudge(model, reward, goal=goal, first_images=first_images)
+            return lambda reward: ImageObjective(model, reward, goal=goal, first_images=first_images)
         if first_images is not None or goal != "divergence":
             raise DataError("drawn images go with divergence, and not with first images; choose one")
-        return lambda reward: DrawnImagesJudge(
+        return lambda reward: DrawnImagesObjective(
             model, reward, drawn=drawn_images, anchor=self._uniformly_pruned
         )
 
     def _uniformly_pruned(self) -> nn.Module:
-        return self.network.compress(widths_plan(self.network.graph, self._anchor)).model
+        return self.network.apply(widths_plan(self.network.graph, self._anchor)).model
 
-    def _judge_by_images(
-        self, reward: Batches | None, validation: Batches | None, judge: Callable[[Batches], Judge]
+    def _score_by_images(
+        self, reward: Batches | None, validation: Batches | None, objective: Callable[[Batches], Objective]
     ) -> None:
         if reward is None:
             raise DataError("there is nothing to score plans by; give reward images or a score function")
         model, reward = self.network.model, list(checked(reward, "reward"))
-        glance = ImageJudge(model, first_batches(reward, RELIEF_IMAGES)[0], goal="divergence")
-        self._results = EpisodeResults(self.network, PlanScorer(self.network, judge(reward)))
-        self._yardsticks = Yardsticks(self.network, PlanScorer(self.network, glance))
+        glance = ImageObjective(model, first_batches(reward, N_LOO_IMAGES)[0], goal="divergence")
+        self._results = EpisodeResults(self.network, PlanScorer(self.network, objective(reward)))
+        self._baselines = UniformBaselines(self.network, PlanScorer(self.network, glance))
         self._validation_batches = reward if validation is None else list(checked(validation, "validation"))
 
-    def _judge_by(self, score: ScoreFunction, reward: Batches | None, some_images: int | None) -> None:
+    def _score_by_function(
+        self, score: ScoreFunction, reward: Batches | None, some_images: int | None
+    ) -> None:
         if reward is not None or some_images is not None:
             raise DataError("a score function takes the place of reward images; leave those out")
-        scorer = PlanScorer(self.network, FunctionJudge(score, self.network.model))
+        scorer = PlanScorer(self.network, FunctionObjective(score, self.network.model))
         self._results = EpisodeResults(self.network, scorer)
-        self._yardsticks = Yardsticks(self.network, scorer)
+        self._baselines = UniformBaselines(self.network, scorer)
 
     def _keep_to(self, budget: Budget) -> None:
         """Let episodes keep to one budget, of those to serve."""
-        self._keeper = BudgetKeeper(
+        self._projection = BudgetProjection(
             self.network.cost, budget, self._limits, round_to=self.network.method.round_to
         )
-        self._yardstick = self._yardsticks.within(self._keeper)
+        self._baseline = self._baselines.baseline_for(self._projection)
 
     def _begin(self) -> None:
         self._step = 0
         self._given = 0.0  # by the shaping, in this episode
-        self._kept = self._keeper.units.copy()
-        self._executed = self._keeper.units.copy()
+        self._kept = self._projection.units.copy()
+        self._executed = self._projection.units.copy()
         self._even_ratio = self._even_ratio_now()
 
     def _decide(self, action: Action, *, gated: bool) -> None:
@@ -347,7 +356,7 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
             static, runtime = decode_action(
                 action, even_ratio=self._even_ratio, limits=self._limits, gated=gated
             )
-        self._kept[self._step], self._executed[self._step] = self._keeper.nearest(
+        self._kept[self._step], self._executed[self._step] = self._projection.project(
             self._step,
             self._kept[: self._step],
             self._executed[: self._step],
@@ -360,30 +369,30 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         """Return the dense reward for the group just decided, to be taken back at the end."""
         if not self._dense_reward:
             return 0.0
-        given = step_reward(self._expected.of(self._step, int(self._kept[self._step]), self._yardstick))
+        given = step_reward(self._expected.for_group(self._step, int(self._kept[self._step]), self._baseline))
         self._given += given
         return given
 
     def _even_ratio_now(self) -> float:
-        return self._keeper.even_ratio(self._step, self._kept[: self._step], self._executed[: self._step])
+        return self._projection.even_ratio(self._step, self._kept[: self._step], self._executed[: self._step])
 
     def _observe(self) -> Observation:
-        if self._yardstick not in self._scores:
-            self._scores[self._yardstick] = StandardScores(self._uniform_features())
+        if self._baseline not in self._scores:
+            self._scores[self._baseline] = ObservationNormalizer(self._uniform_features())
         features = self._features(self._step, self._widths(), self._even_ratio)
-        return self._scores[self._yardstick].of(features)
+        return self._scores[self._baseline].normalize(features)
 
     def _features(self, step: int, widths: Widths, even_ratio: float) -> Observation:
         return self._observer.observe(
-            Progress(step, widths, even_ratio, self._keeper.budget, self._yardstick.relief)
+            Progress(step, widths, even_ratio, self._projection.budget, self._baseline.loo_gain)
         )
 
     def _uniform_features(self) -> NDArray[np.float32]:
         """Return the features of the groups in an episode of uniform pruning, [groups, F]."""
-        uniform, units, found = self._yardstick.uniform.kept, self._keeper.units, []
+        uniform, units, found = self._baseline.uniform.kept, self._projection.units, []
         for step in range(len(units)):
             kept = np.concatenate([uniform[:step], units[step:]])
-            even_ratio = self._keeper.even_ratio(step, kept[:step], kept[:step])
+            even_ratio = self._projection.even_ratio(step, kept[:step], kept[:step])
             found.append(self._features(step, Widths(kept, kept), even_ratio))
         return np.array(found)
 

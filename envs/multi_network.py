@@ -8,11 +8,11 @@ from typing import Any
 import gymnasium as gym
 
 from prunegym.envs.layer_pruning import Action, LayerPruningEnv, Observation, PlainPlan
-from prunegym.envs.results import Foresight
+from prunegym.envs.results import LossPredictor
 from prunegym.pruning.errors import PlanError
 
 
-class SeveralNetworksEnv(gym.Env[Observation, Action]):
+class MultiNetworkEnv(gym.Env[Observation, Action]):
     """Each episode prunes the next network of a round; observations mean the same in all of them.
 
     Spaces, rewards and `info` are those of LayerPruningEnv, but group names begin with the network's:
@@ -66,13 +66,13 @@ class SeveralNetworksEnv(gym.Env[Observation, Action]):
             info["episode_result"] = {**result, "plan": _named(name, result["plan"])}
         return observation, reward, terminated, truncated, info
 
-    def imagined(self, foresee: Foresight) -> SeveralNetworksEnv:
-        """Return a twin whose episodes end with what is foreseen for a plan, see LayerPruningEnv."""
+    def surrogate_env(self, predict: LossPredictor) -> MultiNetworkEnv:
+        """Return a twin whose episodes end with what is predicted for a plan, see LayerPruningEnv."""
 
-        def of(name: str) -> Foresight:
-            return lambda plan, expected: foresee(_named(name, plan), expected)
+        def of(name: str) -> LossPredictor:
+            return lambda plan, expected: predict(_named(name, plan), expected)
 
-        return SeveralNetworksEnv({name: env.imagined(of(name)) for name, env in self.envs.items()})
+        return MultiNetworkEnv({name: env.surrogate_env(of(name)) for name, env in self.envs.items()})
 
     def episode_state(self) -> dict[str, Any]:
         """Return whose turn is over, and the state of the random numbers, as plain data."""

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from prunegym.envs.observation import CONTEXT, LayerObservation
 
 NORMALISER = "standard scores within the network, clipped at 1"
-LEAST_DEVIATION = 0.02  # of a feature that is to be stretched; one that hardly varies is only centred
+MIN_SCORE_STD = 0.02  # of a feature that is to be stretched; one that hardly varies is only centred
 
 
-class StandardScores:
+class ObservationNormalizer:
     """How far each feature lies from its mean over an episode of uniform pruning, in standard deviations.
 
     Clipped at 1: in a network of many blocks a trunk lies three deviations from the rest, in a small one a
@@ -21,15 +21,15 @@ class StandardScores:
     episode, CONTEXT, which say the same of every group, are stretched from [0, 1] to [-1, 1] instead.
 
     Args:
-        usual: features of the groups in that episode, [groups, F].
+        uniform: features of the groups in that episode, [groups, F].
     """
 
-    def __init__(self, usual: NDArray[np.float32]) -> None:
-        spread = usual.std(axis=0)
+    def __init__(self, uniform: NDArray[np.float32]) -> None:
+        spread = uniform.std(axis=0)
         context = np.isin(LayerObservation._fields, CONTEXT)
-        self._mean = np.where(context, 0.5, usual.mean(axis=0))
-        self._deviation = np.where(context, 0.5, np.where(spread < LEAST_DEVIATION, 1.0, spread))
+        self._mean = np.where(context, 0.5, uniform.mean(axis=0))
+        self._deviation = np.where(context, 0.5, np.where(spread < MIN_SCORE_STD, 1.0, spread))
 
-    def of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def normalize(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the scores, float32 [F] in [-1, 1], of a group's features, [F]."""
         return ((features - self._mean) / self._deviation).clip(-1.0, 1.0).astype(np.float32)

@@ -20,12 +20,16 @@ from prunegym.pruning.metrics import ScoreFunction, accuracy, divergence, diverg
 Batch: TypeAlias = tuple[Tensor, Tensor]  # images, labels
 Goal = Literal["divergence", "accuracy"]
 
-SURE = 8  # plans scored in full before the first images are trusted to say which are promising
-MARGIN = 2.0  # standard deviations by which an estimate must miss the best plan for the rest to be spared
-TINY = 1e-6  # keeps the logarithm of a perfect plan's loss finite
+N_PLANS_BEFORE_ESTIMATES = (
+    8  # plans scored in full before the first images are trusted to say which are promising
+)
+ESTIMATE_MARGIN_STDS = (
+    2.0  # standard deviations by which an estimate must miss the best plan for the rest to be spared
+)
+EPS = 1e-6  # keeps the logarithm of a perfect plan's loss finite
 
 
-class Judge(Protocol):
+class Objective(Protocol):
     """Scores compressed networks."""
 
     def __call__(
@@ -37,11 +41,11 @@ class Judge(Protocol):
             model: the compressed network.
             to_beat: where its loss lies clearly above it, an estimate will do.
             known: scores of other plans.
-            draw: seed of the images to judge by, where they are drawn; None for all of them.
+            draw: seed of the images to objective by, where they are drawn; None for all of them.
         """
 
 
-class ImageJudge:
+class ImageObjective:
     """Compares a compressed network with the dense one, or with labels, on images.
 
     Going by divergence is finer than by the accuracy of a few hundred images, which trained networks tend to
@@ -74,7 +78,7 @@ class ImageJudge:
     def __call__(
         self, model: nn.Module, *, to_beat: float, known: Iterable[Score], draw: int | None = None
     ) -> Score:
-        """Return a network's score, see `Judge`; nothing is drawn."""
+        """Return a network's score, see `Objective`; nothing is drawn."""
         logits, _ = predictions(model, self._first)
         first = self._score(logits)
         if not self._rest:
@@ -93,12 +97,12 @@ class ImageJudge:
     def _estimate(self, first: Score, to_beat: float, known: Iterable[Score]) -> Score | None:
         """Return the estimate from the first images, None where the plan may beat the loss to beat."""
         losses = [(one.first_loss, one.loss) for one in known if one.first_loss is not None]
-        if len(losses) < SURE:
+        if len(losses) < N_PLANS_BEFORE_ESTIMATES:
             return None
-        seen = np.array(sorted(losses)) + TINY  # sorted: remembered in another order, they round alike
+        seen = np.array(sorted(losses)) + EPS  # sorted: remembered in another order, they round alike
         logs = np.log(seen[:, 1] / seen[:, 0])
         factor, error = math.exp(logs.mean()), logs.std(ddof=1)
-        if (first.loss + TINY) * factor <= (to_beat + TINY) * math.exp(MARGIN * error):
+        if (first.loss + EPS) * factor <= (to_beat + EPS) * math.exp(ESTIMATE_MARGIN_STDS * error):
             return None
         loss = first.loss * factor
         if self._goal == "divergence":
@@ -106,7 +110,7 @@ class ImageJudge:
         return replace(first, loss=min(1.0, loss), accuracy=max(0.0, 1.0 - loss), estimated=True)
 
 
-class DrawnImagesJudge:
+class DrawnImagesObjective:
     """Compares a compressed network with the dense one on some of many images, drawn for each plan.
 
     Of a few hundred images that are always the same, a search soon finds out what suits just these. Measured
@@ -149,7 +153,7 @@ class DrawnImagesJudge:
         logits, losses = self._losses(model, which)
         loss = float(losses.mean())
         if len(which) < len(self._labels):
-            loss *= float((self._anchor.mean() + TINY) / (self._anchor[which].mean() + TINY))
+            loss *= float((self._anchor.mean() + EPS) / (self._anchor[which].mean() + EPS))
         labels = self._labels[which].to(logits.device)
         return Score(loss, accuracy=accuracy(logits, labels), divergence=loss)
 
@@ -175,7 +179,7 @@ class DrawnImagesJudge:
         return predictions(model, ((self._images[at], self._labels[at]) for at in which.split(BATCH_SIZE)))[0]
 
 
-class FunctionJudge:
+class FunctionObjective:
     """Goes by a user's score function, higher being better.
 
     The loss is how far the score falls below the dense network's, as a share of that (of 1 where that is 0).
@@ -195,7 +199,7 @@ class FunctionJudge:
     def __call__(
         self, model: nn.Module, *, to_beat: float, known: Iterable[Score], draw: int | None = None
     ) -> Score:
-        """Return a network's score, see `Judge`; never an estimate, and nothing is drawn."""
+        """Return a network's score, see `Objective`; never an estimate, and nothing is drawn."""
         found = scored(self._function, model)
         return Score(max(0.0, self._dense - found) / (abs(self._dense) or 1.0), score=found)
 

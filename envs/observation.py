@@ -19,7 +19,7 @@ CONTEXT = ("gated", "macs_budget", "params_budget", "even_ratio")  # features th
 
 
 class LayerObservation(NamedTuple):
-    """Features of one group and of the episode so far, each in [0, 1]; agents see `StandardScores` of them.
+    """Features of one group and of the episode so far, each in [0, 1], before `ObservationNormalizer`.
 
     Where the budget names latency, shares of latency stand wherever shares of MACs are named here.
     """
@@ -38,9 +38,9 @@ class LayerObservation(NamedTuple):
     error_75: float  # with three quarters
     error_rank: float  # share of groups with a smaller loss at one half
     price_rank: float  # share of groups that save fewer MACs per loss at one half
-    relief: float  # square root of the share of uniform pruning's divergence that is this group's doing
-    relief_price: float  # that share per MACs saved, 0.5 for the median group
-    relief_rank: float  # share of groups with less
+    loo_gain: float  # square root of the share of uniform pruning's divergence that is this group's doing
+    loo_gain_price: float  # that share per MACs saved, 0.5 for the median group
+    loo_gain_rank: float  # share of groups with less
     macs_budget: float  # 1 where there is none
     params_budget: float
     even_ratio: float  # static ratio asked of this and all later groups to meet the budget
@@ -59,7 +59,7 @@ class Progress:
     widths: Widths  # of all groups; those not decided are whole
     even_ratio: float
     budget: Budget
-    relief: NDArray[np.float64]  # see `Yardstick`
+    loo_gain: NDArray[np.float64]  # see `UniformBaseline`
 
 
 class Observer:
@@ -93,12 +93,12 @@ class Observer:
             "last_runtime": float(runtime[done - 1]) if done else 0.0,
             "mean_static": float(static[:done] @ weights / weights.sum()) if weights.sum() > 0 else 0.0,
         }
-        relief = _relief_features(progress.relief, self._macs_shares, step)
+        loo_gain = _loo_gain_features(progress.loo_gain, self._macs_shares, step)
         budgets = {
             "macs_budget": progress.budget.shares.get(self._leading, 1.0),
             "params_budget": progress.budget.shares.get("params", 1.0),
         }
-        features = LayerObservation(**self._fixed[step], **relief, **budgets, **changing)
+        features = LayerObservation(**self._fixed[step], **loo_gain, **budgets, **changing)
         return np.clip(np.array(features, dtype=np.float32), 0.0, 1.0)
 
 
@@ -137,13 +137,13 @@ def _shape_features(graph: ChannelGraph, group: ChannelGroup, depth: float) -> d
     }
 
 
-def _relief_features(
-    relief: NDArray[np.float64], macs_shares: NDArray[np.float64], step: int
+def _loo_gain_features(
+    loo_gain: NDArray[np.float64], macs_shares: NDArray[np.float64], step: int
 ) -> dict[str, float]:
-    prices = relief / np.maximum(macs_shares, 1e-9)
+    prices = loo_gain / np.maximum(macs_shares, 1e-9)
     usual = float(np.median(prices))
     return {
-        "relief": math.sqrt(relief[step]),
-        "relief_price": float(prices[step] / (prices[step] + usual)) if prices[step] + usual > 0 else 0.5,
-        "relief_rank": float((relief < relief[step]).mean()),
+        "loo_gain": math.sqrt(loo_gain[step]),
+        "loo_gain_price": float(prices[step] / (prices[step] + usual)) if prices[step] + usual > 0 else 0.5,
+        "loo_gain_rank": float((loo_gain < loo_gain[step]).mean()),
     }

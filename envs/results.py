@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from prunegym.envs.reward import LEAST_REFERENCE, RewardTerms, Score
+from prunegym.envs.reward import MIN_REFERENCE_LOSS, RewardTerms, Score
 from prunegym.envs.scoring import PlanScorer
 from prunegym.pruning.cost import Widths, plan_widths, widths_plan
 from prunegym.pruning.network import PrunableNetwork
@@ -14,7 +14,7 @@ from prunegym.pruning.plan import PruningPlan
 
 # from a plan, plain data, and the share of what uniform pruning loses that is expected of it (see
 # `ExpectedLosses`), the share that it loses
-Foresight: TypeAlias = Callable[[Mapping[str, Mapping[str, float]], float], float]
+LossPredictor: TypeAlias = Callable[[Mapping[str, Mapping[str, float]], float], float]
 
 
 class EpisodeResults:
@@ -34,7 +34,7 @@ class EpisodeResults:
         """Compare the plans to come among themselves alone, as where the budget changes."""
         self._least_share = math.inf  # of the results so far that are no estimates
 
-    def of(self, widths: Widths, *, uniform: Widths, expected: float) -> dict[str, Any]:
+    def result_for(self, widths: Widths, *, uniform: Widths, expected: float) -> dict[str, Any]:
         """Return the `episode_result` of a plan, see `LayerPruningEnv`.
 
         Args:
@@ -44,11 +44,11 @@ class EpisodeResults:
         """
         reference = self._reference(uniform)
         # as a share: the loss itself is always larger within a tighter budget
-        to_beat = self._least_share * max(reference, LEAST_REFERENCE)
+        to_beat = self._least_share * max(reference, MIN_REFERENCE_LOSS)
         score = self._scorer.score(widths, to_beat=to_beat)
         return self._noted(widths, RewardTerms(score, reference, expected))
 
-    def in_full(self, widths: Widths, *, uniform: Widths) -> dict[str, Any]:
+    def full_result_for(self, widths: Widths, *, uniform: Widths) -> dict[str, Any]:
         """Return the `episode_result` of a plan that no episode decided, never an estimate."""
         reference = self._reference(
             uniform
@@ -70,9 +70,9 @@ class EpisodeResults:
         network = self._network
         return plan_widths(network.graph, PruningPlan.from_dict(plan), round_to=network.method.round_to)
 
-    def foreseen(self, foresee: Foresight) -> ForeseenResults:
+    def with_predictions(self, predict: LossPredictor) -> SurrogateResults:
         """Return results of plans that nobody carries out, beside these."""
-        return ForeseenResults(self._network, self._scorer, foresee)
+        return SurrogateResults(self._network, self._scorer, predict)
 
     def _noted(self, widths: Widths, terms: RewardTerms) -> dict[str, Any]:
         self._note(terms)
@@ -101,21 +101,21 @@ class EpisodeResults:
             self._least_share = min(self._least_share, terms.share)
 
 
-class ForeseenResults(EpisodeResults):
-    """Results of plans that nobody carries out: their losses are foreseen, uniform pruning's is measured.
+class SurrogateResults(EpisodeResults):
+    """Results of plans that nobody carries out: their losses are predicted, uniform pruning's is measured.
 
     Args:
         network: whose plans.
         scorer: measures uniform plans.
-        foresee: what any other plan loses.
+        predict: what any other plan loses.
     """
 
-    def __init__(self, network: PrunableNetwork, scorer: PlanScorer, foresee: Foresight) -> None:
+    def __init__(self, network: PrunableNetwork, scorer: PlanScorer, predict: LossPredictor) -> None:
         super().__init__(network, scorer)
-        self._foresee = foresee
+        self._predict = predict
 
-    def of(self, widths: Widths, *, uniform: Widths, expected: float) -> dict[str, Any]:
-        """Return the `episode_result` that a plan is foreseen to have."""
+    def result_for(self, widths: Widths, *, uniform: Widths, expected: float) -> dict[str, Any]:
+        """Return the `episode_result` that a plan is predicted to have."""
         plan, reference = self._plan(widths), self._reference(uniform)
-        score = Score(self._foresee(plan, expected) * max(reference, LEAST_REFERENCE), estimated=True)
+        score = Score(self._predict(plan, expected) * max(reference, MIN_REFERENCE_LOSS), estimated=True)
         return self._result(widths, plan, RewardTerms(score, reference, expected))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 UNIFORM_TOTAL = math.exp(-1.0)  # the reward of the uniform plan
-LEAST_REFERENCE = 1e-3  # below it uniform pruning does no harm, and shares of its loss are noise
+MIN_REFERENCE_LOSS = 1e-3  # below it uniform pruning does no harm, and shares of its loss are noise
 DENSE_SCALE = 0.4  # the slope of exp(-x) where a plan is as good as uniform
 
 
@@ -16,10 +16,10 @@ DENSE_SCALE = 0.4  # the slope of exp(-x) where a plan is as good as uniform
 class Score:
     """What a compressed network does, whatever the budget it was made for."""
 
-    loss: float  # what a plan is to keep small, by what the judge goes by
+    loss: float  # what a plan is to keep small, by what the objective goes by
     accuracy: float | None = None  # 0 to 1, on the reward images
     divergence: float | None = None  # from the dense network on them, nats per image
-    score: float | None = None  # by the user's function, where that is the judge
+    score: float | None = None  # by the user's function, where that is the objective
     estimated: bool = False  # from the first images alone
     first_loss: float | None = None  # on the first images, where the others followed
 
@@ -41,14 +41,14 @@ class RewardTerms:
     @property
     def share(self) -> float:
         """The loss as a share of what uniform pruning loses, so that plans of different budgets compare."""
-        return self.score.loss / max(self.reference, LEAST_REFERENCE)
+        return self.score.loss / max(self.reference, MIN_REFERENCE_LOSS)
 
     @property
     def total(self) -> float:
         """What the agent maximises, in [0, 1]: exp(-loss / reference); 1 as dense, 0.37 as uniform pruning.
 
         A share of what uniform pruning loses, since losses differ a hundredfold between networks and budgets.
-        See `ImageJudge` and `FunctionJudge` for the losses.
+        See `ImageObjective` and `FunctionObjective` for the losses.
         """
         return math.exp(-self.share)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 
-from prunegym.envs.objectives import Judge
+from prunegym.envs.objectives import Objective
 from prunegym.envs.reward import Score
 from prunegym.pruning.cost import Widths, widths_plan
 from prunegym.pruning.network import PrunableNetwork
@@ -17,12 +17,12 @@ class PlanScorer:
 
     Args:
         network: whose plans.
-        judge: scores what comes of them.
+        objective: scores what comes of them.
     """
 
-    def __init__(self, network: PrunableNetwork, judge: Judge) -> None:
+    def __init__(self, network: PrunableNetwork, objective: Objective) -> None:
         self._network = network
-        self._judge = judge
+        self._objective = objective
         self._scores: dict[bytes, Score] = {}
 
     def score(self, widths: Widths, *, to_beat: float = math.inf, on_all: bool = False) -> Score:
@@ -31,7 +31,7 @@ class PlanScorer:
         Args:
             widths: the unit counts.
             to_beat: for a plan whose loss lies clearly above it, an estimate will do.
-            on_all: judge a plan that is not known yet by all images, where a judge else draws some.
+            on_all: objective a plan that is not known yet by all images, where a objective else draws some.
         """
         known = self._scores.get(_key(widths))
         if known is None or (known.estimated and known.loss <= to_beat):
@@ -45,8 +45,8 @@ class PlanScorer:
         self._scores[_key(widths)] = score
 
     def _measure(self, plan: PruningPlan, to_beat: float, draw: int | None) -> Score:
-        model = self._network.compress(plan).model
-        return self._judge(model, to_beat=to_beat, known=self._scores.values(), draw=draw)
+        model = self._network.apply(plan).model
+        return self._objective(model, to_beat=to_beat, known=self._scores.values(), draw=draw)
 
 
 def _key(widths: Widths) -> bytes:

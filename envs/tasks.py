@@ -27,7 +27,7 @@ DIGITS_BUDGET: Mapping[str, float] = {"macs": 0.2}  # tight enough that the allo
 
 @dataclass(frozen=True)
 class Task:
-    """A trained network with what decides about it and what judges it."""
+    """A trained network with what decides about it and what objectives it."""
 
     network: NetworkSpec
     model: nn.Module  # in evaluation mode
@@ -37,7 +37,7 @@ class Task:
     score: ScoreFunction | None = None  # takes the place of images wherever plans are judged
 
     @property
-    def judge(self) -> Images | ScoreFunction:
+    def test_metric(self) -> Images | ScoreFunction:
         """What results are reported by: test images, or the score function."""
         return self.splits.test if self.score is None else self.score
 
@@ -77,7 +77,7 @@ def load_task(
         calibration: `data`, or a name among SYNTHESES, which need the weights alone. By default the images if
             there are any, else `distilled`.
         eval_data: where `data` is `none`, images to report on; they take no part in any decision.
-        score: judges plans in place of images, which then serve calibration alone; the network may return
+        score: objectives plans in place of images, which then serve calibration alone; the network may return
             anything.
         weights: a file of trained weights; may be left out for the embedded default, which trains itself.
         input_size: (channels, height, width), where the network's name does not say.

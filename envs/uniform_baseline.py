@@ -9,18 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunegym.envs.allocation import uniform_plan
-from prunegym.envs.budget_projection import BudgetKeeper
-from prunegym.envs.reward import LEAST_REFERENCE
+from prunegym.envs.budget_projection import BudgetProjection
+from prunegym.envs.reward import MIN_REFERENCE_LOSS
 from prunegym.envs.scoring import PlanScorer
 from prunegym.pruning.cost import Counts, Widths
 from prunegym.pruning.network import CURVE_RATIOS, PrunableNetwork
 
-RELIEF_IMAGES = 128  # a group's share of a loss needs fewer than the loss itself
-LEAST_RELIEF = 0.01  # what is measured below it is noise
-LEAST_ERROR = 1e-3  # of a group's readers; where uniform pruning does less harm, no multiple of it says much
+N_LOO_IMAGES = 128  # a group's share of a loss needs fewer than the loss itself
+MIN_LOO_GAIN = 0.01  # what is measured below it is noise
+MIN_READER_ERROR = (
+    1e-3  # of a group's readers; where uniform pruning does less harm, no multiple of it says much
+)
 
 
-class Yardstick:
+class UniformBaseline:
     """The uniform plan within a budget, and how much of its loss is each group's doing."""
 
     def __init__(self, uniform: Widths, measure: Callable[[Counts], NDArray[np.float64]]) -> None:
@@ -28,7 +30,7 @@ class Yardstick:
         self._measure = measure
 
     @cached_property
-    def relief(self) -> NDArray[np.float64]:
+    def loo_gain(self) -> NDArray[np.float64]:
         """The share of the loss, [groups] in [0, 1], that goes if this group alone stays whole.
 
         Worked out when first asked for, at an evaluation for each group.
@@ -36,7 +38,7 @@ class Yardstick:
         return self._measure(self.uniform.kept)
 
 
-class Yardsticks:
+class UniformBaselines:
     """Measures uniform pruning once for each budget.
 
     Each group is relieved from the uniform plan, since sensitivities of single groups of a whole network say
@@ -44,25 +46,27 @@ class Yardsticks:
 
     Args:
         network: what is pruned.
-        scorer: of its plans; of images, RELIEF_IMAGES will do.
+        scorer: of its plans; of images, N_LOO_IMAGES will do.
     """
 
     def __init__(self, network: PrunableNetwork, scorer: PlanScorer) -> None:
         self._network = network
         self._scorer = scorer
-        self._known: dict[tuple[tuple[str, float], ...], Yardstick] = {}
+        self._known: dict[tuple[tuple[str, float], ...], UniformBaseline] = {}
 
-    def within(self, keeper: BudgetKeeper) -> Yardstick:
-        """Return the yardstick of a budget, the same one each time."""
-        key = tuple(sorted(keeper.budget.shares.items()))
+    def baseline_for(self, projection: BudgetProjection) -> UniformBaseline:
+        """Return the baseline of a budget, the same one each time."""
+        key = tuple(sorted(projection.budget.shares.items()))
         if key not in self._known:
-            self._known[key] = Yardstick(uniform_plan(self._network, keeper), self._relief)
+            self._known[key] = UniformBaseline(
+                uniform_plan(self._network, projection), self._measure_loo_gain
+            )
         return self._known[key]
 
-    def _relief(self, uniform: Counts) -> NDArray[np.float64]:
+    def _measure_loo_gain(self, uniform: Counts) -> NDArray[np.float64]:
         whole = self._network.cost.dense.kept
         loss = self._loss(uniform)
-        if loss < LEAST_REFERENCE:
+        if loss < MIN_REFERENCE_LOSS:
             return np.zeros(len(uniform))
         spared = np.where(np.eye(len(uniform), dtype=bool), whole, uniform)
         return np.clip([1.0 - self._loss(kept) / loss for kept in spared], 0.0, 1.0)
@@ -74,7 +78,7 @@ class Yardsticks:
 class ExpectedLosses:
     """What plans are expected to lose before one was carried out, as shares of what uniform pruning loses.
 
-    Of a group it is its relief, times how much more its readers lose by the error curve than in the uniform
+    Of a group it is its loo_gain, times how much more its readers lose by the error curve than in the uniform
     plan. *Measured*, over 20 plans early in each of four searches on ResNet-20: rank correlation of the sum
     with the loss 0.2 to 0.8.
     """
@@ -84,15 +88,15 @@ class ExpectedLosses:
         self._curves = [np.array([0.0, *curve, 1.0]) for curve in network.error_curves]
         self._ratios = np.array([0.0, *CURVE_RATIOS, 1.0])
 
-    def of(self, group: int, units: int, yardstick: Yardstick) -> float:
+    def for_group(self, group: int, units: int, baseline: UniformBaseline) -> float:
         """Return the share expected of a group of which so many units are left."""
         here = self._loss(group, units)
-        usual = max(self._loss(group, int(yardstick.uniform.kept[group])), LEAST_ERROR)
-        return max(LEAST_RELIEF, float(yardstick.relief[group])) * here / usual
+        uniform = max(self._loss(group, int(baseline.uniform.kept[group])), MIN_READER_ERROR)
+        return max(MIN_LOO_GAIN, float(baseline.loo_gain[group])) * here / uniform
 
-    def of_plan(self, units: Counts, yardstick: Yardstick) -> float:
+    def for_plan(self, units: Counts, baseline: UniformBaseline) -> float:
         """Return the share expected of a plan that leaves so many units of each group, [groups]."""
-        return sum(self.of(group, int(left), yardstick) for group, left in enumerate(units))
+        return sum(self.for_group(group, int(left), baseline) for group, left in enumerate(units))
 
     def _loss(self, group: int, units: int) -> float:
         return float(np.interp(1.0 - units / self._units[group], self._ratios, self._curves[group]))

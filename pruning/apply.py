@@ -101,7 +101,7 @@ def _fitted_gates(
         tuple(gate_site(model, planned.graph.group(name), runs) for name, runs in planned.executed.items())
     )
     for group, by_image in counts.items():
-        gates.of(group).count_of = partial(_of_first_images, by_image)
+        gates.gate_for(group).count_of = partial(_of_first_images, by_image)
     attach_gates_(model, gates)
     fit_gates_(model, gates, planned.kept, planned.cuts, planned.calibration)
     if gates.sites and compensation.gated_ is not None:

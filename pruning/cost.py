@@ -77,14 +77,14 @@ class Bilinear:
 
     def __call__(self, counts: Counts) -> float:
         """Return the sum for these unit counts."""
-        return float(self.each(counts[None])[0])
+        return float(self.evaluate_rows(counts[None])[0])
 
-    def each(self, counts: Counts) -> NDArray[np.float64]:
+    def evaluate_rows(self, counts: Counts) -> NDArray[np.float64]:
         """Return the sum for each row of unit counts: [images], from [images, groups]."""
         ins, outs = self.in0 + counts @ self.in1.T, self.out0 + counts @ self.out1.T
         return (ins * outs) @ self.coefficient
 
-    def of_some(self, some: NDArray[np.bool_], counts: Counts) -> Bilinear:
+    def restricted_to(self, some: NDArray[np.bool_], counts: Counts) -> Bilinear:
         """Return the sum as one over the counts of some groups, [groups], those of the others being given."""
         others = np.where(some, 0, counts)
         return Bilinear(
@@ -113,13 +113,13 @@ class Axes:
                     counts = self._per_unit.setdefault((member.owner, axis), np.zeros(len(self._groups)))
                     counts[number] += len(member.channels[0])
 
-    def of(self, owner: str, axis: str, size: int) -> tuple[float, NDArray[np.float64]]:
+    def positions(self, owner: str, axis: str, size: int) -> tuple[float, NDArray[np.float64]]:
         """Return (positions that always stay, positions per unit of each group)."""
         per_unit = self._per_unit.get((owner, axis), np.zeros(len(self._groups)))
         units = np.array([group.units for group in self._groups])
         return size - float(per_unit @ units), per_unit
 
-    def one(self) -> tuple[float, NDArray[np.float64]]:
+    def constant(self) -> tuple[float, NDArray[np.float64]]:
         """Return the factor 1, for what does not depend on an axis."""
         return 1.0, np.zeros(len(self._groups))
 
@@ -182,7 +182,7 @@ class CostModel:
             widths: of a plan; the second result is for counts of the groups that it gates, in their order.
         """
         gated = widths.executed < widths.kept
-        rest = self._macs.of_some(gated, widths.kept)
+        rest = self._macs.restricted_to(gated, widths.kept)
         varies = ((rest.in1 != 0) | (rest.out1 != 0)).any(axis=1)
         return round(rest.rows(~varies)(widths.kept[gated])) + self._gates(widths), rest.rows(varies)
 
@@ -198,7 +198,7 @@ class CostModel:
         """
         if self.latency_of is None:
             raise BudgetError(
-                "latency has no price before `PrunableNetwork.price_latency_` has found its table"
+                "latency has no price before `PrunableNetwork.enable_latency_prices_` has found its table"
             )
         return self.latency_of(widths.kept)
 
@@ -241,11 +241,11 @@ class CostModel:
 def _mac_rows(graph: ChannelGraph, axes: Axes) -> list[Row]:
     rows = []
     for layer in graph.layers.values():
-        ins = axes.one() if layer.depthwise else axes.of(layer.name, "in", layer.cin)
+        ins = axes.constant() if layer.depthwise else axes.positions(layer.name, "in", layer.cin)
         applied = layer.positions * layer.kernel
         coefficient = applied if layer.depthwise else applied / layer.conv_groups
-        rows.append((float(coefficient), ins, axes.of(layer.name, "out", layer.cout)))
-    rows.append((float(graph.other_macs), axes.one(), axes.one()))
+        rows.append((float(coefficient), ins, axes.positions(layer.name, "out", layer.cout)))
+    rows.append((float(graph.other_macs), axes.constant(), axes.constant()))
     return rows
 
 
@@ -261,21 +261,21 @@ def _parameter_row(
     owner, _, attribute = name.rpartition(".")
     if name in bare:
         size = tensor.size(bare[name])
-        return tensor.numel() / size, axes.one(), axes.of(name, "parameter", size)
+        return tensor.numel() / size, axes.constant(), axes.positions(name, "parameter", size)
     layer = graph.layers.get(owner)
     if layer is not None and attribute == "weight":
-        ins = axes.one() if layer.depthwise else axes.of(owner, "in", layer.cin)
+        ins = axes.constant() if layer.depthwise else axes.positions(owner, "in", layer.cin)
         dense = layer.cout * (1 if layer.depthwise else layer.cin)
-        return tensor.numel() / dense, ins, axes.of(owner, "out", layer.cout)
+        return tensor.numel() / dense, ins, axes.positions(owner, "out", layer.cout)
     if tensor.dim() == 1:
-        return 1.0, axes.one(), axes.of(owner, "out", len(tensor))
-    return float(tensor.numel()), axes.one(), axes.one()
+        return 1.0, axes.constant(), axes.positions(owner, "out", len(tensor))
+    return float(tensor.numel()), axes.constant(), axes.constant()
 
 
 def _gate_rows(graph: ChannelGraph, axes: Axes) -> list[Row]:
     """One row for each prunable group: the inputs of its writer, which its gate would read."""
     writers = [graph.layers[group.layers[0]] for group in graph.prunable]
-    return [(1.0, axes.of(layer.name, "in", layer.cin), axes.one()) for layer in writers]
+    return [(1.0, axes.positions(layer.name, "in", layer.cin), axes.constant()) for layer in writers]
 
 
 def _new_biases(
@@ -284,8 +284,8 @@ def _new_biases(
     found = []
     for layer in graph.layers.values():
         if needs_bias(model, layer):
-            touched = axes.of(layer.name, "in", layer.cin)[1] > 0
-            found.append((touched, axes.of(layer.name, "out", layer.cout)))
+            touched = axes.positions(layer.name, "in", layer.cin)[1] > 0
+            found.append((touched, axes.positions(layer.name, "out", layer.cout)))
     return found
 
 

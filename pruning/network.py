@@ -69,7 +69,7 @@ class PrunableNetwork:
         self.cost = CostModel(self.graph, model, shifts_bias=compensation.shifts_bias)
         self.latency: LatencyTable | None = None  # what `cost` prices latency by
 
-    def price_latency_(self, table: LatencyTable | None = None) -> None:
+    def enable_latency_prices_(self, table: LatencyTable | None = None) -> None:
         """Have `cost` price latency too.
 
         Args:
@@ -86,7 +86,7 @@ class PrunableNetwork:
         """The scores of every prunable group's units, worked out once for all plans."""
         return score_units(self.model, self.graph, self.calibration, criterion=self.method.criterion)
 
-    def compress(self, plan: PruningPlan, *, counts: Mapping[str, Tensor] | None = None) -> Compressed:
+    def apply(self, plan: PruningPlan, *, counts: Mapping[str, Tensor] | None = None) -> Compressed:
         """Return a compressed copy; see `apply_plan`."""
         return apply_plan(
             self.model,

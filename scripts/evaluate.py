@@ -68,15 +68,15 @@ def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
     args.model, args.data = args.model or "digits_resnet", _images_of(args, "digits")
     task = options.task_of(args, Budget({"macs": 1.0}))
     macs = find_groups(task.model, task.network.input_shape).macs
-    return _timed(task.model, task.judge, task.network, macs), 0
+    return _timed(task.model, task.test_metric, task.network, macs), 0
 
 
 def _compressed(args: argparse.Namespace) -> tuple[Evaluation, int]:
     options.refuse_dense(args)
     loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
-    judge = options.score_of(args) or _test_images(args, loaded)
+    metric = options.score_of(args) or _test_images(args, loaded)
     model = loaded.model.to(options.device_of(args))
-    evaluation = _timed(model, judge, loaded.network, loaded.manifest.evaluation.macs)
+    evaluation = _timed(model, metric, loaded.network, loaded.manifest.evaluation.macs)
     return evaluation, len(loaded.gates)
 
 
@@ -99,10 +99,10 @@ def _images_of(args: argparse.Namespace, default: str) -> str:
     return name
 
 
-def _timed(model: nn.Module, judge: Images | ScoreFunction, network: NetworkSpec, macs: int) -> Evaluation:
-    image = image_for_latency([model], judge, network.input_shape)
+def _timed(model: nn.Module, metric: Images | ScoreFunction, network: NetworkSpec, macs: int) -> Evaluation:
+    image = image_for_latency([model], metric, network.input_shape)
     latency = measure_latency({"it": deployed(model, network.input_shape)}, image)["it"]
-    return replace(evaluate(model, judge, macs=macs), latency_ms=latency)
+    return replace(evaluate(model, metric, macs=macs), latency_ms=latency)
 
 
 if __name__ == "__main__":

@@ -67,13 +67,13 @@ def run(argv: Sequence[str]) -> None:
     loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
     images = _images(loaded, args)
     count_classes(loaded.model, loaded.network)  # what gives no logits is refused before the work begins
-    facts = {
+    metadata = {
         "network": loaded.manifest.network,
         "input_shape": list(loaded.network.input_shape),
         "mean": list(loaded.network.mean),
         "std": list(loaded.network.std),
     }
-    compared = export_network(loaded.model, paths, images, facts=facts, opset=args.opset)
+    compared = export_network(loaded.model, paths, images, metadata=metadata, opset=args.opset)
     with tempfile.TemporaryDirectory() as scratch:
         record = _record(loaded, paths, compared, images, Path(scratch), opset=args.opset)
     if args.json:

@@ -21,15 +21,15 @@ from prunegym.pruning.graph import find_groups
 from prunegym.pruning.latency.timing import measure_latency
 from prunegym.pruning.metrics import predictions
 from prunegym.pruning.runtime.gates import gates_of
-from prunegym.pruning.runtime.installing import see_typical_inputs_
+from prunegym.pruning.runtime.installing import fit_input_statistics_
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
-from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.runtime.per_input import find_per_input_policy
 from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed, save_compressed
 from prunegym.pruning.training.batch_norms import KEPT, REESTIMATED, STATISTICS, check_statistics, reestimate_
-from prunegym.pruning.training.distributed import Processes, launched
+from prunegym.pruning.training.distributed import ProcessGroup, launched
 from prunegym.pruning.training.finetuning import PARTS, finetune_, trained_parameters
-from prunegym.pruning.training.loop import Epoch, Recipe
+from prunegym.pruning.training.loop import Epoch, TrainingConfig
 from prunegym.pruning.training.optimizers import OPTIMIZERS, SCHEDULES
 from prunegym.pruning.training.precision import PRECISIONS
 from prunegym.scripts import options
@@ -111,7 +111,7 @@ def run(argv: Sequence[str]) -> None:
         _run(args, source, processes)
 
 
-def _run(args: argparse.Namespace, source: Path, processes: Processes) -> None:
+def _run(args: argparse.Namespace, source: Path, processes: ProcessGroup) -> None:
     loaded = load_compressed(source, network=args.model)
     _check(args, loaded.model)
     _complete(args, loaded)
@@ -131,7 +131,7 @@ def _run(args: argparse.Namespace, source: Path, processes: Processes) -> None:
         images = material.validation
         wanted, _ = predictions(material.dense or before, images.batches())
         typical = images.take(torch.arange(len(images))).to(options.device_of(args))
-        see_typical_inputs_(loaded.model, typical, wanted)
+        fit_input_statistics_(loaded.model, typical, wanted)
         keep_budget_(loaded.model, images, share)
     _write(args, loaded, {"before": before, "after": loaded.model}, material, epochs)
 
@@ -141,7 +141,7 @@ def _check(args: argparse.Namespace, model: nn.Module) -> None:
     trained_parameters(model, args.part)
     check_statistics(model, args.batch_norms)
     if args.epochs or args.batch_norms != REESTIMATED:
-        Recipe(args.epochs, args.lr, args.batch_size, args.weight_decay, args.shift, args.flip)
+        TrainingConfig(args.epochs, args.lr, args.batch_size, args.weight_decay, args.shift, args.flip)
 
 
 def _source(args: argparse.Namespace) -> Path:
@@ -171,13 +171,13 @@ def _complete(args: argparse.Namespace, loaded: LoadedNetwork) -> None:
 
 def _mean_share(model: nn.Module, images: Images) -> float | None:
     """Return what images cost on average, None if the network does not decide for each of them."""
-    if input_ratios(gates_of(model)) is None:
+    if find_per_input_policy(gates_of(model)) is None:
         return None
     return float(input_outcomes(model, images).macs.mean())
 
 
 def _finetune(
-    model: nn.Module, material: Material, args: argparse.Namespace, processes: Processes
+    model: nn.Module, material: Material, args: argparse.Namespace, processes: ProcessGroup
 ) -> tuple[Epoch, ...]:
     if not args.epochs:  # which `_check` lets through for this alone
         reestimate_(model, material.images, processes)

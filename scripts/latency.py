@@ -66,7 +66,7 @@ def describe_table(table: LatencyTable) -> dict[str, Any]:
     `layers`, those of equal shape together, each with `names` (once for each call), `milliseconds` of all its
     calls and their `share` of the dense network's, and the number of `widths` timed; `rest_milliseconds`,
     activations and all else; `dense_milliseconds`, measured; `error`, the `median` and the `worst` relative
-    error of latency shares foretold, over so many `networks` cut at random; and the table's `key`.
+    error of latency shares predicted, over so many `networks` cut at random; and the table's `key`.
     """
     times = [table.whole.scale * len(one.layers) * one.dense for one in table.layers]
     layers = [
@@ -102,12 +102,12 @@ def _show(record: Mapping[str, Any], model: str) -> None:
     table.add_row("all else", "", f"{rest:.3f}", f"{rest / dense:.1%}")
     console().print(table)
     console().print(
-        f"shares foretold of {error['networks']} networks cut at random are off by {error['median']:.1%} "
+        f"shares predicted of {error['networks']} networks cut at random are off by {error['median']:.1%} "
         f"(median), {error['worst']:.1%} (worst)"
     )
 
 
-def foretold_and_measured(
+def predicted_and_measured(
     network: PrunableNetwork, rows: Rows, name: str, plan: PruningPlan, budget: Budget | BudgetRange
 ) -> dict[str, Any]:
     """Return a record's entry on latency, empty without a latency budget; warn where it is missed.
@@ -134,7 +134,7 @@ def foretold_and_measured(
             "off than the table's worst error (%.1f %%); try prunegym latency --remeasure on a quiet machine",
             *(100 * value for value in (measured, limit, table.worst_error)),
         )
-    entry = {"budget": limit, "foretold": share, "measured": measured, "worst_error": table.worst_error}
+    entry = {"budget": limit, "predicted": share, "measured": measured, "worst_error": table.worst_error}
     return {"latency": entry}
 
 

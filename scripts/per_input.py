@@ -19,15 +19,17 @@ from prunegym.pruning.metrics import predictions
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime.gates import gates_of
-from prunegym.pruning.runtime.installing import decide_per_input_, see_typical_inputs_
+from prunegym.pruning.runtime.installing import attach_per_input_policy_, fit_input_statistics_
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
-from prunegym.pruning.runtime.per_input import InputRatios, input_ratios, ratios_of
+from prunegym.pruning.runtime.per_input import PerInputPolicy, find_per_input_policy, per_input_policy_of
 from prunegym.pruning.runtime.prices import InputPrices
 from prunegym.pruning.training.finetuning import finetune_
 
-SPREAD = 0.25  # of counts among the images that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
+COUNT_SPREAD = (
+    0.25  # of counts among the images that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
+)
 HIDDEN = (32, 32)
-HELD_BYTES = 2**30  # of training images, which were drawn in no order, beside the reward images
+MAX_HELD_BYTES = 2**30  # of training images, which were drawn in no order, beside the reward images
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,17 @@ class PerInputJob:
         """Return what the dense network says of images: [N, classes]."""
         return predictions(self.task.model, images.batches())[0]
 
-    def carried_out(
+    def applied(
         self, plan: PruningPlan, *, counts: Mapping[str, Tensor] | None = None, tuning: int = 0
     ) -> Compressed:
         """Return the network, cut and gated by a plan and fine-tuned for some epochs; see `apply_plan`."""
-        found = self.network.compress(plan, counts=counts)
+        found = self.network.apply(plan, counts=counts)
         if tuning:
             self.tune_(found, tuning)
         return found
 
     def varied_counts(self, plan: PruningPlan) -> dict[str, Tensor]:
-        """Return counts that differ among the calibration images, by SPREAD about those of a plan.
+        """Return counts that differ among the calibration images, by COUNT_SPREAD about those of a plan.
 
         Weights that were fitted to one count serve no other, not even that of all units. An image is given
         more, or less, by all gates alike.
@@ -89,7 +91,7 @@ class PerInputJob:
         widths = plan_widths(self.network.graph, plan, round_to=self.network.method.round_to)
         images = sum(map(len, self.network.calibration.inputs.batches))
         order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
-        share = 1 + SPREAD * (2 * (order + 0.5) / images - 1)
+        share = 1 + COUNT_SPREAD * (2 * (order + 0.5) / images - 1)
         return {
             group.name: (runs * share + 0.5).floor().clamp(1, kept).long()
             for group, kept, runs in zip(
@@ -101,25 +103,25 @@ class PerInputJob:
     def tune_(self, compressed: Compressed, epochs: int, seed: int = 0) -> None:
         """Have weights and gates follow the dense network, in place; what decides for each input stays."""
         finetune_(compressed.model, self.tuned_on, teacher=self.task.model, epochs=epochs, seed=seed)
-        if input_ratios(gates_of(compressed.model)) is not None:
+        if find_per_input_policy(gates_of(compressed.model)) is not None:
             images = self.typical.images.to(next(compressed.model.parameters()).device)
-            see_typical_inputs_(compressed.model, images, self.dense_logits(self.typical))
+            fit_input_statistics_(compressed.model, images, self.dense_logits(self.typical))
 
     def install_(self, compressed: Compressed, largest: float) -> None:
         """Have the network decide for each input; at first it decides as its plan says."""
-        decide_per_input_(
+        attach_per_input_policy_(
             compressed.model,
             self.typical.images.to(next(compressed.model.parameters()).device),
             self.dense_logits(self.typical),
-            prices=InputPrices.of(self.network.cost, compressed.widths),
+            prices=InputPrices.from_cost(self.network.cost, compressed.widths),
             hidden=HIDDEN,
             largest=largest,
         )
 
     def least_share(self, compressed: Compressed, largest: float) -> float:
         """Return the share of the dense multiply-adds that is left if inputs skip all they may."""
-        prices = InputPrices.of(self.network.cost, compressed.widths)
-        ratios = InputRatios(compressed.gates, prices, hidden=HIDDEN, largest=largest)
+        prices = InputPrices.from_cost(self.network.cost, compressed.widths)
+        ratios = PerInputPolicy(compressed.gates, prices, hidden=HIDDEN, largest=largest)
         most = torch.ones(1)
         counts = torch.stack([ratios.decode(number, most) for number in range(len(compressed.gates))], dim=1)
         return float(prices.macs(counts.numpy())[0] + ratios.macs) / prices.dense
@@ -136,9 +138,9 @@ class PerInputJob:
 
 
 def _learned_on(splits: ImageSplits) -> Images:
-    """Return the images that a policy is learned on, all of them in memory: as many as HELD_BYTES allow."""
+    """Return the images that a policy is learned on, all in memory: as many as MAX_HELD_BYTES allow."""
     reward = Images(splits.reward.images, splits.reward.labels)
-    numbers = torch.arange(min(len(splits.train), HELD_BYTES // reward.images[0].nbytes))
+    numbers = torch.arange(min(len(splits.train), MAX_HELD_BYTES // reward.images[0].nbytes))
     return joined(Images(splits.train.take(numbers), splits.train.labels[numbers]), reward)
 
 
@@ -168,11 +170,11 @@ def learn_ratios(
         on_update: called with the record of each update, its `round` among it.
     """
     policies: list[InputPolicy] = []
-    compressed = job.carried_out(plan, counts=job.varied_counts(plan))
+    compressed = job.applied(plan, counts=job.varied_counts(plan))
     for number in range(1, settings.rounds + 1):
         if number > 1 and not settings.tuning:
             plan = mean_plan(job, compressed, plan)
-            compressed = job.carried_out(plan, counts=job.varied_counts(plan))
+            compressed = job.applied(plan, counts=job.varied_counts(plan))
         job.install_(compressed, settings.largest)
         policies.append(
             learn_per_input(
@@ -187,7 +189,7 @@ def learn_ratios(
                 resume=resume,
             )
         )
-        ratios_of(compressed.model).load_policy_(policies[-1].layers)
+        per_input_policy_of(compressed.model).load_policy_(policies[-1].layers)
         if settings.tuning:
             job.tune_(compressed, settings.tuning, settings.seed)
         mean = keep_budget_(compressed.model, job.task.splits.validation, settings.share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from prunegym.envs import ALLOCATIONS, Budget, BudgetRange, Limits, evenly_gated
-from prunegym.envs.budget_projection import BudgetKeeper, rounded_up
+from prunegym.envs.budget_projection import BudgetProjection, rounded_up
 from prunegym.pruning.apply import Compressed
 from prunegym.pruning.cost import widths_plan
 from prunegym.pruning.errors import ImpossibleBudgetError, PlanError
@@ -87,5 +87,7 @@ def static_plan(network: PrunableNetwork, share: float, *, largest: float) -> Pr
         ImpossibleBudgetError: the largest static ratio is not enough.
     """
     limits = Limits(static=largest, runtime=0.0)
-    keeper = BudgetKeeper(network.cost, Budget({"macs": share}), limits, round_to=network.method.round_to)
-    return widths_plan(network.graph, ALLOCATIONS["uniform"](network, keeper))
+    projection = BudgetProjection(
+        network.cost, Budget({"macs": share}), limits, round_to=network.method.round_to
+    )
+    return widths_plan(network.graph, ALLOCATIONS["uniform"](network, projection))

@@ -25,7 +25,7 @@ from prunegym.agents import (
 from prunegym.agents.interface import GymEnv
 from prunegym.agents.learning.algorithms import read_overrides, with_overrides
 from prunegym.agents.learning.policies import Policy, fitting_hyperparameters
-from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, SeveralNetworksEnv, Task, trains_itself
+from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, MultiNetworkEnv, Task, trains_itself
 from prunegym.envs.reward import UNIFORM_TOTAL
 from prunegym.pruning.evaluation.comparison import measure_rows
 from prunegym.pruning.evaluation.evaluate import Evaluation
@@ -76,7 +76,7 @@ def train_for_reuse(out: Path, args: argparse.Namespace, budget: Budget | Budget
     }
     settings = {"actions": ALGORITHMS[args.algo].actions, **options.reward_settings(args)}
     envs = {name: options.env_of(task, args, **settings) for name, task in tasks.items()}
-    env = SeveralNetworksEnv(envs) if len(envs) > 1 else next(iter(envs.values()))
+    env = MultiNetworkEnv(envs) if len(envs) > 1 else next(iter(envs.values()))
     initial_policy(env, args)  # refused before a run begins
     if not args.resume:
         open_run(out, run_config(args), overwrite=args.overwrite)
@@ -128,12 +128,12 @@ def _rows(name: str, task: Task, env: LayerPruningEnv, learned: LearningResult) 
         plans[f"{label} uniform"] = PruningPlan.from_dict(env.allocation("uniform"))
         decided = run_episode(env, deterministic(learned.model))
         plans[f"{label} learned"] = PruningPlan.from_dict(decided.plan)
-    return dict(measure_rows(env.network, plans, task.judge).evaluations)
+    return dict(measure_rows(env.network, plans, task.test_metric).evaluations)
 
 
 def _shown(budget: Budget | BudgetRange) -> list[Budget]:
     """Return the tightest, the middle and the loosest budget of a range."""
-    return [budget] if isinstance(budget, Budget) else [budget.at(place) for place in (0.0, 0.5, 1.0)]
+    return [budget] if isinstance(budget, Budget) else [budget.budget_at(place) for place in (0.0, 0.5, 1.0)]
 
 
 def _verdict(rows: dict[str, Evaluation]) -> str:

@@ -20,7 +20,7 @@ from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.storage.compressed import save_compressed
 from prunegym.scripts import options
 from prunegym.scripts.cli import run_verb
-from prunegym.scripts.latency import foretold_and_measured
+from prunegym.scripts.latency import predicted_and_measured
 from prunegym.scripts.policies import apply_policy, policy_folder
 from prunegym.scripts.run_folder import (
     METRICS,
@@ -113,7 +113,7 @@ def _even_plan(graph: ChannelGraph, static: float, runtime: float) -> PruningPla
 
 
 def _write(network: PrunableNetwork, plan: PruningPlan, task: Task, args: argparse.Namespace) -> None:
-    rows = measure_rows(network, {"dense": PruningPlan(), "pruned": plan}, task.judge)
+    rows = measure_rows(network, {"dense": PruningPlan(), "pruned": plan}, task.test_metric)
     open_run(args.out, options.plain(args), overwrite=args.overwrite)
     plan.save(args.out / "plan.json")
     manifest = manifest_of(task, args, plan, rows.evaluations["pruned"])
@@ -121,7 +121,7 @@ def _write(network: PrunableNetwork, plan: PruningPlan, task: Task, args: argpar
     record = {
         "rows": {name: row.to_dict() for name, row in rows.evaluations.items()},
         "gated_groups": rows.gated,
-        **foretold_and_measured(network, rows, "pruned", plan, task.budget),
+        **predicted_and_measured(network, rows, "pruned", plan, task.budget),
     }
     write_json(args.out / METRICS, record)
     show(record, f"{args.model}, {options.judged_on(args)}", as_json=args.json)

@@ -167,7 +167,7 @@ def show(record: Mapping[str, Any], title: str, *, as_json: bool) -> None:
     if "latency" in record:
         shares = record["latency"]
         print(
-            f"latency: {shares['foretold']:.1%} of the dense network's foretold, {shares['measured']:.1%} "
+            f"latency: {shares['predicted']:.1%} of the dense network's predicted, {shares['measured']:.1%} "
             f"measured (the table's worst error: {shares['worst_error']:.1%})"
         )
     if "verdict" in record:

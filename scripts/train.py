@@ -40,7 +40,7 @@ from prunegym.pruning.registry import unknown_name
 from prunegym.pruning.storage.compressed import folder_written_whole, save_compressed
 from prunegym.scripts import options
 from prunegym.scripts.cli import run_verb
-from prunegym.scripts.latency import foretold_and_measured
+from prunegym.scripts.latency import predicted_and_measured
 from prunegym.scripts.policies import initial_policy, policy_folder, train_for_reuse
 from prunegym.scripts.report import write_pictures
 from prunegym.scripts.run_folder import (
@@ -235,7 +235,7 @@ def _write(
         "dense": PruningPlan(),
         **{name: PruningPlan.from_dict(one.plan) for name, one in chosen.items()},
     }
-    rows = measure_rows(env.network, plans, task.judge)
+    rows = measure_rows(env.network, plans, task.test_metric)
     name = list(chosen)[-1]
     plans[name].save(out / "plan.json")
     save_compressed(
@@ -243,14 +243,14 @@ def _write(
         rows.compressed[name],
         manifest_of(task, args, plans[name], rows.evaluations[name]),
     )
-    facts = env.facts()
-    foretold = foretold_and_measured(env.network, rows, name, plans[name], task.budget)
+    facts = env.group_summary()
+    predicted = predicted_and_measured(env.network, rows, name, plans[name], task.budget)
     even, found = (env.shares(chosen[row].plan) for row in ("uniform", name))
-    latency = found["latency"] / even["latency"] if foretold else None
+    latency = found["latency"] / even["latency"] if predicted else None
     record = {
         "rows": {row: one.to_dict() for row, one in rows.evaluations.items()},
         "gated_groups": rows.gated,
-        **foretold,
+        **predicted,
         "verdict": verdict(rows.evaluations, name, latency=latency),
         f"{name}_is": next(CANDIDATES[key] for key, one in candidates.items() if one is chosen[name]),
         "candidates": {
@@ -278,8 +278,8 @@ def verdict(rows: Mapping[str, Evaluation], name: str, *, latency: float | None 
     Args:
         rows: "uniform" and that of the chosen plan among them.
         name: of its row.
-        latency: what its plan is foretold to take, as a multiple of the uniform one's, where that is what the
-            budget limits: it is then compared in the place of MACs.
+        latency: the predicted latency of its plan as a multiple of the uniform one's, where the budget limits
+            latency; it is then compared in the place of MACs.
     """
     learned, even = rows[name], rows["uniform"]
     gain = learned.quality - even.quality

@@ -42,7 +42,7 @@ PER_INPUT_DEFAULTS = {  # of flags, unless told otherwise
     "max_runtime_ratio": 0.9,
     "compensation": "least-squares-progressive",
 }
-EXAMPLES = 8  # images shown of the cheapest, and of the dearest
+N_EXAMPLES = 8  # images shown of the cheapest, and of the dearest
 
 
 def train_per_input(out: Path, args: argparse.Namespace, budget: Budget | BudgetRange) -> None:
@@ -59,7 +59,7 @@ def train_per_input(out: Path, args: argparse.Namespace, budget: Budget | Budget
     # all that may be refused comes before the run begins
     plan = plan_to_depart_from(network, args, share, given)
     job = PerInputJob(task, network)
-    fixed = job.carried_out(plan)
+    fixed = job.applied(plan)
     share = within_reach(job, fixed, share, args.max_runtime_ratio)
     static = static_plan(network, share, largest=args.max_static_ratio)
     settings = Settings(
@@ -88,8 +88,8 @@ def train_per_input(out: Path, args: argparse.Namespace, budget: Budget | Budget
     if epochs:
         job.tune_(fixed, epochs, args.seed)
     rows = {
-        "dense": job.carried_out(PruningPlan()),
-        "static": job.carried_out(static, tuning=epochs),
+        "dense": job.applied(PruningPlan()),
+        "static": job.applied(static, tuning=epochs),
         "fixed": fixed,
         "per-input": learned.compressed,
     }
@@ -189,7 +189,7 @@ def _write_inputs(
 ) -> None:
     """Write what each test image took, for the pictures."""
     order = np.argsort(found.macs, kind="stable")
-    ends = np.stack([order[:EXAMPLES], order[::-1][:EXAMPLES]])
+    ends = np.stack([order[:N_EXAMPLES], order[::-1][:N_EXAMPLES]])
     arrays: dict[str, Any] = {
         "macs": found.macs,
         "reference": reference.double().cpu().numpy(),

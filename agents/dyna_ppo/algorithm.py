@@ -1,4 +1,4 @@
-"""PPO that learns on foreseen losses, and evaluates plans to foresee better."""
+"""PPO that learns on predicted losses, and evaluates plans to predict better."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from prunegym.agents.dyna_ppo.loss_model import LossModel
 from prunegym.agents.interface import EpisodicEnvironment
 from prunegym.agents.rollout import EpisodeResult
 
-TWINS = 8  # imagined environments in lockstep, so that the policy is asked for all of them at once
-LEAST_DEVIATION = 1e-3  # of actions: a policy that does not explore learns nothing
+N_SURROGATE_ENVS = 8  # imagined environments in lockstep, so that the policy is asked for all of them at once
+MIN_ACTION_STD = 1e-3  # of actions: a policy that does not explore learns nothing
 LEARNER = (  # what the learner on imagined episodes has in common with PPO as it was made
     "learning_rate",
     "n_epochs",
@@ -36,12 +36,12 @@ class DynaPPO(PPO):
 
     Where an episode leads is arithmetic; what costs is only to evaluate the finished plan. So a model of the
     loss is fitted to all evaluations so far, and after each rollout the policy learns from many episodes that
-    end with foreseen losses; rollouts themselves only feed the model (DyNA-PPO, Angermueller et al., ICLR
-    2020; there an ensemble of regressors is used where it foresees well, and rollouts are learned from too).
+    end with predicted losses; rollouts themselves only feed the model (DyNA-PPO, Angermueller et al., ICLR
+    2020; there an ensemble of regressors is used where it predicts well, and rollouts are learned from too).
 
     Args:
         arguments: see PPO; `n_steps` are those of a rollout.
-        imagined_steps: of each of TWINS environments for one update.
+        imagined_steps: of each of N_SURROGATE_ENVS environments for one update.
         imagined_batch: steps of a minibatch of those.
         updates: after each rollout.
         warmup: evaluations before the first of them; a run that ends sooner learns at its end.
@@ -68,17 +68,17 @@ class DynaPPO(PPO):
         self._learned_from = 0  # evaluations
         super().__init__(*arguments, **settings)
 
-    def imagine_in_(self, environment: EpisodicEnvironment) -> None:
+    def use_surrogates_of_(self, environment: EpisodicEnvironment) -> None:
         """Imagine episodes in twins of this environment; to be called once, before learning or going on."""
 
-        def twin() -> Monitor:
-            return Monitor(environment.imagined(self.losses.foresee))
+        def surrogate() -> Monitor:
+            return Monitor(environment.surrogate_env(self.losses.predict))
 
         learner = {name: getattr(self, name) for name in LEARNER}
         with torch.random.fork_rng(devices=[]):  # it draws weights of its own, only to be given these
             self._imagination = PPO(
                 "MlpPolicy",
-                DummyVecEnv([twin] * TWINS),
+                DummyVecEnv([surrogate] * N_SURROGATE_ENVS),
                 n_steps=self.imagined_steps,
                 batch_size=self.imagined_batch,
                 **learner,
@@ -89,21 +89,21 @@ class DynaPPO(PPO):
         """Learn as PPO does, at the end from a rollout that was cut short too."""
         super().learn(*arguments, **settings)
         if self._learned_from < len(self.losses):
-            self._imagine()
+            self._learn_on_surrogates()
             self.dump_logs()
         return self
 
     def train(self) -> None:
-        """Learn from the evaluations so far, once there are enough to foresee from."""
+        """Learn from the evaluations so far, once there are enough to predict from."""
         if len(self.losses) >= self.warmup:
-            self._imagine()
+            self._learn_on_surrogates()
 
-    def _imagine(self) -> None:
-        """Fit the model to all evaluations, and improve the policy on episodes that it foresees."""
+    def _learn_on_surrogates(self) -> None:
+        """Fit the model to all evaluations, and improve the policy on episodes that it predicts."""
         self.losses.fit()
         self._learned_from = len(self.losses)
         first, last = self.exploration
-        deviation = max(LEAST_DEVIATION, last + (first - last) * self._current_progress_remaining)
+        deviation = max(MIN_ACTION_STD, last + (first - last) * self._current_progress_remaining)
         self.policy.log_std.data.fill_(math.log(deviation))  # updates on a model end in too little
         learner = self._imagination
         learner.set_logger(self.logger)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-LEAST_DEVIATION = 1e-3  # of an input that counts as varying; one that never does moves nothing
+MIN_INPUT_STD = 1e-3  # of an input that counts as varying; one that never does moves nothing
 JITTER = 1e-6  # keeps the covariance of equal examples invertible
 ITERATIONS = 30  # of a fit, which goes on from the last one's
 # of each hyper-parameter the logarithm that is likely beforehand and how sure that is (a normal deviation):
@@ -22,7 +22,7 @@ PRIORS: Mapping[str, tuple[float, float]] = {
     "lengths": (math.log(3.0), 1.0),  # of that part, for each input
     "noise": (math.log(0.4), 1.5),
 }
-REACH = 5.0  # deviations from what is likely, where a search for hyper-parameters is stopped
+MAX_PRIOR_STDS = 5.0  # deviations from what is likely, where a search for hyper-parameters is stopped
 
 
 class GaussianProcess:
@@ -46,8 +46,8 @@ class GaussianProcess:
         """
         x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
         spread = x.std(0, correction=0)
-        self._centre, self._scale = x.mean(0), torch.where(spread < LEAST_DEVIATION, 1.0, spread)
-        self._mean, self._deviation = y.mean(), max(float(y.std(correction=0)), LEAST_DEVIATION)
+        self._centre, self._scale = x.mean(0), torch.where(spread < MIN_INPUT_STD, 1.0, spread)
+        self._mean, self._deviation = y.mean(), max(float(y.std(correction=0)), MIN_INPUT_STD)
         self._examples, scores = (x - self._centre) / self._scale, (y - self._mean) / self._deviation
         if not self._logs:
             sizes = {"each": x.size(1), "lengths": x.size(1)}
@@ -60,7 +60,7 @@ class GaussianProcess:
         self._weights = torch.cholesky_solve(scores[:, None], factor)[:, 0]
 
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return what is foreseen for inputs [n, D]: [n]."""
+        """Return what is predicted for inputs [n, D]: [n]."""
         x = (torch.from_numpy(inputs) - self._centre) / self._scale
         scores = _covariance(x, self._examples, self._logs) @ self._weights
         return (scores * self._deviation + self._mean).numpy()
@@ -86,7 +86,10 @@ class GaussianProcess:
 
 def _bounded(logs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
-        name: log.clamp(PRIORS[name][0] - REACH * PRIORS[name][1], PRIORS[name][0] + REACH * PRIORS[name][1])
+        name: log.clamp(
+            PRIORS[name][0] - MAX_PRIOR_STDS * PRIORS[name][1],
+            PRIORS[name][0] + MAX_PRIOR_STDS * PRIORS[name][1],
+        )
         for name, log in logs.items()
     }
 
@@ -98,7 +101,7 @@ def _factor(x: Tensor, logs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _covariance(one: Tensor, other: Tensor, logs: Mapping[str, Tensor]) -> Tensor:
-    """Return the covariance of what is foreseen at [n, D] and at [m, D]: [n, m]."""
+    """Return the covariance of what is predicted at [n, D] and at [m, D]: [n, m]."""
     apart = one[:, None] - other[None]
     each = _matern((apart / logs["length"].exp()).abs()) @ logs["each"].exp()
     # the root has no slope at 0

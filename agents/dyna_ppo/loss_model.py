@@ -11,18 +11,23 @@ from prunegym.agents.dyna_ppo.gaussian_process import GaussianProcess
 from prunegym.agents.interface import Plan
 from prunegym.agents.rollout import EpisodeResult
 
-LEAST_REFERENCE = 1e-3  # as the environment takes it: below it uniform pruning does no harm
-LEAST_SHARE = 1e-3  # where the logarithm of a share that may be 0 stops
-SLOPE, TRUST = 0.5, 1.0  # of losses against expected ones, as if seen in examples of this variance
-NEWEST = 1000  # evaluations of a network to foresee from: the time it takes grows with their cube
-TUNED = 150  # the newest, to which hyper-parameters are fitted: those of where the policy is now, and quickly
-FURTHER = 1.0  # how far beyond the shares seen one is foreseen, in their logarithms
+MIN_REFERENCE_LOSS = 1e-3  # as the environment takes it: below it uniform pruning does no harm
+MIN_RELATIVE_LOSS = 1e-3  # where the logarithm of a share that may be 0 stops
+SLOPE_MEAN, SLOPE_VARIANCE = (
+    0.5,
+    1.0,
+)  # of losses against expected ones, as if seen in examples of this variance
+MAX_GP_EXAMPLES = 1000  # evaluations of a network to predict from: the time it takes grows with their cube
+N_TUNING_EXAMPLES = (
+    150  # the newest, to which hyper-parameters are fitted: those of where the policy is now, and quickly
+)
+MAX_LOG_EXTRAPOLATION = 1.0  # how far beyond the shares seen one is predicted, in their logarithms
 
 
 class LossModel:
     """Foresees the loss of a plan, for each network by what was expected of it and a Gaussian process.
 
-    What is foreseen is the loss as a share of what uniform pruning loses within the same budget, in its
+    What is predicted is the loss as a share of what uniform pruning loses within the same budget, in its
     logarithm: losses of different budgets differ a thousandfold, and what matters is which plan is the better
     one within its own. A line leads from the share that the environment expected of the plan, without having
     carried it out, to the one that came true; the process says how far from that line a plan lies.
@@ -41,7 +46,7 @@ class LossModel:
     def add(self, result: EpisodeResult) -> None:
         """Take an evaluation up, for the next `fit`; its reward must name "loss", "reference", "expected"."""
         network = self._networks.setdefault(tuple(result.plan), _NetworkLosses())
-        share = result.reward["loss"] / max(result.reward["reference"], LEAST_REFERENCE)
+        share = result.reward["loss"] / max(result.reward["reference"], MIN_REFERENCE_LOSS)
         network.plans.append(_ratios(result.plan))
         network.expected.append(_log(result.reward["expected"]))
         network.shares.append(_log(share))
@@ -51,10 +56,10 @@ class LossModel:
         for network in self._networks.values():
             network.fit()
 
-    def foresee(self, plan: Plan, expected: float) -> float:
+    def predict(self, plan: Plan, expected: float) -> float:
         """Return the share of the reference that a plan may lose; of a network never met, the expected."""
         network = self._networks.get(tuple(plan))
-        return network.foresee(_ratios(plan), _log(expected)) if network else expected
+        return network.predict(_ratios(plan), _log(expected)) if network else expected
 
 
 class _NetworkLosses:
@@ -65,20 +70,20 @@ class _NetworkLosses:
         self._process = GaussianProcess()
 
     def fit(self) -> None:
-        expected, shares = (np.array(logs[-NEWEST:]) for logs in (self.expected, self.shares))
+        expected, shares = (np.array(logs[-MAX_GP_EXAMPLES:]) for logs in (self.expected, self.shares))
         around = expected - expected.mean()
-        self._slope = (around @ shares + TRUST * SLOPE) / (around @ around + TRUST)
+        self._slope = (around @ shares + SLOPE_VARIANCE * SLOPE_MEAN) / (around @ around + SLOPE_VARIANCE)
         beside = shares - self._slope * expected
-        self._process.fit(np.array(self.plans[-NEWEST:]), beside, tuned_on=TUNED)
-        self._seen = shares.min() - FURTHER, shares.max() + FURTHER
+        self._process.fit(np.array(self.plans[-MAX_GP_EXAMPLES:]), beside, tuned_on=N_TUNING_EXAMPLES)
+        self._seen = shares.min() - MAX_LOG_EXTRAPOLATION, shares.max() + MAX_LOG_EXTRAPOLATION
 
-    def foresee(self, ratios: NDArray[np.float64], expected: float) -> float:
+    def predict(self, ratios: NDArray[np.float64], expected: float) -> float:
         log = self._process.predict(ratios[None])[0] + self._slope * expected
         return float(np.exp(np.clip(log, *self._seen)))
 
 
 def _log(share: float) -> float:
-    return math.log(max(share, LEAST_SHARE))
+    return math.log(max(share, MIN_RELATIVE_LOSS))
 
 
 def _ratios(plan: Plan) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from prunegym.agents.dyna_ppo.algorithm import TWINS, DynaPPO
+from prunegym.agents.dyna_ppo.algorithm import N_SURROGATE_ENVS, DynaPPO
 from prunegym.agents.errors import HyperparameterError
 from prunegym.agents.interface import ActionMode
 from prunegym.agents.learning.amc import AMC
@@ -29,7 +29,7 @@ Settings: TypeAlias = dict[str, Any]  # arguments of a Stable-Baselines3 algorit
 
 
 @dataclass(frozen=True)
-class Rounds:
+class RolloutSchedule:
     """How episodes come: each environment plays one of every network in turn, all of them in lockstep."""
 
     steps: int  # of one environment in one round: a step for each group of each network
@@ -52,7 +52,7 @@ class Algorithm:
 
     name: str
     model_class: type[BaseAlgorithm]
-    settings: Callable[[Settings, Rounds], Settings]  # from hyperparameters, counted in episodes
+    settings: Callable[[Settings, RolloutSchedule], Settings]  # from hyperparameters, counted in episodes
     actions: ActionMode = "centred"  # on uniform pruning; or "raw": the ratio itself
     policies: str = ""  # the algorithm whose policies it has, unless its own
 
@@ -64,7 +64,7 @@ class Algorithm:
     def make(
         self,
         env: VecEnv,
-        rounds: Rounds,
+        rounds: RolloutSchedule,
         *,
         hyperparameters: Mapping[str, Any],
         seed: int,
@@ -80,7 +80,7 @@ class Algorithm:
         return self.model_class("MlpPolicy", env, seed=seed, device=device, tensorboard_log=log, **settings)
 
 
-def on_policy(hyperparameters: Settings, rounds: Rounds) -> Settings:
+def on_policy(hyperparameters: Settings, rounds: RolloutSchedule) -> Settings:
     """Return the settings of an algorithm that learns from whole rounds and forgets them."""
     settings = dict(hyperparameters)
     settings["policy_kwargs"] |= {
@@ -100,7 +100,7 @@ def _require_some(steps: int, otherwise: str) -> None:
         raise HyperparameterError(otherwise)
 
 
-def off_policy(hyperparameters: Settings, rounds: Rounds) -> Settings:
+def off_policy(hyperparameters: Settings, rounds: RolloutSchedule) -> Settings:
     """Return the settings of an algorithm that learns from all it has seen, after every round."""
     settings = dict(hyperparameters)
     steps_per_episode = rounds.steps / rounds.networks
@@ -115,18 +115,18 @@ def off_policy(hyperparameters: Settings, rounds: Rounds) -> Settings:
     return {**settings, **replay, "train_freq": (rounds.steps, "step")}
 
 
-def amc(hyperparameters: Settings, rounds: Rounds) -> Settings:
+def amc(hyperparameters: Settings, rounds: RolloutSchedule) -> Settings:
     """Return the settings of AMC, which explores and warms up in its own way."""
     settings = dict(hyperparameters)
     settings["gradient_steps"] = settings.pop("updates_per_step") * rounds.steps * rounds.n_envs
     return {**settings, "train_freq": (rounds.steps, "step")}
 
 
-def dyna(hyperparameters: Settings, rounds: Rounds) -> Settings:
-    """Return the settings of an algorithm that learns from imagined episodes after whole rounds."""
-    imagined = replace(rounds, n_envs=TWINS)
-    settings = on_policy(hyperparameters, imagined)
-    per_update = settings["n_steps"] // imagined.steps * imagined.episodes
+def dyna(hyperparameters: Settings, rounds: RolloutSchedule) -> Settings:
+    """Return the settings of an algorithm that learns from surrogate_schedule episodes after whole rounds."""
+    surrogate_schedule = replace(rounds, n_envs=N_SURROGATE_ENVS)
+    settings = on_policy(hyperparameters, surrogate_schedule)
+    per_update = settings["n_steps"] // surrogate_schedule.steps * surrogate_schedule.episodes
     evaluated = rounds.for_episodes(settings.pop("evaluated_episodes"))
     _require_some(rounds.n_envs * evaluated * rounds.steps, "a step is no rollout; raise evaluated_episodes")
     imagined_episodes, warmup = settings.pop("imagined_episodes"), settings.pop("warmup_episodes")

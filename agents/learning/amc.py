@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.td3.policies import TD3Policy
 
 REWARD_ALPHA = 0.5  # weight of the newest batch in the moving average of rewards
-SMALLEST_SIGMA = 1e-7  # float32 actions resolve no less, and zero cannot be divided by
+MIN_SIGMA = 1e-7  # float32 actions resolve no less, and zero cannot be divided by
 PUBLISHED: Mapping[str, Any] = {
     "buffer_size": 10_000,  # steps; the authors keep 100 episodes, and how long one is only the caller knows
     "batch_size": 64,
@@ -175,7 +175,7 @@ class AMC(DDPG):
     def sigma(self) -> float:
         """The noise's standard deviation before truncation, after the episodes finished so far."""
         decays = max(0, self._episode_num - self.warmup_episodes)
-        return max(self.noise_sigma * self.noise_decay**decays, SMALLEST_SIGMA)
+        return max(self.noise_sigma * self.noise_decay**decays, MIN_SIGMA)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Do so many updates, if an episode after the warm-up has ended."""

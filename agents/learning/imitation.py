@@ -40,16 +40,16 @@ def imitate_(
 
 def _observations(teacher: ActorCriticPolicy, environment: EpisodicEnvironment, seed: int) -> Tensor:
     """Return what is observed where actions are near those of the teacher: [steps, F]."""
-    twin = environment.imagined(lambda plan, expected: expected)
+    surrogate = environment.surrogate_env(lambda plan, expected: expected)
     act, random = deterministic(teacher), np.random.default_rng(seed)
     found = []
     for episode in range(EPISODES):
-        observation, _ = twin.reset(seed=seed if episode == 0 else None)
+        observation, _ = surrogate.reset(seed=seed if episode == 0 else None)
         done = False
         while not done:
             found.append(observation)
             action = act(observation) + random.normal(0.0, DEVIATION, 2)
-            observation, _, done, *_ = twin.step(action.clip(-1.0, 1.0).astype(np.float32))
+            observation, _, done, *_ = surrogate.step(action.clip(-1.0, 1.0).astype(np.float32))
     return torch.from_numpy(np.stack(found))
 
 

@@ -19,7 +19,7 @@ from prunegym.agents.episode_log import EpisodeLog
 from prunegym.agents.errors import CheckpointError
 from prunegym.agents.history import EpisodeHistory
 from prunegym.agents.interface import GymEnv, episodic_environment, observation_schema
-from prunegym.agents.learning.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, Rounds, with_overrides
+from prunegym.agents.learning.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, RolloutSchedule, with_overrides
 from prunegym.agents.learning.callbacks import CheckpointCallback, EpisodeCallback
 from prunegym.agents.learning.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from prunegym.agents.learning.imitation import imitate_
@@ -31,7 +31,7 @@ from prunegym.agents.vector.make import vectorized
 
 # what a few networks teach must hold for others: a policy of PPO's kind is linear, and what they do not ask
 # for decays
-FOR_SEVERAL_NETWORKS: Mapping[str, Any] = {"policy_kwargs.net_arch": [], "weight_decay": 0.2}
+FOR_MULTIPLE_NETWORKS: Mapping[str, Any] = {"policy_kwargs.net_arch": [], "weight_decay": 0.2}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Run:
 
     identity: dict[str, Any]  # plain data; a checkpoint of another identity is not this run's
     envs: VecEnv
-    rounds: Rounds
+    rounds: RolloutSchedule
     model: BaseAlgorithm
     history: EpisodeHistory
 
@@ -83,7 +83,7 @@ def learn(
             explored in one process, after learning.
         seed: of the environment, the network and the exploration.
         hyperparameters: that differ from the algorithm's own, see `with_overrides`, and from
-            FOR_SEVERAL_NETWORKS.
+            FOR_MULTIPLE_NETWORKS.
         initial_policy: a policy to go on from, instead of from uniform pruning.
         n_envs: processes that run episodes side by side, see `vectorized`; results depend on it.
         cluster: address of the Ray cluster whose processes are used, None for this machine's own.
@@ -108,7 +108,7 @@ def learn(
     settings = with_overrides(spec, overrides)
     environment = episodic_environment(env)
     if environment.networks > 1 and issubclass(spec.model_class, PPO):
-        settings = with_overrides(spec, {**FOR_SEVERAL_NETWORKS, **overrides})
+        settings = with_overrides(spec, {**FOR_MULTIPLE_NETWORKS, **overrides})
     if initial_policy is not None:
         settings = fitting_hyperparameters(initial_policy, algorithm, settings, overridden=overrides)
     identity = {
@@ -133,7 +133,7 @@ def learn(
         log.take_up(environment, algorithm, kept.history.episodes if kept else 0)
     envs = vectorized(env, n_envs=n_envs, cluster=cluster)
     try:
-        rounds = Rounds(len(environment.group_names), environment.networks, n_envs)
+        rounds = RolloutSchedule(len(environment.group_names), environment.networks, n_envs)
         run = _begin(identity, env, envs, rounds, kept, initial_policy, device, tensorboard_log)
         listeners: list[Callable[[EpisodeResult], None]] = [on_episode] if on_episode else []
         if log is not None:  # first, so that nothing another listener does can lose the episode
@@ -151,7 +151,7 @@ def _begin(
     identity: dict[str, Any],
     env: GymEnv,
     envs: VecEnv,
-    rounds: Rounds,
+    rounds: RolloutSchedule,
     kept: Checkpoint[EpisodeHistory] | None,
     initial_policy: Policy | None,
     device: str,
@@ -173,7 +173,7 @@ def _begin(
         if initial_policy is not None:
             _begin_as_(model, initial_policy, env, seed=identity["seed"])
     if isinstance(model, DynaPPO):
-        model.imagine_in_(environment)
+        model.use_surrogates_of_(environment)
     if tensorboard_log is None:
         log_nowhere_(model)
     history = kept.history if kept else EpisodeHistory(identity["groups"])

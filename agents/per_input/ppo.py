@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import HParam
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from prunegym.agents.learning.algorithms import Algorithm, Rounds, on_policy, with_overrides
+from prunegym.agents.learning.algorithms import Algorithm, RolloutSchedule, on_policy, with_overrides
 from prunegym.agents.learning.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from prunegym.agents.learning.tensorboard import (
     flatten,
@@ -26,7 +26,7 @@ from prunegym.agents.learning.tensorboard import (
     log_nowhere_,
     tensorboard_formats,
 )
-from prunegym.agents.per_input.vector_adapter import SideBySide
+from prunegym.agents.per_input.vector_adapter import GymVectorAdapter
 from prunegym.agents.rollout import require_episodes
 
 PER_INPUT = Algorithm("per-input", PPO, on_policy)
@@ -119,7 +119,7 @@ def learn_per_input(
     """
     require_episodes(episodes)
     settings = with_overrides(PER_INPUT, hyperparameters or {})
-    envs = SideBySide(env)
+    envs = GymVectorAdapter(env)
     identity = {
         "seed": seed,
         "episodes": episodes,  # the learning rate falls with them
@@ -156,7 +156,7 @@ def learn_per_input(
 
 def _begin(
     env: InputEnvironment,
-    envs: SideBySide,
+    envs: GymVectorAdapter,
     settings: Mapping[str, Any],
     kept: Checkpoint[InputHistory] | None,
     seed: int,
@@ -170,7 +170,7 @@ def _begin(
         env.price = env.marginal_price()
         model = PER_INPUT.make(
             envs,
-            Rounds(len(env.gate_names), 1, envs.num_envs),
+            RolloutSchedule(len(env.gate_names), 1, envs.num_envs),
             hyperparameters={name: value for name, value in settings.items() if name != "price_rate"},
             seed=seed,
             device=device,

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 
-class SideBySide(VecEnv):
+class GymVectorAdapter(VecEnv):
     """Passes on to a vector environment whose sub-environments share one step, and one state.
 
     Args:

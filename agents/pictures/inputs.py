@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 WIDTH = 8.0  # inches
 BARS = 40  # of the histogram
-LEAST_MACS = 0.01  # its least span: costs that are nearly alike are not blown up to look like many
+MIN_MACS_SPAN = 0.01  # its least span: costs that are nearly alike are not blown up to look like many
 BINS = 8  # of inputs, by difficulty
 LOW, HIGH = 0.1, 0.9  # quantiles: the band holds four fifths
 WINDOWS = 40  # a thick line is the mean over one of so many parts of a round
@@ -40,7 +40,7 @@ def inputs_figure(macs: Floats, *, budget: float) -> Figure:
 
     figure, axes = new_axes(WIDTH, 3.4)
     low, high, mean = float(macs.min()), float(macs.max()), float(macs.mean())
-    margin = max(0.0, LEAST_MACS - (high - low)) / 2
+    margin = max(0.0, MIN_MACS_SPAN - (high - low)) / 2
     axes.hist(macs, BARS, range=(low - margin, high + margin), color=PALETTE[0].colour, alpha=0.75)
     axes.axvline(mean, color=BLACK, linewidth=1.8, label=f"mean {mean:.1%}")
     axes.axvline(budget, color=PALETTE[1].colour, linewidth=1.8, linestyle=DASHED, label=_named(budget))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEAST_MACS, LEAST_SCORE = 0.002, 0.02  # spans: smaller differences are not blown up to look like much
+MIN_MACS_SPAN, MIN_SCORE_SPAN = 0.002, 0.02  # spans: smaller differences are not blown up to look like much
 SEVERAL_BUDGETS = 0.05  # span of MACs from which on plans are of several budgets, and far scores no accident
 LABEL_GAP = 0.055  # between labels, of the axis' height
 MARK = "#F0E442"
@@ -62,11 +62,13 @@ def pareto_figure(
     marked = marked or {}
     figure, axes = new_axes(8.0, 4.8)
     named = list(marked.values())
-    left, right = limits([macs for macs, _ in points], inside=[macs for macs, _ in named], least=LEAST_MACS)
+    left, right = limits(
+        [macs for macs, _ in points], inside=[macs for macs, _ in named], least=MIN_MACS_SPAN
+    )
     axes.set_xlim(left, right)
     full = [(point, one) for point, one in zip(points, episodes, strict=True) if not one.result.estimated]
     best = found if right - left > SEVERAL_BUDGETS else [max(point[1] for point, _ in full)] if full else []
-    axes.set_ylim(limits(found, inside=[*best, *(score for _, score in named)], least=LEAST_SCORE))
+    axes.set_ylim(limits(found, inside=[*best, *(score for _, score in named)], least=MIN_SCORE_SPAN))
     if dense_accuracy is not None:
         _draw_dense_(axes, dense_accuracy)
     outside = _draw_points_(axes, np.array(points), episodes)

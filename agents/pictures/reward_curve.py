@@ -15,7 +15,7 @@ from prunegym.agents.pictures.scores import maker
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEAST_REWARD = 0.02  # span
+MIN_REWARD_SPAN = 0.02  # span
 
 
 def reward_curve_figure(episodes: Sequence[Episode]) -> Figure:
@@ -35,7 +35,7 @@ def reward_curve_figure(episodes: Sequence[Episode]) -> Figure:
     made = {name: [one for one in episodes if maker(one) == name] for name in styles(map(maker, episodes))}
     bests = {name: _best_so_far(mine) for name, mine in made.items()}
     ends = [best[np.isfinite(best)][[0, -1]] for best in bests.values() if np.isfinite(best).any()]
-    low, high = limits(rewards, inside=np.ravel(ends).tolist(), least=LEAST_REWARD)
+    low, high = limits(rewards, inside=np.ravel(ends).tolist(), least=MIN_REWARD_SPAN)
     for name, style in styles(made).items():
         mine = np.array([episode.result.total for episode in made[name]])
         count = np.arange(1, len(mine) + 1)

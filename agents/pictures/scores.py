@@ -22,7 +22,7 @@ def scores(episodes: Sequence[Episode]) -> tuple[list[float], bool]:
 def network(episode: Episode) -> str:
     """Return the network that an episode's plan is of; "" where the run is of one alone.
 
-    With several, the names of groups begin with the network's, see SeveralNetworksEnv.
+    With several, the names of groups begin with the network's, see MultiNetworkEnv.
     """
     return next(iter(episode.result.plan), "").rpartition("/")[0]
 

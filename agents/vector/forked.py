@@ -54,7 +54,7 @@ class _Answers:
         return answer
 
 
-class Workers(SubprocVecEnv):
+class ForkedVecEnv(SubprocVecEnv):
     """Environments in forked processes, which end with this one, however it ends.
 
     Args:

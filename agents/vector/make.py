@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from prunegym.agents.errors import AgentError
 from prunegym.agents.interface import GymEnv, episodic_environment
-from prunegym.agents.vector.forked import Workers, follow_parent
+from prunegym.agents.vector.forked import ForkedVecEnv, follow_parent
 from prunegym.agents.vector.wrappers import ReportedFailures, RestartableEpisodes
 
 
@@ -27,7 +27,7 @@ def vectorized(env: GymEnv, *, n_envs: int = 1, cluster: str | None = None) -> V
 
     Raises:
         AgentError: fewer than one, or several where CUDA is in use, which does not survive a fork; or see
-            `prunegym.agents.vector.ClusterWorkers`.
+            `prunegym.agents.vector.RayVecEnv`.
     """
     if n_envs < 1:
         raise AgentError(f"the number of environments must be 1 or more, got {n_envs}")
@@ -41,13 +41,13 @@ def vectorized(env: GymEnv, *, n_envs: int = 1, cluster: str | None = None) -> V
     for _ in range(episodic_environment(env).networks):
         env.reset()
     if cluster is not None:
-        from prunegym.agents.vector.ray_workers import ClusterWorkers  # late: it builds on this module
+        from prunegym.agents.vector.ray_workers import RayVecEnv  # late: it builds on this module
 
-        return ClusterWorkers(env, n_envs=n_envs, address=cluster)
+        return RayVecEnv(env, n_envs=n_envs, address=cluster)
 
     def start() -> GymEnv:
         follow_parent()
         torch.set_num_threads(1)
         return ReportedFailures(Monitor(RestartableEpisodes(env)))
 
-    return Workers([start] * n_envs)
+    return ForkedVecEnv([start] * n_envs)

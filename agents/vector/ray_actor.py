@@ -29,7 +29,7 @@ class Step(NamedTuple):
     start: Mapping[str, Any] | None  # what the next episode starts from, if it has begun
 
 
-class HostedEnvironment:
+class EnvironmentActor:
     """One environment in a process of the cluster, on one thread.
 
     Args:

@@ -15,8 +15,8 @@ from typing import Any
 
 from prunegym.agents.errors import AgentError, one_line
 
-STORE = 2**30  # bytes that a local cluster may hold in shared memory; beyond, it uses the disk
-ANSWER = 10  # seconds within which an address must answer
+OBJECT_STORE_BYTES = 2**30  # bytes that a local cluster may hold in shared memory; beyond, it uses the disk
+CONNECT_TIMEOUT_S = 10  # seconds within which an address must answer
 QUIET = {  # environment variables, read where Ray is first imported
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # it reports deaths on standard output, where the results go
@@ -82,7 +82,7 @@ def _connect(ray: ModuleType, address: str, n_envs: int, folder: str) -> None:
                 if address != "auto":
                     raise
         # a folder of its own: through the usual one, other runs would find this cluster and end with it
-        local = {"num_cpus": n_envs, "object_store_memory": STORE, "include_dashboard": False}
+        local = {"num_cpus": n_envs, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
         ray.init("local", _temp_dir=folder, **local, **settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise AgentError(
@@ -95,7 +95,7 @@ def _require_answer(address: str) -> None:
     """Raise OSError or ValueError unless something listens there; Ray itself would wait for minutes."""
     if address != "auto":
         host, _, port = address.rpartition("://")[2].rpartition(":")
-        socket.create_connection((host, int(port)), timeout=ANSWER).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 @contextmanager

@@ -22,14 +22,14 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from prunegym.agents.errors import AgentError
 from prunegym.agents.interface import GymEnv
-from prunegym.agents.vector.ray_actor import HostedEnvironment, Result, Step, pack
+from prunegym.agents.vector.ray_actor import EnvironmentActor, Result, Step, pack
 from prunegym.agents.vector.ray_connection import connected, imported_ray
 from prunegym.agents.vector.wrappers import RestartableEpisodes
 
 logger = logging.getLogger(__name__)
 
-DEATHS = 3  # at the same call, until the call is held to be the cause
-Call: TypeAlias = tuple[str, tuple[Any, ...], Mapping[str, Any]]  # of a method of HostedEnvironment
+MAX_DEATHS_PER_CALL = 3  # at the same call, until the call is held to be the cause
+Call: TypeAlias = tuple[str, tuple[Any, ...], Mapping[str, Any]]  # of a method of EnvironmentActor
 
 
 class Worker:
@@ -51,7 +51,7 @@ class Worker:
         self._process = begin(())
 
     def send(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Call a method of the HostedEnvironment."""
+        """Call a method of the EnvironmentActor."""
         self._calls.append((method, args, kwargs))
         self._pass_on(self._calls[-1])
 
@@ -59,7 +59,7 @@ class Worker:
         """Return whether it has; if it died instead, another begins to catch up.
 
         Raises:
-            AgentError: it has died DEATHS times at this call.
+            AgentError: it has died MAX_DEATHS_PER_CALL times at this call.
             Exception: what the environment raised.
         """
         if not self.reply.done():
@@ -91,10 +91,10 @@ class Worker:
     def _replace(self, error: BaseException) -> None:
         self._deaths += 1
         cause = textwrap.shorten(str(error).strip().rpartition("\n")[2], 200)
-        if self._deaths == DEATHS:
+        if self._deaths == MAX_DEATHS_PER_CALL:
             raise AgentError(
-                f"the process of environment {self._number} died {DEATHS} times at the same step ({cause}); "
-                "see to the cause, perhaps to memory, and go on with --resume"
+                f"the process of environment {self._number} died {MAX_DEATHS_PER_CALL} times "
+                f"at the same step ({cause}); see to the cause, perhaps to memory, and go on with --resume"
             ) from error
         logger.warning("the process of environment %d died (%s); it is replaced", self._number, cause)
         self.kill()  # it may only be out of reach
@@ -103,7 +103,7 @@ class Worker:
             self._pass_on(call)
 
 
-class ClusterWorkers(VecEnv):
+class RayVecEnv(VecEnv):
     """Environments that step in lockstep, each in a process of a Ray cluster with one thread.
 
     Args:
@@ -123,7 +123,7 @@ class ClusterWorkers(VecEnv):
             ray = stack.enter_context(connected(address, n_envs=n_envs))
             stack.callback(self._kill)
             shared = ray.put(packed)
-            actor = ray.remote(HostedEnvironment).options(**_resources(ray, n_envs))
+            actor = ray.remote(EnvironmentActor).options(**_resources(ray, n_envs))
 
             def begin(known: Sequence[Result]) -> Any:
                 return actor.remote(sys.path, shared, known)

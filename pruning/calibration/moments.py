@@ -11,10 +11,10 @@ from torch import Tensor
 RIDGE = 1e-3  # of the mean input variance; chosen on ResNet-20 by reward images, flat from 1e-4 to 1e-2
 
 
-WIDE = 8192  # input dimensions above which the full covariance (0.5 GB) gives way to sampled rows
+MAX_FULL_INPUTS = 8192  # input dimensions above which the full covariance (0.5 GB) gives way to sampled rows
 
 
-WIDE_ROWS = 2048
+N_SAMPLED_ROWS = 2048
 
 
 class Covariance(Protocol):
@@ -123,8 +123,8 @@ class SampledRows:
         self._rows.append(some.clone())  # a view would keep all
         self._seen += u.size(1)
         self._kept += some.size(1)
-        if self._kept > 2 * WIDE_ROWS:
-            step = -(-self._kept // WIDE_ROWS)
+        if self._kept > 2 * N_SAMPLED_ROWS:
+            step = -(-self._kept // N_SAMPLED_ROWS)
             self._rows = [torch.cat(self._rows, dim=1)[:, ::step].clone()]
             self._kept = self._rows[0].size(1)
             self._stride *= step
@@ -132,6 +132,6 @@ class SampledRows:
     def moments(self) -> Moments:
         """Return the mean and, as a covariance, an even sample of the centred rows."""
         rows = torch.cat(self._rows, dim=1)
-        rows = rows[:, :: -(-rows.size(1) // WIDE_ROWS)].double()
+        rows = rows[:, :: -(-rows.size(1) // N_SAMPLED_ROWS)].double()
         mean = rows.mean(1)
         return Moments(mean, tuple(SampledCovariance(group) for group in rows - mean[:, None]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunegym.pruning.calibration.moments import WIDE, FullSums, Moments, SampledRows
+from prunegym.pruning.calibration.moments import MAX_FULL_INPUTS, FullSums, Moments, SampledRows
 from prunegym.pruning.calibration.unfolding import unfolded
 from prunegym.pruning.errors import DataError
 from prunegym.pruning.graph import ChannelGraph
@@ -85,7 +85,7 @@ def calibrate(graph: ChannelGraph, inputs: CalibrationInputs, *, seed: int = 0) 
         if name in readers:
             u = unfolded(module, x, generator)
             if name not in sums:
-                sums[name] = SampledRows() if u.size(2) > WIDE else FullSums(u)
+                sums[name] = SampledRows() if u.size(2) > MAX_FULL_INPUTS else FullSums(u)
             sums[name].add(u)
         flat = _by_channel(module, x)
         if name in pooled:

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from prunegym.pruning.compensation.unit_weights import (
-    at,
     channel_view,
     output_affine,
     pruned_groups,
+    select_channels,
     unit_places,
 )
 from prunegym.pruning.criteria import writer_rows
@@ -21,7 +21,7 @@ from prunegym.pruning.graph import ChannelGraph, ChannelGroup, Member
 from prunegym.pruning.surgery.cutting import bare_tensor
 
 RESTARTS = 10  # of k-means, as in the authors' code; the best clusters count
-MOST_ROUNDS = 100
+MAX_ROUNDS = 100
 
 
 @torch.no_grad()
@@ -63,15 +63,15 @@ def unit_features(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) ->
     for reader in group.readers:
         layer: Any = model.get_submodule(reader.owner)
         columns = channel_view(layer.weight.detach().double().cpu(), layer, "in")
-        features.append(columns[at(columns, unit_places(reader, every))].flatten(1))
+        features.append(columns[select_channels(columns, unit_places(reader, every))].flatten(1))
     return torch.cat(features, dim=1)
 
 
 def _combine_(view: Tensor, member: Member, combination: Tensor, kept: Tensor) -> None:
     """Put combinations of all units, [kept, units], in the places of the kept ones."""
-    everything = view[at(view, unit_places(member, torch.arange(combination.size(1))))]
+    everything = view[select_channels(view, unit_places(member, torch.arange(combination.size(1))))]
     combined = torch.tensordot(combination.to(everything), everything, dims=1)
-    view[at(view, unit_places(member, kept))] = combined
+    view[select_channels(view, unit_places(member, kept))] = combined
 
 
 def _repair_variance_(
@@ -133,7 +133,7 @@ def _spread_seeds(points: Tensor, count: int, generator: torch.Generator) -> Ten
 
 def _lloyd(points: Tensor, centres: Tensor) -> Tensor:
     labels = torch.full((len(points),), -1)
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         before, distances = labels, torch.cdist(points, centres)
         labels = distances.argmin(1)
         _fill_empty_(labels, distances)

@@ -23,7 +23,7 @@ from prunegym.pruning.runtime.gates import GatedInput, constant_response, gates_
 
 PIXELS = 2**20  # of as many images as take part: a choice for each input generalises by images
 ROWS = 2**14  # of images and positions together, where there are so many
-FEWEST_POSITIONS = 16
+MIN_POSITIONS = 16
 ROUNDS = 1
 
 
@@ -38,7 +38,7 @@ def refit_gated_(model: nn.Module, planned: PlannedCut) -> None:
     gates = gates_of(model)
     assert gates is not None  # there is one, or there would be nothing to refit
     readers, order = gates.by_reader(), list(planned.graph.layers)
-    writers = {site.writer: gates.of(site.group) for site in gates.sites}
+    writers = {site.writer: gates.gate_for(site.group) for site in gates.sites}
     for name, gated in sorted(readers.items(), key=lambda item: order.index(item[0])):
         if takes_refit(model, planned, name):
             rows = planned.calibration.rows[name]
@@ -61,7 +61,7 @@ class GatedRows:
 
 def positions_of(images: int) -> int:
     """Return how many positions of each image take part."""
-    return max(FEWEST_POSITIONS, ROWS // images)
+    return max(MIN_POSITIONS, ROWS // images)
 
 
 @torch.no_grad()

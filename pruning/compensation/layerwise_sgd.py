@@ -20,7 +20,7 @@ from prunegym.pruning.threads import one_thread
 
 ITERATIONS = 200
 MINI_BATCH = 256  # rows, each what the kernel sees at one place
-STEP = 0.2  # of the layer's mean weight, at first; from 0.1 to 0.3 ResNet-20 fares alike
+RELATIVE_STEP = 0.2  # of the layer's mean weight, at first; from 0.1 to 0.3 ResNet-20 fares alike
 READERS_AT_ONCE = 16  # whose inputs are held in memory together; one pass over the images each time
 
 
@@ -82,7 +82,7 @@ class _Student:
         """Return the weight learned, in the dense layer's own coordinates and shape; zero on lost inputs."""
         inputs, targets = torch.cat(self._inputs, 1), torch.cat(self._targets, 1)
         with one_thread():
-            change = _fit(inputs, targets, STEP * float(self._weight.abs().mean()), self._generator)
+            change = _fit(inputs, targets, RELATIVE_STEP * float(self._weight.abs().mean()), self._generator)
         dense = self._dense.weight.flatten(1).unflatten(0, self._weight.shape[:2])
         learned = torch.zeros_like(dense)
         unscaled = change.mT * (self._v_in[:, :, self._stays] * self._back)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from prunegym.pruning.compensation.unit_weights import OutputAffine, spread_lone_writers_
+from prunegym.pruning.compensation.unit_weights import OutputAffine, redistribute_single_writer_groups_
 
 # The authors choose both anew for each network and ratio, by labels. These are theirs for ResNet-50 on
 # CIFAR-100 at 20 and 30 %; a tenfold change of either moved ResNet-56 by no more than about a point.
@@ -21,7 +21,9 @@ SHARE_PENALTY = 2e-3
 
 def _lbyl_(model: nn.Module, planned: PlannedCut) -> None:
     """Spread lost filters over kept ones; residual streams, which the code leaves alone, are dropped from."""
-    spread_lone_writers_(model, planned, by_batch_norm=spread_shares, by_bias=bias_spread_shares)
+    redistribute_single_writer_groups_(
+        model, planned, by_batch_norm=spread_shares, by_bias=bias_spread_shares
+    )
 
 
 COMPENSATIONS.register("lbyl")(Compensation(_lbyl_, shifts_bias=False))

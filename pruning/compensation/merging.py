@@ -17,29 +17,29 @@ from prunegym.pruning.compensation.readers import shift_output_
 from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from prunegym.pruning.compensation.unit_weights import (
     OutputAffine,
-    at,
     channel_view,
     folded_rows,
-    hand_over_,
     pruned_groups,
-    spread_lone_writers_,
+    redistribute_,
+    redistribute_single_writer_groups_,
+    select_channels,
 )
 
 COSINE_SHARE = 0.85  # lambda of the authors' scripts for VGG and ResNet-56 on CIFAR-10
-LEAST_COSINE = 0.1  # their threshold: a unit that is like no other is dropped
+MIN_COSINE = 0.1  # their threshold: a unit that is like no other is dropped
 
 
 def _merging_(model: nn.Module, planned: PlannedCut) -> None:
     """Merge units by their folded weights, then give every reader's output its mean back."""
     for group, kept, gone in pruned_groups(planned):
         rows, offsets = folded_rows(planned.dense, planned.graph, group)
-        hand_over_(model, group, merging_shares(rows, offsets, kept, gone), kept, gone)
+        redistribute_(model, group, merging_shares(rows, offsets, kept, gone), kept, gone)
     _restore_means_(model, planned)
 
 
 def _merging_released_(model: nn.Module, planned: PlannedCut) -> None:
     """Merge as the authors' code does; residual streams, which it leaves alone, are dropped from."""
-    spread_lone_writers_(model, planned, by_batch_norm=released_shares, by_bias=bias_shares)
+    redistribute_single_writer_groups_(model, planned, by_batch_norm=released_shares, by_bias=bias_shares)
 
 
 COMPENSATIONS.register("merging")(Compensation(_merging_, shifts_bias=True))
@@ -108,7 +108,7 @@ def _one_host(cosines: Tensor, mismatch: Tensor, slopes: Tensor) -> Tensor:
     spread = (high - low).clamp(min=torch.finfo(mismatch.dtype).tiny)  # all alike: the cosine decides
     score = COSINE_SHARE * (1 - cosines) + (1 - COSINE_SHARE) * (mismatch - low) / spread
     host = score.argmin(1, keepdim=True)
-    slope = torch.where(cosines.gather(1, host) >= LEAST_COSINE, slopes.gather(1, host), 0.0)
+    slope = torch.where(cosines.gather(1, host) >= MIN_COSINE, slopes.gather(1, host), 0.0)
     return torch.zeros_like(slopes).scatter(1, host, slope)
 
 
@@ -127,6 +127,6 @@ def _restore_means_(model: nn.Module, planned: PlannedCut) -> None:
             columns = channel_view(layer.weight, layer, "in")
             lost = torch.ones(columns.size(0) * columns.size(1), dtype=torch.bool)
             lost[list(cut.kept)] = False
-            columns[at(columns, lost.nonzero()[:, 0])] = 0
+            columns[select_channels(columns, lost.nonzero()[:, 0])] = 0
             shift = output_mean(dense.weight, moments) - output_mean(layer.weight, moments)
             shift_output_(model, planned.graph.layers[cut.owner], shift)

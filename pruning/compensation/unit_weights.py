@@ -84,7 +84,7 @@ def folded_rows(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> t
 
 
 @dataclass(frozen=True)
-class LoneWriter:
+class SingleWriterGroup:
     """A group as the publications know them: one layer writes it, and its units are single channels."""
 
     group: ChannelGroup
@@ -95,7 +95,7 @@ class LoneWriter:
     gone: Tensor
 
 
-def lone_writers(planned: PlannedCut) -> Iterator[LoneWriter]:
+def single_writer_groups(planned: PlannedCut) -> Iterator[SingleWriterGroup]:
     """Yield the pruned groups that the publications treat, as they were in the dense network.
 
     Channels that are constant are among neither the kept nor the lost ones: the published formulas divide
@@ -112,10 +112,10 @@ def lone_writers(planned: PlannedCut) -> Iterator[LoneWriter]:
         varies = (rows.norm(dim=1) > 0) & (affine.gamma != 0) & (affine.variance > 0)
         kept, gone = kept[varies[kept]], gone[varies[gone]]
         if len(kept) and len(gone):
-            yield LoneWriter(group, rows, affine, layer.batch_norm is not None, kept, gone)
+            yield SingleWriterGroup(group, rows, affine, layer.batch_norm is not None, kept, gone)
 
 
-def spread_lone_writers_(
+def redistribute_single_writer_groups_(
     model: nn.Module, planned: PlannedCut, *, by_batch_norm: AffineShares, by_bias: BiasShares
 ) -> None:
     """Hand over what lone writers' lost units give to the kept ones, by a rule for either kind of layer.
@@ -126,12 +126,12 @@ def spread_lone_writers_(
         by_batch_norm: (rows, affine, kept, gone) -> shares [len(gone), len(kept)].
         by_bias: (rows, bias, kept, gone) -> likewise, for a layer without BatchNorm.
     """
-    for found in lone_writers(planned):
+    for found in single_writer_groups(planned):
         if found.has_batch_norm:
             shares = by_batch_norm(found.rows, found.affine, found.kept, found.gone)
         else:
             shares = by_bias(found.rows, found.affine.beta, found.kept, found.gone)
-        hand_over_(model, found.group, shares, found.kept, found.gone)
+        redistribute_(model, found.group, shares, found.kept, found.gone)
 
 
 def pruned_groups(planned: PlannedCut) -> Iterator[tuple[ChannelGroup, Tensor, Tensor]]:
@@ -154,7 +154,7 @@ def channel_view(tensor: Tensor, layer: nn.Module, axis: Literal["in", "out"]) -
     return blocks.transpose(1, 2) if (axis == "in") != isinstance(layer, TRANSPOSED) else blocks
 
 
-def at(view: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
+def select_channels(view: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the index of channels in a channel view."""
     channels = channels.to(view.device)
     return channels // view.size(1), channels % view.size(1)
@@ -166,7 +166,7 @@ def unit_places(member: Member, units: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def hand_over_(model: nn.Module, group: ChannelGroup, shares: Tensor, kept: Tensor, gone: Tensor) -> None:
+def redistribute_(model: nn.Module, group: ChannelGroup, shares: Tensor, kept: Tensor, gone: Tensor) -> None:
     """Let every reader see, in the place of each lost unit, its shares of the kept ones.
 
     Args:
@@ -179,5 +179,7 @@ def hand_over_(model: nn.Module, group: ChannelGroup, shares: Tensor, kept: Tens
     for reader in group.readers:
         layer: Any = model.get_submodule(reader.owner)
         columns = channel_view(layer.weight, layer, "in")
-        lost = columns[at(columns, unit_places(reader, gone))]
-        columns[at(columns, unit_places(reader, kept))] += torch.tensordot(shares.T.to(lost), lost, dims=1)
+        lost = columns[select_channels(columns, unit_places(reader, gone))]
+        columns[select_channels(columns, unit_places(reader, kept))] += torch.tensordot(
+            shares.T.to(lost), lost, dims=1
+        )

@@ -17,7 +17,7 @@ from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import PruningPlan
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.outcomes import input_outcomes
-from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.runtime.per_input import find_per_input_policy
 from prunegym.pruning.runtime.slicing import deployed
 
 
@@ -35,22 +35,20 @@ class Rows:
 
 
 def measure_rows(
-    network: PrunableNetwork, plans: Mapping[str, PruningPlan], judge: Images | ScoreFunction
+    network: PrunableNetwork, plans: Mapping[str, PruningPlan], metric: Images | ScoreFunction
 ) -> Rows:
     """Carry plans out on copies of a network and measure them; see `measure_side_by_side`.
 
     Args:
         network: the dense network.
         plans: name -> plan.
-        judge: images to measure on, or a score function.
+        metric: images to measure on, or a score function.
     """
-    return measure_side_by_side(
-        network, {name: network.compress(plan) for name, plan in plans.items()}, judge
-    )
+    return measure_side_by_side(network, {name: network.apply(plan) for name, plan in plans.items()}, metric)
 
 
 def measure_side_by_side(
-    network: PrunableNetwork, compressed: Mapping[str, Compressed], judge: Images | ScoreFunction
+    network: PrunableNetwork, compressed: Mapping[str, Compressed], metric: Images | ScoreFunction
 ) -> Rows:
     """Measure compressed copies of a network, their latencies in turn within one run.
 
@@ -59,14 +57,14 @@ def measure_side_by_side(
     Args:
         network: the dense network.
         compressed: name -> copy.
-        judge: images to measure on, one of them for latency; or a score function, and noise for latency.
+        metric: images to measure on, one of them for latency; or a score function, and noise for latency.
     """
     models = {name: deployed(one.model, network.graph.input_shape) for name, one in compressed.items()}
-    image = image_for_latency([one.model for one in compressed.values()], judge, network.graph.input_shape)
+    image = image_for_latency([one.model for one in compressed.values()], metric, network.graph.input_shape)
     latencies = measure_latency(models, image)
     evaluations = {
         name: replace(
-            evaluate(one.model, judge, macs=network.cost.macs(one.widths)), latency_ms=latencies[name]
+            evaluate(one.model, metric, macs=network.cost.macs(one.widths)), latency_ms=latencies[name]
         )
         for name, one in compressed.items()
     }
@@ -74,11 +72,11 @@ def measure_side_by_side(
 
 
 def image_for_latency(
-    models: Iterable[nn.Module], judge: Images | ScoreFunction, shape: Sequence[int]
+    models: Iterable[nn.Module], metric: Images | ScoreFunction, shape: Sequence[int]
 ) -> Tensor:
     """Return a typical image of those to measure on, or noise of this shape; on the networks' device."""
-    if isinstance(judge, Images):
-        return typical_image(models, judge)
+    if isinstance(metric, Images):
+        return typical_image(models, metric)
     noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
     return noise.to(next(next(iter(models)).parameters()))
 
@@ -92,7 +90,7 @@ def typical_image(models: Iterable[nn.Module], images: Images) -> Tensor:
     number, device = 0, torch.device("cpu")
     for model in models:
         device = next(model.parameters()).device
-        if input_ratios(gates_of(model)) is not None:
+        if find_per_input_policy(gates_of(model)) is not None:
             macs = input_outcomes(model, images).macs
             number = int(abs(macs - macs.mean()).argmin())
             break

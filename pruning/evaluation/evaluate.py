@@ -13,7 +13,7 @@ from prunegym.pruning.data import Images
 from prunegym.pruning.metrics import ScoreFunction, accuracy, predictions, scored
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.outcomes import input_outcomes
-from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.runtime.per_input import find_per_input_policy
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,25 @@ def weights_bytes(model: nn.Module) -> int:
     return len(save({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}))
 
 
-def evaluate(model: nn.Module, judge: Images | ScoreFunction, *, macs: int) -> Evaluation:
+def evaluate(model: nn.Module, metric: Images | ScoreFunction, *, macs: int) -> Evaluation:
     """Measure a network; latency is measured side by side with others (`measure_latency`).
 
     Args:
         model: the network.
-        judge: images with labels, true ones or the dense network's answers; or a score function.
+        metric: images with labels, true ones or the dense network's answers; or a score function.
         macs: its multiply-adds, from a CostModel; of one that decides for each input they are measured.
 
     Raises:
         DataError: see `predictions` and `scored`.
     """
     cost = {"macs": macs, "params": count_params(model), "bytes": weights_bytes(model)}
-    if not isinstance(judge, Images):
-        return Evaluation(None, **cost, score=scored(judge, model))
-    ratios = input_ratios(gates_of(model))
+    if not isinstance(metric, Images):
+        return Evaluation(None, **cost, score=scored(metric, model))
+    ratios = find_per_input_policy(gates_of(model))
     if ratios is None:
-        right = accuracy(*predictions(model, judge.batches()))
+        right = accuracy(*predictions(model, metric.batches()))
     else:
-        found = input_outcomes(model, judge)
+        found = input_outcomes(model, metric)
         right = accuracy(found.logits, found.labels)
         cost["macs"] = round(found.macs.mean() * ratios.prices.dense)
-    return Evaluation(right, **cost) if judge.labelled else Evaluation(None, **cost, agreement=right)
+    return Evaluation(right, **cost) if metric.labelled else Evaluation(None, **cost, agreement=right)

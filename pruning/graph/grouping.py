@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import nn
 
 from prunegym.pruning.graph import layers, reshaping  # noqa: F401  (file their rules)
-from prunegym.pruning.graph.propagation import Slot, Walk, walk_program
+from prunegym.pruning.graph.propagation import ChannelPropagation, Slot, propagate
 from prunegym.pruning.graph.records import ChannelGraph, ChannelGroup, Member
 from prunegym.pruning.graph.rules import rule_for
 from prunegym.pruning.graph.tracing import trace_program
@@ -29,7 +29,7 @@ def find_groups(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
         UntraceableModelError: the network cannot be traced or does not run on such an image.
     """
     traced = trace_program(model, input_shape)
-    walk = walk_program(traced, input_shape, rule_for)
+    walk = propagate(traced, input_shape, rule_for)
     _freeze_shared_parameters(traced, walk)
     return ChannelGraph(
         groups=_groups(walk),
@@ -41,7 +41,7 @@ def find_groups(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
     )
 
 
-def _freeze_shared_parameters(traced: nn.Module, walk: Walk) -> None:
+def _freeze_shared_parameters(traced: nn.Module, walk: ChannelPropagation) -> None:
     owners = defaultdict(set)
     for name, parameter in traced.named_parameters(remove_duplicate=False):
         owners[id(parameter)].add(name.rpartition(".")[0])
@@ -51,7 +51,7 @@ def _freeze_shared_parameters(traced: nn.Module, walk: Walk) -> None:
             walk.channels.freeze(slot.ids, f"{slot.owner} shares its weights with another layer")
 
 
-def _groups(walk: Walk) -> tuple[ChannelGroup, ...]:
+def _groups(walk: ChannelPropagation) -> tuple[ChannelGroup, ...]:
     slots = list(walk.slots.values())
     by_fate: dict[tuple[tuple[int, int], ...], list[tuple[int, Unit]]] = defaultdict(list)
     for number, unit in _units(walk, slots).items():
@@ -71,7 +71,7 @@ def _groups(walk: Walk) -> tuple[ChannelGroup, ...]:
     return _named(found, list(walk.layers))
 
 
-def _units(walk: Walk, slots: Sequence[Slot]) -> dict[int, Unit]:
+def _units(walk: ChannelPropagation, slots: Sequence[Slot]) -> dict[int, Unit]:
     units: dict[int, Unit] = defaultdict(lambda: defaultdict(list))
     for number, slot in enumerate(slots):
         for position, channel in enumerate(walk.channels.find(slot.ids).tolist()):
@@ -80,7 +80,9 @@ def _units(walk: Walk, slots: Sequence[Slot]) -> dict[int, Unit]:
     return units
 
 
-def _group(walk: Walk, slots: Sequence[Slot], units: list[Unit], frozen: str | None) -> ChannelGroup:
+def _group(
+    walk: ChannelPropagation, slots: Sequence[Slot], units: list[Unit], frozen: str | None
+) -> ChannelGroup:
     members: dict[str, list[Member]] = defaultdict(list)
     for number in sorted(set().union(*units)):
         slot = slots[number]
@@ -101,7 +103,7 @@ def _group(walk: Walk, slots: Sequence[Slot], units: list[Unit], frozen: str | N
     return replace(group, ungated=_why_ungated(group, walk))
 
 
-def _why_ungated(group: ChannelGroup, walk: Walk) -> str | None:
+def _why_ungated(group: ChannelGroup, walk: ChannelPropagation) -> str | None:
     """A gate silences channels between one writer and its readers; only per-channel operators lie there."""
     if group.frozen is not None:
         return "it is frozen"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.pruning.graph.channels import spread
-from prunegym.pruning.graph.propagation import Call, Walk
+from prunegym.pruning.graph.propagation import Call, ChannelPropagation
 from prunegym.pruning.graph.records import LayerShape
 from prunegym.pruning.graph.rules import LAYER_RULES, function_rule, layer_rule, pointwise
 from prunegym.pruning.graph.tracing import BATCH, BATCH_NORMS
@@ -21,7 +21,7 @@ from prunegym.pruning.graph.tracing import BATCH, BATCH_NORMS
 @layer_rule(
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear
 )
-def weight_layer(walk: Walk, call: Call) -> Any:
+def weight_layer(walk: ChannelPropagation, call: Call) -> Any:
     """A layer that reads all channels of its input and writes new ones; a depthwise one carries them."""
     module: Any = call.module
     dim = call.value.dim() - 1 if isinstance(module, nn.Linear) else 1
@@ -105,7 +105,7 @@ def _sole_batch_norm(call: Call) -> str | None:
     return name if known and not shared and batch_norm.running_mean is not None else None
 
 
-def _record_layer(walk: Walk, shape: LayerShape) -> None:
+def _record_layer(walk: ChannelPropagation, shape: LayerShape) -> None:
     earlier = walk.layers.get(shape.name)
     if earlier is not None:  # called again: the work adds up, and no BatchNorm may absorb a shift for both
         positions = earlier.positions + shape.positions
@@ -118,7 +118,7 @@ def _is_touched_by_hooks(module: nn.Module) -> bool:
 
 
 @layer_rule(*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-def per_channel_norm(walk: Walk, call: Call) -> Any:
+def per_channel_norm(walk: ChannelPropagation, call: Call) -> Any:
     """One set of values per channel; the channels pass through."""
     ids = walk.along(call.index_args[0], 1, call)
     if ids is None or call.value.shape != call.args[0].shape:
@@ -128,7 +128,7 @@ def per_channel_norm(walk: Walk, call: Call) -> Any:
 
 
 @layer_rule(nn.PReLU)
-def prelu(walk: Walk, call: Call) -> Any:
+def prelu(walk: ChannelPropagation, call: Call) -> Any:
     """One slope per channel, or one for all."""
     module: Any = call.module
     return pointwise(walk, call) if module.num_parameters == 1 else per_channel_norm(walk, call)
@@ -136,13 +136,13 @@ def prelu(walk: Walk, call: Call) -> Any:
 
 @layer_rule(nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d, nn.RMSNorm)
 @function_rule(F.layer_norm, F.group_norm, F.local_response_norm, F.normalize)
-def mixing_norm(walk: Walk, call: Call) -> Any:
+def mixing_norm(walk: ChannelPropagation, call: Call) -> Any:
     """A norm over several channels changes its value when one of them goes."""
     walk.channels.freeze(call.index_args[0], f"{call.name} mixes channels")
     return call.index_args[0]
 
 
 @function_rule(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.linear, F.batch_norm)
-def bare_weights(walk: Walk, call: Call) -> Any:
+def bare_weights(walk: ChannelPropagation, call: Call) -> Any:
     """What a layer would do, with weights that were computed, as by weight standardisation."""
     return walk.freeze(call, f"{call.name} has weights that are no layer's own")

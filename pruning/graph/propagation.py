@@ -58,11 +58,11 @@ class Call:
         ]
 
 
-Rule = Callable[["Walk", Call], Any]  # returns the index tensor(s) of the result
+Rule = Callable[["ChannelPropagation", Call], Any]  # returns the index tensor(s) of the result
 
 
 @dataclass
-class Walk:
+class ChannelPropagation:
     """What is gathered on the way through the network."""
 
     channels: Channels = field(default_factory=Channels)
@@ -120,7 +120,7 @@ class ChannelInterpreter(fx.Interpreter):
 
     def __init__(self, traced: fx.GraphModule, rules: Callable[[Call], Rule | None]) -> None:
         super().__init__(traced)
-        self.walk = Walk()
+        self.walk = ChannelPropagation()
         self._rules = rules
         self._index: dict[str, Any] = {}
 
@@ -166,9 +166,9 @@ def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 @torch.no_grad()
-def walk_program(
+def propagate(
     traced: fx.GraphModule, input_shape: Sequence[int], rules: Callable[[Call], Rule | None]
-) -> Walk:
+) -> ChannelPropagation:
     """Run the network on noise of `input_shape` (one image) and return what the rules found.
 
     Raises:

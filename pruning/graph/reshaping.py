@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from prunegym.pruning.graph.channels import profile, varying
-from prunegym.pruning.graph.propagation import Call, Walk
+from prunegym.pruning.graph.propagation import Call, ChannelPropagation
 from prunegym.pruning.graph.rules import function_rule, layer_rule
 
 
@@ -22,14 +22,14 @@ from prunegym.pruning.graph.rules import function_rule, layer_rule
     torch.stack, torch.flip, torch.unbind, F.pixel_shuffle, F.pixel_unshuffle,
     "flatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "flip", "unbind", "expand_as", "repeat",
 )  # fmt: skip
-def move(walk: Walk, call: Call) -> Any:
+def move(walk: ChannelPropagation, call: Call) -> Any:
     """Moves entries about, by sizes that follow the input's."""
     moved = _on_index(call)
     return pytree.tree_map_only(Tensor, walk.channels.separate, moved)
 
 
 @function_rule(torch.reshape, "view", "reshape", "expand")
-def resize(walk: Walk, call: Call) -> Any:
+def resize(walk: ChannelPropagation, call: Call) -> Any:
     """Takes the new sizes as arguments: the literal ones count channels."""
     # a size computed from the channels' number must be the one that changes: the others stay in the formula
     computed = [dim for dim, size in enumerate(_sizes(call)) if isinstance(size, fx.Node)]
@@ -44,7 +44,7 @@ def _sizes(call: Call) -> Sequence[Any]:
     return sizes[0] if sizes and isinstance(sizes[0], (tuple, list)) else sizes
 
 
-def _size_constant(walk: Walk, call: Call, index: Tensor, dim: int) -> None:
+def _size_constant(walk: ChannelPropagation, call: Call, index: Tensor, dim: int) -> None:
     sizes = _sizes(call)
     if not sizes:
         walk.channels.freeze(index, f"{call.name} takes its sizes in a way that is not understood")
@@ -57,7 +57,7 @@ def _size_constant(walk: Walk, call: Call, index: Tensor, dim: int) -> None:
 
 @layer_rule(nn.ChannelShuffle)
 @function_rule(F.channel_shuffle)
-def channel_shuffle(walk: Walk, call: Call) -> Any:
+def channel_shuffle(walk: ChannelPropagation, call: Call) -> Any:
     """Interleaves groups of channels, which must stay equally many."""
     groups: Any = call.module.groups if call.module is not None else call.argument(1, "groups")
     ids = walk.along(call.index_args[0], 1, call)
@@ -69,7 +69,7 @@ def channel_shuffle(walk: Walk, call: Call) -> Any:
 
 
 @function_rule(torch.chunk, torch.split, "chunk", "split")
-def split(walk: Walk, call: Call) -> Any:
+def split(walk: ChannelPropagation, call: Call) -> Any:
     """Cuts into pieces: explicit sizes keep them apart when channels go."""
     index = call.index_args[0]
     pieces = _on_index(call)
@@ -81,7 +81,7 @@ def split(walk: Walk, call: Call) -> Any:
 
 
 @function_rule(operator.getitem)
-def getitem(walk: Walk, call: Call) -> Any:
+def getitem(walk: ChannelPropagation, call: Call) -> Any:
     """Takes an element of a sequence, or a slice of a tensor."""
     source, key = call.index_args
     if not isinstance(source, Tensor):
@@ -106,7 +106,7 @@ def getitem(walk: Walk, call: Call) -> Any:
     return source[key]
 
 
-def _slice_constants(walk: Walk, call: Call, dim: int, place: int | slice) -> bool:
+def _slice_constants(walk: ChannelPropagation, call: Call, dim: int, place: int | slice) -> bool:
     if isinstance(place, int) or place.step not in (None, 1):
         return False
     ids = profile(call.index_args[0], dim)
@@ -120,7 +120,7 @@ def _slice_constants(walk: Walk, call: Call, dim: int, place: int | slice) -> bo
 
 
 @function_rule(F.pad)
-def pad(walk: Walk, call: Call) -> Any:
+def pad(walk: ChannelPropagation, call: Call) -> Any:
     """Adds border positions (the channel's own) or whole channels (fresh ones, tied where they are added)."""
     index, amounts = call.index_args[0], call.argument(1, "pad")
     last = index.dim() - 1

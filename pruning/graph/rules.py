@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunegym.pruning.graph.channels import at_first, profile, spread, varying
-from prunegym.pruning.graph.propagation import Call, Rule, Walk
+from prunegym.pruning.graph.propagation import Call, ChannelPropagation, Rule
 from prunegym.pruning.graph.tracing import is_layer_variant
 
 LAYER_RULES: dict[type[nn.Module], Rule] = {}
@@ -70,7 +70,7 @@ def function_rule(*targets: Any) -> Callable[[Rule], Rule]:
     "neg", "contiguous", "clone", "detach", "float", "half", "double", "to", "type", "type_as", "cpu",
     "cuda",
 )  # fmt: skip
-def pointwise(walk: Walk, call: Call) -> Any:
+def pointwise(walk: ChannelPropagation, call: Call) -> Any:
     """Every entry on its own: the channels pass through."""
     return call.index_args[0]
 
@@ -81,7 +81,7 @@ def pointwise(walk: Walk, call: Call) -> Any:
     torch.div, torch.multiply, torch.subtract, torch.true_divide, torch.pow, torch.maximum, torch.minimum,
     "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "pow", "multiply", "maximum", "minimum",
 )  # fmt: skip
-def join(walk: Walk, call: Call) -> Any:
+def join(walk: ChannelPropagation, call: Call) -> Any:
     """Entry by entry over two tensors: their channels live and die together."""
     indices = (*call.index_args, *call.index_kwargs.values())
     nodes = (*call.node.args, *call.node.kwargs.values())
@@ -92,7 +92,9 @@ def join(walk: Walk, call: Call) -> Any:
     return result.expand(call.value.shape)
 
 
-def _join_pair(walk: Walk, call: Call, one: tuple[Tensor, Any], other: tuple[Tensor, Any]) -> Tensor:
+def _join_pair(
+    walk: ChannelPropagation, call: Call, one: tuple[Tensor, Any], other: tuple[Tensor, Any]
+) -> Tensor:
     shape = torch.broadcast_shapes(one[0].shape, other[0].shape)
     a, b = (index.view((1,) * (len(shape) - index.dim()) + tuple(index.shape)) for index, _ in (one, other))
     for small, large in ((a, b), (b, a)):
@@ -110,7 +112,9 @@ def _join_pair(walk: Walk, call: Call, one: tuple[Tensor, Any], other: tuple[Ten
     return walk.channels.separate(torch.where(core_a >= 0, core_a, core_b).expand(shape))
 
 
-def _meet_constant(walk: Walk, call: Call, index: Tensor, constant: Tensor, source: Any) -> None:
+def _meet_constant(
+    walk: ChannelPropagation, call: Call, index: Tensor, constant: Tensor, source: Any
+) -> None:
     """A constant of one value per channel must be cut with them: a parameter can be, others cannot."""
     offset = index.dim() - constant.dim()
     dims = [dim for dim in varying(index) if dim >= offset and constant.size(dim - offset) > 1]
@@ -134,7 +138,7 @@ def _meet_constant(walk: Walk, call: Call, index: Tensor, constant: Tensor, sour
     F.lp_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool1d,
     F.adaptive_max_pool2d, F.adaptive_max_pool3d, F.interpolate, F.upsample, torch.max_pool2d,
 )  # fmt: skip
-def within_channel(walk: Walk, call: Call) -> Any:
+def within_channel(walk: ChannelPropagation, call: Call) -> Any:
     """Works on each channel's positions alone."""
     ids = walk.along(call.index_args[0], 1, call) if isinstance(call.value, Tensor) else None
     if ids is None:
@@ -147,7 +151,7 @@ def within_channel(walk: Walk, call: Call) -> Any:
     torch.logsumexp, torch.argmax, torch.norm, "mean", "sum", "amax", "amin", "max", "min", "var", "std",
     "argmax", "norm",
 )  # fmt: skip
-def reduction(walk: Walk, call: Call) -> Any:
+def reduction(walk: ChannelPropagation, call: Call) -> Any:
     """Reduces dimensions; those over channels change their value when one goes."""
     if isinstance(call.argument(1, "other"), Tensor):
         return join(walk, call)  # torch.max(a, b)
@@ -163,7 +167,7 @@ def reduction(walk: Walk, call: Call) -> Any:
 
 @layer_rule(nn.Softmax, nn.LogSoftmax)
 @function_rule(F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
-def softmax(walk: Walk, call: Call) -> Any:
+def softmax(walk: ChannelPropagation, call: Call) -> Any:
     """Mixes the entries along one dimension."""
     index = call.index_args[0]
     dim = call.module.dim if call.module is not None else call.argument(1, "dim")

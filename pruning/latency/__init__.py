@@ -1,4 +1,4 @@
-"""The latency of any plan on this device, foretold from a table that is measured once."""
+"""The latency of any plan on this device, predicted from a table that is measured once."""
 
 from prunegym.pruning.latency.cache import cached_table, latency_table
 from prunegym.pruning.latency.prices import LatencyPrices

@@ -20,7 +20,7 @@ from prunegym.pruning.surgery.cutting import AxisCut, Structure, axis_size, rebu
 TimeOf: TypeAlias = Callable[[nn.Module, Tensor], float]  # milliseconds of a network for one image
 
 BLOCK = 16  # channels that kernels work on at once: cost rises by steps of as many
-FINE = 64  # each block has its ends timed up to here, then those of each doubling
+FIRST_BLOCK_END = 64  # each block has its ends timed up to here, then those of each doubling
 ROUNDS = 3  # each some time after the other; the fastest counts, since other work only adds
 
 
@@ -110,7 +110,7 @@ def widths_to_time(size: int, step: int = 1) -> tuple[int, ...]:
     end = BLOCK
     while end < most:
         found |= {end, end + 1}
-        end += BLOCK if end < FINE else end
+        end += BLOCK if end < FIRST_BLOCK_END else end
     return tuple(step * count for count in sorted(found))
 
 

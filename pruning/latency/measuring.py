@@ -25,8 +25,8 @@ from prunegym.pruning.surgery.equalization import fuse_batch_norms
 
 PLANS = 17  # cut and measured whole: every other one is fitted to, the rest tell the error
 WHOLE_ROUNDS = 7
-LARGEST = 0.9  # static ratio of a random plan
-SPREAD = 0.3  # of a plan's ratios, to both sides
+MAX_STATIC_RATIO = 0.9  # static ratio of a random plan
+RATIO_SPREAD = 0.3  # of a plan's ratios, to both sides
 
 brief_time: TimeOf = partial(time_once, seconds=0.002)
 
@@ -48,7 +48,7 @@ def measure_table(
     time_of: TimeOf = brief_time,
     progress: bool = False,
 ) -> LatencyTable:
-    """Return what a network's layers take at many widths, and how well that foretells whole networks.
+    """Return what a network's layers take at many widths, and how well that predicts whole networks.
 
     Args:
         model: the dense network; it is not changed.
@@ -65,13 +65,13 @@ def measure_table(
         layers = time_layers(fused, grids, time_of, bar)
         dense, *cut_ones = _time_whole(model, graph, time_of, bar)
     sums = LayerSums(graph, layers)
-    told = [sums.nanoseconds(one.counts) / NANOSECONDS for one in (dense, *cut_ones)]
+    predicted = [sums.nanoseconds(one.counts) / NANOSECONDS for one in (dense, *cut_ones)]
     values = [sums.values(one.counts) for one in (dense, *cut_ones)]
     measured = [one.milliseconds for one in (dense, *cut_ones)]
     # the dense network weighs as much as all others: each share is of it
-    fitted = [*[0] * (PLANS // 2), *range(0, len(told), 2)]
-    whole = fit_whole(*([column[row] for row in fitted] for column in (told, values, measured)))
-    shares = np.array([whole(*one) for one in zip(told, values, strict=True)]) / np.array(measured)
+    fitted = [*[0] * (PLANS // 2), *range(0, len(predicted), 2)]
+    whole = fit_whole(*([column[row] for row in fitted] for column in (predicted, values, measured)))
+    shares = np.array([whole(*one) for one in zip(predicted, values, strict=True)]) / np.array(measured)
     return LatencyTable(key, layers, whole, measured[0], tuple((shares[1::2] / shares[0] - 1).tolist()))
 
 
@@ -92,8 +92,8 @@ def _random_counts(units: Counts) -> list[Counts]:
     """Return the units that random plans keep, from hardly pruned to hardly anything left."""
     rng = np.random.default_rng(0)
     plans = []
-    for level in np.linspace(0.0, LARGEST, PLANS):
-        ratios = np.clip(level + rng.uniform(-SPREAD, SPREAD, len(units)), 0.0, LARGEST)
+    for level in np.linspace(0.0, MAX_STATIC_RATIO, PLANS):
+        ratios = np.clip(level + rng.uniform(-RATIO_SPREAD, RATIO_SPREAD, len(units)), 0.0, MAX_STATIC_RATIO)
         kept = [kept_units(int(count), ratio) for count, ratio in zip(units, ratios.tolist(), strict=True)]
         plans.append(np.array(kept, dtype=np.int64))
     return plans

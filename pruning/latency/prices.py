@@ -37,7 +37,7 @@ class LayerSums:
             *((name, "out", one.outputs) for name, one in rows),
         ]
         widths = [
-            axes.of(name, axis, grid[-1]) if len(grid) > 1 else (float(grid[-1]), axes.one()[1])
+            axes.positions(name, axis, grid[-1]) if len(grid) > 1 else (float(grid[-1]), axes.constant()[1])
             for name, axis, grid in grids
         ]
         self._always = np.array([fixed for fixed, _ in widths]).astype(np.int64)  # [2 rows]: inputs, outputs
@@ -96,9 +96,9 @@ def _starts(sizes: Sequence[int]) -> Integers:
 
 
 def _values(graph: ChannelGraph, axes: Axes) -> tuple[int, Integers]:
-    fixed, per_unit = 0.0, axes.one()[1]
+    fixed, per_unit = 0.0, axes.constant()[1]
     for layer in graph.layers.values():
-        always, units = axes.of(layer.name, "out", layer.cout)
+        always, units = axes.positions(layer.name, "out", layer.cout)
         fixed, per_unit = fixed + layer.positions * always, per_unit + layer.positions * units
     return round(fixed), per_unit.astype(np.int64)
 

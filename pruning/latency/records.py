@@ -62,7 +62,7 @@ class LatencyTable:
     layers: tuple[LayerTimes, ...]
     whole: WholeFit
     dense: float  # measured milliseconds of the whole dense network
-    errors: tuple[float, ...]  # of shares foretold, of plans that `whole` was not fitted to; +0.1: 10 % high
+    errors: tuple[float, ...]  # of shares predicted, of plans that `whole` was not fitted to; +0.1: 10 % high
 
     @property
     def usual_error(self) -> float:

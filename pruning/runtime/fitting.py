@@ -66,7 +66,7 @@ def fit_gates_(
     """
     readers = gates.by_reader()
     for site in gates.sites:
-        gate = gates.of(site.group)
+        gate = gates.gate_for(site.group)
         if site.group in kept:
             _bar_(gate, kept[site.group])
         watched = [one for name in site.readers for one in readers[name] if one.gate is gate]
@@ -171,7 +171,7 @@ def cut_gates(gates: RuntimeGates, kept: KeptUnits, cuts: Collection[AxisCut]) -
     for site in gates.sites:
         units = kept.get(site.group, torch.arange(site.units))
         inputs = torch.tensor(kept_positions.get((site.writer, "in"), tuple(range(site.inputs))))
-        old, new = gates.of(site.group), smaller.of(site.group)
+        old, new = gates.gate_for(site.group), smaller.gate_for(site.group)
         new.weight.copy_(old.weight[units][:, inputs])
         new.bias.copy_(old.bias[units])
     before, after = gates.by_reader(), smaller.by_reader()

@@ -14,7 +14,9 @@ from prunegym.pruning.surgery.cutting import TRANSPOSED
 
 GATES = "runtime_gates"  # the submodule that holds a network's gates
 SHARPNESS = 2.0  # of the straight-through sigmoid, per standard deviation of an image's scores
-FLATTEST = 1e-2  # standard deviation that counts, where all scores are alike; fitted ones are about 1 apart
+MIN_SCORE_STD = (
+    1e-2  # standard deviation that counts, where all scores are alike; fitted ones are about 1 apart
+)
 
 Places = Mapping[str, tuple[int, ...]]  # layer -> gated unit at each position of an axis, -1: none
 # units that run for each image, int64 [batch], from pooled inputs [batch, inputs] and scores [batch, units]
@@ -113,7 +115,7 @@ class RuntimeGate(nn.Module):
             return mask
         falling = scores.sort(dim=1, descending=True).values
         last, next_ = (falling.gather(1, at) for at in (counts - 1, counts.clamp_max(scores.size(1) - 1)))
-        scale = scores.detach().std(dim=1, keepdim=True).clamp_min(FLATTEST)
+        scale = scores.detach().std(dim=1, keepdim=True).clamp_min(MIN_SCORE_STD)
         soft = torch.sigmoid(SHARPNESS * (scores - (last + next_) / 2) / scale)
         return mask + torch.where(counts < scores.size(1), soft - soft.detach(), 0.0)
 
@@ -133,10 +135,10 @@ class RuntimeGates(nn.ModuleDict):
     def forget(self) -> None:
         """Let go of the images in flight; after training, their graph would live as long as the gates."""
         for site in self.sites:
-            gate = self.of(site.group)
+            gate = self.gate_for(site.group)
             gate.pooled = gate.mask = None
 
-    def of(self, group: str) -> RuntimeGate:
+    def gate_for(self, group: str) -> RuntimeGate:
         """Return the gate of a group."""
         gate = self[as_key(group)]
         assert isinstance(gate, RuntimeGate)
@@ -147,7 +149,7 @@ class RuntimeGates(nn.ModuleDict):
         found: dict[str, list[GatedInput]] = {}
         for site in self.sites:
             for name, places in site.readers.items():
-                found.setdefault(name, []).append(GatedInput(self.of(site.group), name, places))
+                found.setdefault(name, []).append(GatedInput(self.gate_for(site.group), name, places))
         return found
 
 
@@ -195,7 +197,7 @@ def attach_gates_(model: nn.Module, gates: RuntimeGates) -> None:
         if not isinstance(reader, TRANSPOSED):
             gates.handles.append(reader.register_forward_hook(_Filler(gated)))
     for site in gates.sites:  # after the silencers: what is skipped is not there to decide by
-        chooser = _Chooser(gates.of(site.group), readers.get(site.writer, ()))
+        chooser = _Chooser(gates.gate_for(site.group), readers.get(site.writer, ()))
         gates.handles.append(model.get_submodule(site.writer).register_forward_pre_hook(chooser))
     reference = next(model.parameters())
     model.add_module(GATES, gates.to(reference.device, reference.dtype))

@@ -11,12 +11,12 @@ from prunegym.pruning.data.images import BATCH_SIZE
 from prunegym.pruning.metrics import divergences
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.runtime.gates import RuntimeGate, gates_of
-from prunegym.pruning.runtime.per_input import InputRatios, ratios_of
+from prunegym.pruning.runtime.per_input import PerInputPolicy, per_input_policy_of
 from prunegym.pruning.runtime.prices import InputPrices
 
 
 @torch.no_grad()
-def decide_per_input_(
+def attach_per_input_policy_(
     model: nn.Module,
     images: Tensor,
     dense_logits: Tensor,
@@ -24,7 +24,7 @@ def decide_per_input_(
     prices: InputPrices,
     hidden: Sequence[int],
     largest: float,
-) -> InputRatios:
+) -> PerInputPolicy:
     """Have a network's gates run what a policy says of each input, in place; at first it says the plan.
 
     Args:
@@ -37,15 +37,15 @@ def decide_per_input_(
     """
     gates = gates_of(model)
     assert gates is not None
-    ratios = InputRatios(gates.sites, prices, hidden=hidden, largest=largest)
+    ratios = PerInputPolicy(gates.sites, prices, hidden=hidden, largest=largest)
     ratios = ratios.to(images.device).eval().requires_grad_(False)
     ratios.attach_(gates)
-    see_typical_inputs_(model, images, dense_logits)
+    fit_input_statistics_(model, images, dense_logits)
     return ratios
 
 
 @torch.no_grad()
-def see_typical_inputs_(model: nn.Module, images: Tensor, dense_logits: Tensor) -> None:
+def fit_input_statistics_(model: nn.Module, images: Tensor, dense_logits: Tensor) -> None:
     """Learn anew what is typical at each gate, as when weights or gates have been trained; in place.
 
     Args:
@@ -53,11 +53,11 @@ def see_typical_inputs_(model: nn.Module, images: Tensor, dense_logits: Tensor) 
         images: calibration images [N, ...], on its device.
         dense_logits: what the dense network says of them, [N, classes].
     """
-    gates, ratios = gates_of(model), ratios_of(model)
+    gates, ratios = gates_of(model), per_input_policy_of(model)
     assert gates is not None  # or there were no ratios
     for site in gates.sites:
-        gates.of(site.group).count_of = None
-    seen = [gates.of(site.group) for site in gates.sites]
+        gates.gate_for(site.group).count_of = None
+    seen = [gates.gate_for(site.group) for site in gates.sites]
     logits, pooled = [], []
     with evaluating(model):
         for batch in images.split(BATCH_SIZE):

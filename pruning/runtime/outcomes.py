@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from prunegym.pruning.data import Images
 from prunegym.pruning.modes import evaluating
-from prunegym.pruning.runtime.per_input import InputRatios, ratios_of
+from prunegym.pruning.runtime.per_input import PerInputPolicy, per_input_policy_of
 
-FINE = 1e-3  # of an action: how near the offset is found
+OFFSET_TOLERANCE = 1e-3  # of an action: how near the offset is found
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class InputOutcomes:
 @torch.inference_mode()
 def input_outcomes(model: nn.Module, images: Images) -> InputOutcomes:
     """Run a network with per-input ratios on images."""
-    ratios, device = ratios_of(model), next(model.parameters()).device
+    ratios, device = per_input_policy_of(model), next(model.parameters()).device
     logits, macs, skipped = [], [], []
     with evaluating(model):
         for batch, _ in images.batches():
@@ -53,10 +53,10 @@ def keep_budget_(model: nn.Module, images: Images, share: float) -> float:
         The share that remains on these images: the largest found that is not above the budget, or the least
         there is.
     """
-    ratios = ratios_of(model)
-    high = _farthest(ratios)  # as many units as can be are skipped; at the other end all run
+    ratios = per_input_policy_of(model)
+    high = _widest_offsets(ratios)  # as many units as can be are skipped; at the other end all run
     low = -high
-    while high - low > FINE:
+    while high - low > OFFSET_TOLERANCE:
         middle = (low + high) / 2
         ratios.offset.fill_(middle)
         found = float(input_outcomes(model, images).macs.mean())
@@ -65,7 +65,7 @@ def keep_budget_(model: nn.Module, images: Images, share: float) -> float:
     return float(input_outcomes(model, images).macs.mean())
 
 
-def _farthest(ratios: InputRatios) -> float:
+def _widest_offsets(ratios: PerInputPolicy) -> float:
     """Return an offset that outweighs whatever the policy may say."""
     last = ratios.policy[-1]
     assert isinstance(last, nn.Linear)

@@ -16,11 +16,11 @@ from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, gates_of
 from prunegym.pruning.runtime.prices import InputPrices
 
 PER_INPUT = "per_input"  # the submodule of a network's gates that decides for each input
-FARTHEST = 5.0  # standard deviations from the mean that a channel counts as, at most
-DIFFICULTY_RIDGE = 0.3  # penalty of the linear map that foresees losses, as a share of the images
+MAX_CHANNEL_STDS = 5.0  # standard deviations from the mean that a channel counts as, at most
+DIFFICULTY_RIDGE = 0.3  # penalty of the linear map that predicts losses, as a share of the images
 
 
-CONTRAST = 1.7  # of the sigmoid that bounds a standardised statistic; it is then nearly its quantile
+SIGMOID_SLOPE = 1.7  # of the sigmoid that bounds a standardised statistic; it is then nearly its quantile
 
 
 class InputSummary(NamedTuple):
@@ -29,15 +29,15 @@ class InputSummary(NamedTuple):
     *Typical* is what the calibration images show at this gate under the plan.
     """
 
-    demand: Tensor  # share of units that score above the typical threshold
+    share_above_threshold: Tensor  # share of units that score above the typical threshold
     level: Tensor  # mean score
     spread: Tensor  # of the scores
     best: Tensor  # highest score
     worst: Tensor  # lowest score
     energy: Tensor  # mean of the pooled input
-    oddity: Tensor  # how far the pooled input is from a typical one
+    distance: Tensor  # how far the pooled input is from a typical one
     active: Tensor  # share of its channels above their means
-    difficulty: Tensor  # foreseen loss of this input, from its pooled input
+    difficulty: Tensor  # predicted loss of this input, from its pooled input
 
 
 # of an observation, in [0, 1] each and alike in any network: the share of the gated multiply-adds that lies
@@ -46,20 +46,20 @@ class InputSummary(NamedTuple):
 FEATURES = ("passed", "share", "planned", "spent", "last", *InputSummary._fields)
 
 
-def input_ratios(gates: RuntimeGates | None) -> InputRatios | None:
+def find_per_input_policy(gates: RuntimeGates | None) -> PerInputPolicy | None:
     """Return what decides for each input how many units of a network's gates run, None if the plan does."""
     found = None if gates is None else gates._modules.get(PER_INPUT)
-    return found if isinstance(found, InputRatios) else None
+    return found if isinstance(found, PerInputPolicy) else None
 
 
-def ratios_of(model: nn.Module) -> InputRatios:
+def per_input_policy_of(model: nn.Module) -> PerInputPolicy:
     """Return what decides for each input in a network where something does."""
-    ratios = input_ratios(gates_of(model))
+    ratios = find_per_input_policy(gates_of(model))
     assert ratios is not None
     return ratios
 
 
-class InputRatios(nn.Module):
+class PerInputPolicy(nn.Module):
     """A small policy network that sets every gate's runtime ratio for each input; one thread at a time.
 
     An action of 0 is the plan's ratio, -1 runs all units, 1 skips the largest share: the fixed plan is the
@@ -87,7 +87,7 @@ class InputRatios(nn.Module):
         nn.init.zeros_(last.weight)  # the plan, until something is learned
         nn.init.zeros_(last.bias)
         self.policy = nn.Sequential(*layers, last)
-        self.typical = nn.ModuleList(TypicalInput(site.inputs) for site in sites)
+        self.typical = nn.ModuleList(InputStatistics(site.inputs) for site in sites)
         self.register_buffer("offset", torch.tensor(0.0))
         self.prices = prices
         self.units = [site.units for site in sites]
@@ -96,7 +96,9 @@ class InputRatios(nn.Module):
         self.largest = largest
         self.hidden = tuple(hidden)
         self.decided: list[Tensor] = []  # units that run for the images in flight, [batch], by gate so far
-        self.answer: Tensor | None = None  # actions [batch] that stand in for the policy's at the next gate
+        self.action_override: Tensor | None = (
+            None  # actions [batch] that stand in for the policy's at the next gate
+        )
 
     @property
     def macs(self) -> int:
@@ -109,7 +111,7 @@ class InputRatios(nn.Module):
     def attach_(self, gates: RuntimeGates) -> None:
         """Have a network's gates run as many units for each image as this says; a submodule of theirs."""
         for number, site in enumerate(gates.sites):
-            gates.of(site.group).count_of = partial(self.counts, number)
+            gates.gate_for(site.group).count_of = partial(self.counts, number)
         gates.add_module(PER_INPUT, self)
 
     @torch.no_grad()
@@ -117,7 +119,7 @@ class InputRatios(nn.Module):
         """Decide a gate for the images in flight: int64 [batch]; see `CountOf`."""
         if number == 0:
             self._begin(pooled)
-        action, self.answer = self.answer, None
+        action, self.action_override = self.action_override, None
         if action is None:
             action = self.policy(self.observe(number, pooled, scores))[:, 0]
         counts = self.decode(number, action)
@@ -173,7 +175,7 @@ class InputRatios(nn.Module):
         return {"hidden": list(self.hidden), "largest": self.largest, "prices": self.prices.to_dict()}
 
     @classmethod
-    def from_dict(cls, sites: Sequence[GateSite], data: Mapping[str, Any]) -> InputRatios:
+    def from_dict(cls, sites: Sequence[GateSite], data: Mapping[str, Any]) -> PerInputPolicy:
         """Build it from what `to_dict` returned; its tensors are those of a new one."""
         prices = InputPrices.from_dict(data["prices"])
         return cls(sites, prices, hidden=data["hidden"], largest=float(data["largest"]))
@@ -189,18 +191,18 @@ class InputRatios(nn.Module):
         self._spent = self._spent.add(share, alpha=self.shares[number])
         self._last = 1 - share
 
-    def typical_at(self, number: int) -> TypicalInput:
+    def typical_at(self, number: int) -> InputStatistics:
         """Return what is typical at a gate."""
         found = self.typical[number]
-        assert isinstance(found, TypicalInput)
+        assert isinstance(found, InputStatistics)
         return found
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the images in flight."""
-        return {**self.__dict__, "decided": [], "answer": None}
+        return {**self.__dict__, "decided": [], "action_override": None}
 
 
-class TypicalInput(nn.Module):
+class InputStatistics(nn.Module):
     """What the calibration images show at one gate, to see an input against."""
 
     def __init__(self, inputs: int) -> None:
@@ -209,7 +211,7 @@ class TypicalInput(nn.Module):
         self.register_buffer("shift", torch.zeros(inputs))
         self.register_buffer("threshold", torch.zeros(()))  # that scores pass as often as the plan has units
         self.register_buffer("difficulty", torch.zeros(inputs))  # of a standardised pooled input
-        # these two standardise the statistics, times CONTRAST
+        # these two standardise the statistics, times SIGMOID_SLOPE
         self.register_buffer("gain", torch.ones(len(InputSummary._fields)))
         self.register_buffer("bias", torch.zeros(len(InputSummary._fields)))
 
@@ -239,7 +241,7 @@ class TypicalInput(nn.Module):
         penalty = DIFFICULTY_RIDGE * len(z) * torch.eye(z.size(1), dtype=z.dtype, device=z.device)
         self.difficulty.copy_(torch.linalg.solve(z.T @ z + penalty, z.T @ (losses - losses.mean()).double()))
         found = self._statistics(pooled, scores)
-        self.gain.copy_(CONTRAST / found.std(0).clamp_min(1e-6))
+        self.gain.copy_(SIGMOID_SLOPE / found.std(0).clamp_min(1e-6))
         self.bias.copy_(-found.mean(0) * self.gain)
 
     def summary(self, pooled: Tensor, scores: Tensor) -> Tensor:
@@ -252,17 +254,17 @@ class TypicalInput(nn.Module):
         spread, level = torch.std_mean(scores, dim=1, correction=0)
         worst, best = torch.aminmax(scores, dim=1)
         found = InputSummary(
-            demand=(scores > self.threshold).to(z.dtype).mean(1),
+            share_above_threshold=(scores > self.threshold).to(z.dtype).mean(1),
             level=level,
             spread=spread,
             best=best,
             worst=worst,
             energy=z.mean(1),
-            oddity=z.norm(dim=1),
+            distance=z.norm(dim=1),
             active=(z > 0).to(z.dtype).mean(1),
             difficulty=z @ self.difficulty,
         )
         return torch.stack(found, dim=1)
 
     def _standardised(self, pooled: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, pooled, self.scale).clamp_(-FARTHEST, FARTHEST)
+        return torch.addcmul(self.shift, pooled, self.scale).clamp_(-MAX_CHANNEL_STDS, MAX_CHANNEL_STDS)

@@ -21,7 +21,7 @@ class InputPrices:
     gated: Bilinear  # of the layers that gates have a part in, for counts of [gates]
 
     @classmethod
-    def of(cls, cost: CostModel, widths: Widths) -> InputPrices:
+    def from_cost(cls, cost: CostModel, widths: Widths) -> InputPrices:
         """Return the prices of a plan; the groups that it gates are gated for every input.
 
         Args:
@@ -33,13 +33,13 @@ class InputPrices:
 
     def macs(self, counts: Counts) -> NDArray[np.float64]:
         """Return the multiply-adds of each input, [inputs], from the units that run, [inputs, gates]."""
-        return self.fixed + self.gated.each(counts)
+        return self.fixed + self.gated.evaluate_rows(counts)
 
     def gate_shares(self, units: Counts) -> NDArray[np.float64]:
         """Return each gate's share in what all of them could save, [gates], from all their units, [gates]."""
         skipped = np.tile(units, (len(units), 1))
         np.fill_diagonal(skipped, 0)
-        saved = self.gated(units) - self.gated.each(skipped)
+        saved = self.gated(units) - self.gated.evaluate_rows(skipped)
         return saved / saved.sum()
 
     def to_dict(self) -> dict[str, Any]:

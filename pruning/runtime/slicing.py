@@ -28,8 +28,8 @@ from prunegym.pruning.surgery.equalization import fuse_batch_norms, replace_modu
 # Slicing weights by input is slow, and at few places it is most of a convolution's work. From so many weights
 # on, at so few places or less, it is a product with weights that lie by input: 1.3 to 2 times as fast. One
 # that sees each place by itself always is.
-MANY_WEIGHTS = 2**19
-FEW_PLACES = 64
+MIN_WEIGHTS_FOR_PRODUCT = 2**19
+MAX_PLACES_FOR_PRODUCT = 64
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ class _Gated:
 def _sliced_layers(model: nn.Module, gates: RuntimeGates) -> dict[str, _SlicedLayer]:
     found: dict[str, _Gated] = defaultdict(_Gated)
     for site in gates.sites:
-        gate = gates.of(site.group)
+        gate = gates.gate_for(site.group)
         if not gate.may_skip:
             continue
         choice = Choice(gate)
@@ -163,7 +163,9 @@ class _SlicedLayer(nn.Module):
             self._written.update()
         if self._varies:
             self._fit_()
-        if self._by_input is not None and (self._pointwise or _places(self.layer, x) <= FEW_PLACES):
+        if self._by_input is not None and (
+            self._pointwise or _places(self.layer, x) <= MAX_PLACES_FOR_PRODUCT
+        ):
             return self._product(x)
         for step in self._steps:
             step.update()
@@ -197,7 +199,11 @@ class _SlicedLayer(nn.Module):
         if not plain or isinstance(layer.padding, str) or self._read is None or self._written is not None:
             return None
         weight = layer.weight.detach().flatten(2).permute(1, 2, 0).contiguous()
-        return Slice(weight, self._read) if self._pointwise or weight.numel() >= MANY_WEIGHTS else None
+        return (
+            Slice(weight, self._read)
+            if self._pointwise or weight.numel() >= MIN_WEIGHTS_FOR_PRODUCT
+            else None
+        )
 
     def _product(self, x: Tensor) -> Tensor:
         """Return what the layer gives, by a product of the unfolded input with the selected weights."""

@@ -23,11 +23,11 @@ from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.plan import PruningPlan
 from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
-from prunegym.pruning.runtime.per_input import InputRatios, input_ratios
+from prunegym.pruning.runtime.per_input import PerInputPolicy, find_per_input_policy
 from prunegym.pruning.surgery.cutting import Structure, attempt, rebuild_
 
 FORMAT_VERSION = 3
-LARGEST_IMAGE = 2**24  # numbers; a record that asks for more memory than that for one image is damaged
+MAX_IMAGE_NUMBERS = 2**24  # numbers; a record that asks for more memory than that for one image is damaged
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
 
 
@@ -57,7 +57,7 @@ class Manifest:
     evaluation: Evaluation  # on the test images
 
 
-class CutNetwork(Protocol):
+class CompressedNetwork(Protocol):
     """A network and how its shape differs from the dense one's: just cut, or loaded."""
 
     @property
@@ -73,13 +73,13 @@ class CutNetwork(Protocol):
         """Where its runtime gates sit."""
 
 
-def save_compressed(folder: Path, compressed: CutNetwork, manifest: Manifest) -> None:
+def save_compressed(folder: Path, compressed: CompressedNetwork, manifest: Manifest) -> None:
     """Write weights and structure; the folder appears whole or not at all."""
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in compressed.model.state_dict().items()
     }
-    ratios = input_ratios(gates_of(compressed.model))
+    ratios = find_per_input_policy(gates_of(compressed.model))
     with folder_written_whole(folder) as fresh:
         save_file(tensors, fresh / WEIGHTS)
         record = {
@@ -164,7 +164,7 @@ def _network(folder: Path, record: Mapping[str, Any], network: str | None) -> Ne
         raise PruningError(
             f"{folder} holds a network built by {recorded!r}, which is not run unasked: name it with --model"
         )
-    if math.prod(record["input_shape"]) > LARGEST_IMAGE:
+    if math.prod(record["input_shape"]) > MAX_IMAGE_NUMBERS:
         raise ValueError(f"images of shape {record['input_shape']}")
     return resolve_network(
         network or recorded,
@@ -184,7 +184,7 @@ def _gates(record: Mapping[str, Any], *, largest: int) -> RuntimeGates:
     with torch.device("meta"):  # a record can ask for any size, and no memory is taken before it is checked
         gates = RuntimeGates(tuple(GateSite.from_dict(gate) for gate in record["gates"]))
         if record["per_input"] is not None:
-            ratios = InputRatios.from_dict(gates.sites, record["per_input"])
+            ratios = PerInputPolicy.from_dict(gates.sites, record["per_input"])
             ratios.requires_grad_(False).attach_(gates)
     entries = sum(tensor.numel() for tensor in gates.state_dict().values())
     if entries > largest:

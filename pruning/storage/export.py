@@ -27,16 +27,16 @@ OPSET = 20  # of ONNX; onnxruntime 1.17, of early 2024, and later understand it
 TOLERANCE = 1e-3  # of the largest logit: how far an image's logits may be off
 MAY_DIFFER = 0.05  # share of images; with gates only, where rounding can turn a choice between two alike
 ONE_BY_ONE = 4  # images that are compared at batch 1; the others are one batch
-FACTS = "prunegym"  # entry of a file's metadata, JSON
+METADATA = "prunegym"  # entry of a file's metadata, JSON
 
-Facts = Mapping[str, Any]
+Metadata = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Format:
     """A kind of file, by its ending."""
 
-    write: Callable[[torch.export.ExportedProgram, Path, Facts, int], None]  # the last: ONNX opset
+    write: Callable[[torch.export.ExportedProgram, Path, Metadata, int], None]  # the last: ONNX opset
     open: Callable[[Path], nn.Module]  # from a batch of images to what the network gives
 
 
@@ -58,7 +58,7 @@ class Comparison:
 
 
 def export_network(
-    model: nn.Module, paths: Mapping[str, Path], images: Tensor, *, facts: Facts, opset: int = OPSET
+    model: nn.Module, paths: Mapping[str, Path], images: Tensor, *, metadata: Metadata, opset: int = OPSET
 ) -> dict[str, Comparison]:
     """Write a network to files that take any number of images, and compare each with the network.
 
@@ -69,7 +69,7 @@ def export_network(
         model: a network, gated or not, on the CPU.
         paths: name among FORMATS -> file to write; no file appears unless all agree with the network.
         images: [N, ...], to compare on, two or more and ONE_BY_ONE of them one by one.
-        facts: plain data to write into the files.
+        metadata: plain data to write into the files.
         opset: version of ONNX's operators.
 
     Raises:
@@ -78,13 +78,13 @@ def export_network(
         UnknownNameError: there is no such format.
     """
     formats = {name: FORMATS[name] for name in paths}
-    facts = {**facts, "gates": "masked" if gates_of(model) else None}
+    metadata = {**metadata, "gates": "masked" if gates_of(model) else None}
     program = to_program(model, images.shape[1:])
     compared = {}
     with ExitStack() as files:
         for name, path in paths.items():
             temporary = files.enter_context(written_whole(path))
-            formats[name].write(program, temporary, facts, opset)
+            formats[name].write(program, temporary, metadata, opset)
             compared[name] = compare(model, formats[name].open(temporary), images)
             _check(compared[name], path, gated=gates_of(model) is not None)
     return compared
@@ -166,7 +166,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: Facts, opset: int) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: Metadata, opset: int) -> None:
     for package in ("onnx", "onnxscript"):
         _extra(package)
     with _quiet(f"the network cannot be written as ONNX of opset {opset}"):
@@ -179,14 +179,14 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: Facts,
             raise ValueError(f"the exporter gives opset {found}")
         for node in written.model.graph.all_nodes():
             node.metadata_props.clear()  # where in torch's program it comes from
-        written.model.metadata_props[FACTS] = json.dumps(facts)
+        written.model.metadata_props[METADATA] = json.dumps(metadata)
         written.save(path, external_data=False)
 
 
-def _write_pt2(program: torch.export.ExportedProgram, path: Path, facts: Facts, opset: int) -> None:
+def _write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Metadata, opset: int) -> None:
     with _quiet("the network cannot be written by torch.export"):
         buffer = io.BytesIO()  # a path would have to end in .pt2
-        torch.export.save(program, buffer, extra_files={FACTS: json.dumps(facts)})
+        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
         path.write_bytes(buffer.getvalue())
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class Variation:
+class Augmentation:
     """How a batch is varied; drawn for all of it, whichever process then varies which of its images."""
 
     shift: int  # width of the border put around each image
@@ -19,13 +19,13 @@ class Variation:
     mirrored: Tensor | None  # [batch, 1, 1, 1], bool
 
     @classmethod
-    def draw(cls, count: int, *, shift: int, flip: bool, generator: torch.Generator) -> Variation:
+    def draw(cls, count: int, *, shift: int, flip: bool, generator: torch.Generator) -> Augmentation:
         """Return one for `count` images: all moved by up to `shift` pixels alike, half of them mirrored."""
         top, left = torch.randint(2 * shift + 1, (2,), generator=generator).tolist() if shift else (0, 0)
         mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5 if flip else None
         return cls(shift, top, left, mirrored)
 
-    def of(self, images: Tensor, share: slice) -> Tensor:
+    def apply(self, images: Tensor, share: slice) -> Tensor:
         """Return images [K, C, H, W], the `share` of the batch, varied."""
         if self.shift:
             height, width = images.shape[-2:]

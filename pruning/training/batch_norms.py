@@ -15,7 +15,7 @@ from prunegym.pruning.errors import DataError, PruningError
 from prunegym.pruning.graph.interpreter import BATCH_NORMS
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.registry import unknown_name
-from prunegym.pruning.training.distributed import ALONE, Processes
+from prunegym.pruning.training.distributed import SINGLE_PROCESS, ProcessGroup
 
 KEPT, REESTIMATED, TRAINED = "kept", "reestimated", "trained"
 STATISTICS = (KEPT, REESTIMATED, TRAINED)
@@ -43,7 +43,7 @@ def check_statistics(model: nn.Module, statistics: str) -> None:
 
 
 @torch.no_grad()
-def reestimate_(model: nn.Module, images: Images, processes: Processes = ALONE) -> None:
+def reestimate_(model: nn.Module, images: Images, processes: ProcessGroup = SINGLE_PROCESS) -> None:
     """Give BatchNorms the mean and variance of what they read over all images, in place.
 
     One pass. Each BatchNorm normalises by its batch while the ones after it are observed, since its own

@@ -14,7 +14,7 @@ from torch import nn
 
 from prunegym.pruning.errors import PruningError
 from prunegym.pruning.files import written_whole
-from prunegym.pruning.training.loop import Descent, Epoch
+from prunegym.pruning.training.loop import Epoch, TrainingLoop
 
 Checkpoint = Mapping[str, Any]
 
@@ -26,7 +26,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def write_checkpoint(
-    path: Path, run: Mapping[str, Any], model: nn.Module, descent: Descent, history: Sequence[Epoch]
+    path: Path, run: Mapping[str, Any], model: nn.Module, descent: TrainingLoop, history: Sequence[Epoch]
 ) -> None:
     """Keep a run after an epoch; `run` is what makes it what it is, plain data."""
     state = {
@@ -60,7 +60,7 @@ def read_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
     return state
 
 
-def restore_(kept: Checkpoint, model: nn.Module, descent: Descent) -> list[Epoch]:
+def restore_(kept: Checkpoint, model: nn.Module, descent: TrainingLoop) -> list[Epoch]:
     """Set network, optimiser, schedule and random state back; return the epochs that are over."""
     model.load_state_dict(kept["model"])
     descent.load_state_dict(kept["descent"])

@@ -20,7 +20,7 @@ from prunegym.pruning.files import cache_folder, written_whole
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.threads import one_thread
-from prunegym.pruning.training.loop import Descent, Recipe, seeded
+from prunegym.pruning.training.loop import TrainingConfig, TrainingLoop, seeded
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +66,9 @@ def train_dense(
     def loss_of(batch: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(model(batch), labels, label_smoothing=0.1)
 
-    recipe = Recipe(epochs, learning_rate, batch_size, weight_decay, shift)
+    recipe = TrainingConfig(epochs, learning_rate, batch_size, weight_decay, shift)
     parameters = list(model.parameters())
-    descent = Descent(parameters, images, recipe, loss_of, seed=seed)
+    descent = TrainingLoop(parameters, images, recipe, loss_of, seed=seed)
     with seeded(seed, parameters[0].device):
         deque(descent.epochs(progress=progress), maxlen=0)
     return model.eval()

@@ -14,7 +14,7 @@ from prunegym.pruning.errors import PruningError
 from prunegym.pruning.optional_packages import imported
 
 
-class Processes(Protocol):
+class ProcessGroup(Protocol):
     """Those who train a network together; each holds all of it, and sees its share of every batch."""
 
     @property
@@ -32,24 +32,24 @@ class Processes(Protocol):
         """Return when all processes have come here."""
 
 
-class _Alone:
+class _SingleProcess:
     """The one process there is; it needs no package and exchanges nothing."""
 
     number = 0
     count = 1
 
     def total(self, tensor: Tensor) -> Tensor:
-        """See Processes."""
+        """See ProcessGroup."""
         return tensor
 
     def wait(self) -> None:
-        """See Processes."""
+        """See ProcessGroup."""
 
 
-ALONE: Processes = _Alone()
+SINGLE_PROCESS: ProcessGroup = _SingleProcess()
 
 
-class _Launched:
+class _LaunchedGroup:
     """What `accelerate launch` or `torchrun` started."""
 
     def __init__(self, accelerator: Any) -> None:
@@ -58,16 +58,16 @@ class _Launched:
         self.count: int = accelerator.num_processes
 
     def total(self, tensor: Tensor) -> Tensor:
-        """See Processes."""
+        """See ProcessGroup."""
         return self._accelerator.reduce(tensor, reduction="sum")
 
     def wait(self) -> None:
-        """See Processes."""
+        """See ProcessGroup."""
         self._accelerator.wait_for_everyone()
 
 
 @contextmanager
-def launched(device: str) -> Iterator[Processes]:
+def launched(device: str) -> Iterator[ProcessGroup]:
     """Join the processes that a launcher started for the block; without a launcher there is this one alone.
 
     Args:
@@ -77,7 +77,7 @@ def launched(device: str) -> Iterator[Processes]:
         PruningError: `accelerate` is missing, or the device is one particular GPU for several processes.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:  # launchers say so
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if ":" in device:
         raise PruningError(f"several processes cannot share {device}; name cuda, and each takes its own")
@@ -85,18 +85,18 @@ def launched(device: str) -> Iterator[Processes]:
     # without cpu=True it would not join the others where there is no GPU
     accelerator = accelerate.Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
     try:
-        yield _Launched(accelerator)
+        yield _LaunchedGroup(accelerator)
     finally:
         accelerator.end_training()
 
 
-def share_of(processes: Processes, count: int) -> slice:
+def share_of(processes: ProcessGroup, count: int) -> slice:
     """Return which of `count` things in a row are this process's; shares differ by at most one."""
     edges = [number * count // processes.count for number in (processes.number, processes.number + 1)]
     return slice(*edges)
 
 
-def add_up_gradients_(processes: Processes, parameters: Sequence[nn.Parameter]) -> None:
+def add_up_gradients_(processes: ProcessGroup, parameters: Sequence[nn.Parameter]) -> None:
     """Put the sum over all processes in the place of each gradient; where no process has one there is none.
 
     Not DistributedDataParallel: it averages without regard to how many images each process saw, wants every

@@ -17,7 +17,7 @@ from prunegym.pruning.metrics import accuracy, predictions
 from prunegym.pruning.modes import evaluating, taking_gradients
 from prunegym.pruning.registry import unknown_name
 from prunegym.pruning.runtime.gates import gates_of
-from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.runtime.per_input import find_per_input_policy
 from prunegym.pruning.training.batch_norms import (
     KEPT,
     REESTIMATED,
@@ -27,8 +27,8 @@ from prunegym.pruning.training.batch_norms import (
     reestimate_,
 )
 from prunegym.pruning.training.checkpoints import fingerprint, read_checkpoint, restore_, write_checkpoint
-from prunegym.pruning.training.distributed import ALONE, Processes
-from prunegym.pruning.training.loop import Descent, Epoch, LossOf, Recipe, seeded
+from prunegym.pruning.training.distributed import SINGLE_PROCESS, ProcessGroup
+from prunegym.pruning.training.loop import Epoch, LossOf, TrainingConfig, TrainingLoop, seeded
 from prunegym.pruning.training.optimizers import OPTIMIZERS, warmed_up
 
 PARTS = ("all", "gates")
@@ -55,7 +55,7 @@ def finetune_(
     shift: int = 0,
     flip: bool = False,
     seed: int = 0,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     checkpoint: Path | None = None,
     resume: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -101,8 +101,8 @@ def finetune_(
     rate = kind.learning_rate if learning_rate is None else learning_rate
     parameters = trained_parameters(model, part)
     check_statistics(model, batch_norms)
-    recipe = Recipe(epochs, rate, batch_size, weight_decay, shift, flip)
-    descent = Descent(
+    recipe = TrainingConfig(epochs, rate, batch_size, weight_decay, shift, flip)
+    descent = TrainingLoop(
         parameters,
         images,
         recipe,
@@ -147,7 +147,7 @@ def trained_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
     gates = gates_of(model)
     if part == "gates" and gates is None:
         raise PruningError("the network has no runtime gates to train; train all of it, or prune at run time")
-    ratios = input_ratios(gates)
+    ratios = find_per_input_policy(gates)
     policy = set() if ratios is None else set(ratios.parameters())
     trained = model if gates is None or part == "all" else gates
     return [parameter for parameter in trained.parameters() if parameter not in policy]

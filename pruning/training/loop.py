@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from prunegym.pruning.data import Images
 from prunegym.pruning.errors import DataError, PruningError
-from prunegym.pruning.training.augmentation import Variation
-from prunegym.pruning.training.distributed import ALONE, Processes, add_up_gradients_, share_of
+from prunegym.pruning.training.augmentation import Augmentation
+from prunegym.pruning.training.distributed import SINGLE_PROCESS, ProcessGroup, add_up_gradients_, share_of
 from prunegym.pruning.training.optimizers import OptimizerOf, nesterov
 from prunegym.pruning.training.precision import Precision
 
@@ -27,7 +27,7 @@ ScheduleOf = Callable[[torch.optim.Optimizer, int], LRScheduler]  # of an optimi
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingConfig:
     """How long and how fast to descend, and how images are varied on the way."""
 
     epochs: int
@@ -56,10 +56,10 @@ class Epoch:
     accuracy: float | None = None  # on images held out, at its end; None without any
 
 
-class Descent:
+class TrainingLoop:
     """Follow the gradient over images, one epoch after the other.
 
-    Order and variation of the images come from a generator of its own; what the network draws itself
+    Order and augmentation of the images come from a generator of its own; what the network draws itself
     (dropout) comes from torch's global ones.
 
     Args:
@@ -72,7 +72,7 @@ class Descent:
         max_norm: longer gradients are cut to this length.
         precision: of forward passes, one of PRECISIONS.
         processes: that train the network together; each step is that of one process alone, to rounding.
-        seed: of the order and the variation.
+        seed: of the order and the augmentation.
 
     Raises:
         DataError: there is no image.
@@ -84,14 +84,14 @@ class Descent:
         self,
         parameters: Sequence[nn.Parameter],
         images: Images,
-        recipe: Recipe,
+        recipe: TrainingConfig,
         loss_of: LossOf,
         *,
         optimizer_of: OptimizerOf = nesterov,
         schedule_of: ScheduleOf = CosineAnnealingLR,
         max_norm: float = math.inf,
         precision: str = "float32",
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
         seed: int = 0,
     ) -> None:
         if not len(images):
@@ -189,12 +189,12 @@ class Descent:
     def _share_of_loss(self, batch: Tensor) -> Tensor:
         """Return what this process's images contribute to the mean loss of a batch."""
         device = self._parameters[0].device
-        variation = Variation.draw(
+        augmentation = Augmentation.draw(
             len(batch), shift=self._recipe.shift, flip=self._recipe.flip, generator=self._draws
         )
         share = share_of(self._processes, len(batch))
         mine = batch[share]
-        x = variation.of(self._images.take(mine), share).to(device)
+        x = augmentation.apply(self._images.take(mine), share).to(device)
         with self._precision.cast():
             loss = self._loss_of(x, self._images.labels[mine].to(device))
         return loss * (len(mine) / len(batch))

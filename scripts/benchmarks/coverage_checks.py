@@ -74,7 +74,7 @@ def _drawn(units: int, generator: torch.Generator) -> Tensor:
 def _compensated(network: PrunableNetwork, subject: Subject, name: str) -> dict[str, Any]:
     plan = PruningPlan({group.name: LayerDecision(RATIO) for group in network.graph.prunable})
     with _stage("compensating"), torch.no_grad():
-        compressed = network.compress(plan)
+        compressed = network.apply(plan)
         output = compressed.model.eval()(subject.images)
         refitted = bool(output.isfinite().all())
     with _stage("saving and loading"), tempfile.TemporaryDirectory() as folder, torch.no_grad():

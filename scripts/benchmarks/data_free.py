@@ -27,7 +27,7 @@ from prunegym.scripts.benchmarks.results import Record, begun
 from prunegym.scripts.per_input_checks import static_plan
 from prunegym.scripts.run_folder import console
 
-LARGEST = 0.9  # static ratio of a group
+MAX_STATIC_RATIO = 0.9  # static ratio of a group
 INNER = ("*.conv1",)  # of each block: its inner channels
 WITHOUT_INPUTS = ("none", "merging-released", "lbyl", "folding")  # look at the weights alone
 CALIBRATIONS = ("noise", "layerwise", "distilled", "data")
@@ -148,7 +148,7 @@ def _plan(network: PrunableNetwork, setting: Setting) -> PruningPlan:
     if setting.ratio is not None:
         return PruningPlan({group.name: LayerDecision(setting.ratio) for group in groups})
     assert setting.macs is not None
-    return static_plan(network, setting.macs, largest=LARGEST)
+    return static_plan(network, setting.macs, largest=MAX_STATIC_RATIO)
 
 
 def show(record: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ def time_inputs(job: PerInputJob, seed: int) -> float:
     even = {
         group.name: LayerDecision(0.0, 0.0 if group.ungated else 0.5) for group in job.network.graph.prunable
     }
-    compressed = job.carried_out(PruningPlan(even))
+    compressed = job.applied(PruningPlan(even))
     job.install_(compressed, largest=0.9)
     env = job.environment(compressed, share=0.5)
     rng, gates = np.random.default_rng(seed), len(env.gate_names)

@@ -18,7 +18,7 @@ import torch
 from prunegym.pruning.errors import PruningError, one_line
 
 Name = TypeVar("Name", bound=Hashable)
-PATIENCE = 10  # seconds to wait for one of processor time
+SECONDS_PER_PROCESSOR_SECOND = 10  # seconds to wait for one of processor time
 _FORK = multiprocessing.get_context("fork")  # what is imported already need not be imported again
 
 
@@ -70,7 +70,7 @@ def _start(job: Callable[[], dict[str, Any]], limits: Limits) -> _Running:
     process = _FORK.Process(target=_call, args=(job, end, limits), daemon=True)
     process.start()
     end.close()  # so that the answer ends with the process, whatever ends it
-    return _Running(process, answer, time.monotonic() + PATIENCE * limits.seconds)
+    return _Running(process, answer, time.monotonic() + SECONDS_PER_PROCESSOR_SECOND * limits.seconds)
 
 
 def _result(one: _Running, limits: Limits) -> dict[str, Any] | None:
@@ -86,7 +86,7 @@ def _result(one: _Running, limits: Limits) -> dict[str, Any] | None:
         return None
     one.process.kill()
     one.process.join()
-    return {"failed": f"not done after {PATIENCE * limits.seconds} s"}
+    return {"failed": f"not done after {SECONDS_PER_PROCESSOR_SECOND * limits.seconds} s"}
 
 
 def _why_ended(code: int, limits: Limits) -> str:

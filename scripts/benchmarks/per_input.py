@@ -21,7 +21,7 @@ from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
-from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.runtime.per_input import find_per_input_policy
 from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.training.finetuning import finetune_
 from prunegym.scripts.benchmarks.assets import cifar_task
@@ -58,15 +58,15 @@ def _run(args: argparse.Namespace, name: str, seed: str) -> dict[str, Any]:
     )
     job, test = PerInputJob(task, network), task.splits.test
     plan = PruningPlan({group.name: LayerDecision(0.0, RATIO) for group in network.graph.prunable})
-    fixed = job.carried_out(plan)
+    fixed = job.applied(plan)
     share = network.cost.macs(fixed.widths) / network.cost.macs(network.cost.dense)
     settings = Settings(share, LARGEST, args.episodes or EPISODES, ROUNDS, 0, int(seed), {})
     learned = learn_ratios(job, plan, settings)
     learned_seconds = time.perf_counter() - start
     small = {
-        "static": job.carried_out(static_plan(network, share, largest=LARGEST)),
+        "static": job.applied(static_plan(network, share, largest=LARGEST)),
         "fixed": fixed,
-        "fixed, learned": job.carried_out(mean_plan(job, learned.compressed, learned.plan)),
+        "fixed, learned": job.applied(mean_plan(job, learned.compressed, learned.plan)),
         "per-input": learned.compressed,
     }
     rows = {kind: _row(network, one, test) for kind, one in small.items()}
@@ -92,7 +92,7 @@ def _row(network: PrunableNetwork, small: Compressed, test: Images) -> dict[str,
     logits, labels = predictions(small.model, test.batches())
     right = (logits.argmax(1) == labels).long().tolist()
     row: dict[str, Any] = {"accuracy": float(np.mean(right)), "right": "".join(map(str, right))}
-    if input_ratios(gates_of(small.model)) is not None:
+    if find_per_input_policy(gates_of(small.model)) is not None:
         found = input_outcomes(small.model, test)
         return {**row, "macs": float(found.macs.mean()), "macs_std": float(found.macs.std())}
     return {**row, "macs": network.cost.macs(small.widths) / network.cost.macs(network.cost.dense)}

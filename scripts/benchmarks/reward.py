@@ -21,7 +21,7 @@ from prunegym.scripts.run_folder import console
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 PLANS = 60
 BUDGETS = (0.35, 0.8)  # of the MACs, drawn anew for each plan
-SPREAD = 0.5  # of an action, to either side of the uniform plan
+ACTION_SPREAD = 0.5  # of an action, to either side of the uniform plan
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -40,10 +40,12 @@ def _measure_network(name: str, args: argparse.Namespace) -> dict[str, Any]:
         env.reset()
         done, info = False, dict[str, Any]()
         while not done:
-            action = np.array([-1.0, rng.uniform(-SPREAD, SPREAD)], dtype=np.float32)  # static ratios alone
+            action = np.array(
+                [-1.0, rng.uniform(-ACTION_SPREAD, ACTION_SPREAD)], dtype=np.float32
+            )  # static ratios alone
             _, _, done, _, info = env.step(action)
         result = info["episode_result"]
-        small = env.carry_out(result["plan"])
+        small = env.apply(result["plan"])
         figures["accuracy"].append(accuracy(*predictions(small, task.splits.test.batches())))
         figures["agreement"].append(result["reward"]["accuracy"])
         figures["divergence"].append(result["reward"]["divergence"])

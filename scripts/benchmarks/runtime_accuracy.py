@@ -105,7 +105,7 @@ def _measure_calibration(
     shown = not args.quiet and sys.stderr.isatty()
     for kind, ratio in tqdm(missing, desc=f"{name} {calibration}", disable=not shown, leave=False):
         start = time.perf_counter()
-        small = _carried_out(network, kind, ratio)
+        small = _applied(network, kind, ratio)
         for source in _sources(calibration):
             if source == "fine-tuned":
                 _fine_tune_(small.model, task, args.seed)
@@ -120,11 +120,11 @@ def _fine_tune_(model: nn.Module, task: Task, seed: int) -> None:
     finetune_(model, images, teacher=task.model, epochs=EPOCHS, flip=True, shift=4, seed=seed)
 
 
-def _carried_out(network: PrunableNetwork, kind: Kind, ratio: float) -> Compressed:
+def _applied(network: PrunableNetwork, kind: Kind, ratio: float) -> Compressed:
     torch.manual_seed(0)
     plan = PruningPlan({group.name: kind.decision(ratio) for group in network.graph.prunable})
     if kind.trust is None:
-        return network.compress(plan)
+        return network.apply(plan)
     bare = Method(compensation="none")  # as published, where all is left to training
     found = apply_plan(
         network.model, network.graph, plan, network.calibration, method=bare, scores=network.scores
@@ -140,7 +140,7 @@ def _trust_(model: nn.Module, network: PrunableNetwork, trust: float) -> None:
     trusted = RuntimeGates(gates.sites)
     for site in gates.sites:
         gate = TrustGate(site, network.scores[site.group].float(), trust=trust)
-        gate.load_state_dict(gates.of(site.group).state_dict(), strict=False)
+        gate.load_state_dict(gates.gate_for(site.group).state_dict(), strict=False)
         trusted[as_key(site.group)] = gate
     detach_gates_(model)
     attach_gates_(model, trusted)
@@ -153,7 +153,7 @@ def _cell(network: PrunableNetwork, small: Compressed, task: Task) -> dict[str, 
     gates = gates_of(small.model)
     if gates is not None:  # how many units the published rule runs is known from the images alone
         for number, group in enumerate(network.graph.prunable):
-            mask = gates.of(group.name).mask
+            mask = gates.gate_for(group.name).mask
             assert mask is not None
             executed[number] = float(mask.sum(1).mean())
     macs = network.cost.macs(Widths(small.widths.kept, executed))

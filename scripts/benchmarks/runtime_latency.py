@@ -91,7 +91,7 @@ def _forms(subject: Subject, device: str, seed: int) -> tuple[dict[str, nn.Modul
     forms = {"dense": deployed(model, spec.input_shape)}
     for ratio in RATIOS:
         static, gated = (
-            network.compress(PruningPlan({group.name: decision for group in network.graph.prunable})).model
+            network.apply(PruningPlan({group.name: decision for group in network.graph.prunable})).model
             for decision in (LayerDecision(ratio), LayerDecision(0.0, ratio))
         )
         forms[f"static {ratio:.0%}"] = deployed(static, spec.input_shape)

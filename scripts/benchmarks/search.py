@@ -89,17 +89,17 @@ def _run(args: argparse.Namespace, cell: str, method: str, seed: str) -> dict[st
         labelled=what.labelled,
     )
     env, test = make(actions=ALGORITHMS[method].actions if method in ALGORITHMS else "centred")
-    judge, _ = make(drawn_images=ALL_IMAGES)  # by more than one draw
+    scoring_env, _ = make(drawn_images=ALL_IMAGES)  # by more than one draw
     episodes = args.episodes or MARKS[-1]
     answers = _answers(env, method, int(seed), episodes)
     rows = {}
     for name, result in answers.items():
-        logits, labels = predictions(env.carry_out(result.plan), test.batches())
+        logits, labels = predictions(env.apply(result.plan), test.batches())
         right = (logits.argmax(1) == labels).long().tolist()
         rows[name] = {
             "accuracy": float(np.mean(right)),
             "right": "".join(map(str, right)),
-            "reward": judge.evaluate(result.plan)["reward"]["total"],
+            "reward": scoring_env.evaluate(result.plan)["reward"]["total"],
             "macs": result.macs,
         }
     return {"rows": rows, "seconds": time.perf_counter() - start}
@@ -113,7 +113,7 @@ def _answers(env: LayerPruningEnv, method: str, seed: int, episodes: int) -> dic
         found = search(env, method, gated=env.gated, episodes=episodes, seed=seed)
         seen, final = found.results, found.final
     else:
-        # what an agent observes of the groups' relief costs an evaluation each, and counts
+        # what an agent observes of the groups' loo_gain costs an evaluation each, and counts
         seen, spent = [], len(env.group_names)
         initial = load_policy(BUILTIN, env) if method == CONTINUED else None
         final = learn(

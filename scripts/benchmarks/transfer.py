@@ -22,7 +22,7 @@ from prunegym.agents import (
     save_mean_policy,
     save_policy,
 )
-from prunegym.envs import Budget, BudgetRange, SeveralNetworksEnv
+from prunegym.envs import Budget, BudgetRange, MultiNetworkEnv
 from prunegym.pruning.metrics import accuracy, predictions
 from prunegym.pruning.storage.compressed import folder_written_whole
 from prunegym.scripts.benchmarks.assets import comparison_env
@@ -90,7 +90,7 @@ def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, s
         for network in what.networks
         for scope, only in SCOPES.items()
     }
-    env = SeveralNetworksEnv(envs)
+    env = MultiNetworkEnv(envs)
     episodes = args.episodes or EPISODES
     found = learn(env, episodes=episodes, seed=int(seed))
     place = folder / f"{source} {seed}"
@@ -133,7 +133,7 @@ def _run(
         found = learn(env, episodes=further, seed=int(seed), initial_policy=policy)
         candidates += [found.final, found.best]
     chosen = choose_on_validation(env, candidates)
-    right = accuracy(*predictions(env.carry_out(chosen.plan), test.batches()))
+    right = accuracy(*predictions(env.apply(chosen.plan), test.batches()))
     return {"accuracy": right, "reward": chosen.total, "macs": chosen.macs}
 
 

@@ -69,8 +69,8 @@ class ToyPruning(gym.Env):
     def restore_episode_state(self, state: Mapping[str, Any]) -> None:
         self.np_random.bit_generator.state = state["random"]
 
-    def imagined(self, foresee: Any) -> ToyPruning:
-        return ImaginedToy(self, foresee)
+    def surrogate_env(self, predict: Any) -> ToyPruning:
+        return ImaginedToy(self, predict)
 
     def validate(self, plan: Any) -> float:
         self.validated.append(plan)
@@ -106,12 +106,12 @@ class ToyPruning(gym.Env):
 
 
 class ImaginedToy(ToyPruning):
-    def __init__(self, toy: ToyPruning, foresee: Any) -> None:
+    def __init__(self, toy: ToyPruning, predict: Any) -> None:
         super().__init__(len(toy.group_names), toy.accuracy)
-        self._foresee = foresee
+        self._predict = predict
 
     def _evaluate(self) -> dict[str, Any]:
-        return self._result(self._plan(), 0.5 * self._foresee(self._plan(), 1.0))
+        return self._result(self._plan(), 0.5 * self._predict(self._plan(), 1.0))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from prunegym.envs import LayerPruningEnv
-from prunegym.envs.normalisation import StandardScores
+from prunegym.envs.normalisation import ObservationNormalizer
 from tests.pruning.example_networks import EXAMPLES
 
 
@@ -44,4 +44,4 @@ def small_env() -> Callable[..., LayerPruningEnv]:
 @pytest.fixture
 def features_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have environments observe the features themselves, not as scores, which have tests of their own."""
-    monkeypatch.setattr(StandardScores, "of", lambda self, features: features)
+    monkeypatch.setattr(ObservationNormalizer, "of", lambda self, features: features)

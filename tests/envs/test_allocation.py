@@ -6,7 +6,7 @@ from torch import nn
 
 from prunegym.envs.allocation import ALLOCATIONS, evenly_gated, sensitivity_plan, uniform_plan
 from prunegym.envs.budget import Budget, Limits
-from prunegym.envs.budget_projection import BudgetKeeper
+from prunegym.envs.budget_projection import BudgetProjection
 from prunegym.pruning.apply import Method
 from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.cost import plan_widths
@@ -46,7 +46,7 @@ def widths(env, name):
 def test_an_allocation_is_within_the_budget_as_counted_on_the_network_that_comes_out(name, budget, network):
     env = make_small_env(network, budget=budget)
     model, images, _ = labelled(network)
-    small = env.carry_out(env.allocation(name))
+    small = env.apply(env.allocation(name))
     macs = counted_macs(small, images[0]) / counted_macs(model, images[0])
     params = counted_params(small) / counted_params(model)
     assert macs <= budget.get("macs", 1.0)
@@ -100,8 +100,8 @@ def test_the_sensitivity_plan_spares_the_group_that_matters(monkeypatch):
     monkeypatch.setattr(
         env.network, "error_curves_at", lambda ratios: (tuple(0.0 for _ in ratios), tuple(ratios))
     )
-    keeper = BudgetKeeper(env.network.cost, Budget({"macs": 0.5}), Limits())
-    spared, uniform = (plan(env.network, keeper).kept for plan in (sensitivity_plan, uniform_plan))
+    projection = BudgetProjection(env.network.cost, Budget({"macs": 0.5}), Limits())
+    spared, uniform = (plan(env.network, projection).kept for plan in (sensitivity_plan, uniform_plan))
     assert spared[0] < uniform[0]
     assert spared[1] >= WIDE[1] - 1 > uniform[1]  # the budget is used up to a unit
 

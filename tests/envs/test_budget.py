@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunegym.envs.budget import Budget, BudgetRange, Limits, parse_budget
-from prunegym.envs.budget_projection import BudgetKeeper, kept_counts, rounded_up, smallest_shares
+from prunegym.envs.budget_projection import BudgetProjection, kept_counts, rounded_up, smallest_shares
 from prunegym.pruning.cost import CostModel, Widths
 from prunegym.pruning.errors import BudgetError, ImpossibleBudgetError
 from prunegym.pruning.graph import find_groups
@@ -37,13 +37,13 @@ def digits_cost():
     return CostModel(graph, model), graph
 
 
-def play(keeper, wishes):
+def play(projection, wishes):
     """Decide every group; wishes: (static or None for the even ratio, runtime) per group."""
     kept, executed = [], []
     for step, (static, runtime) in enumerate(wishes):
         before = np.array(kept, dtype=np.int64), np.array(executed, dtype=np.int64)
-        even = keeper.even_ratio(step, *before)
-        here = keeper.nearest(
+        even = projection.even_ratio(step, *before)
+        here = projection.project(
             step,
             *before,
             static=even if static is None else static,
@@ -103,8 +103,8 @@ def episodes(draw):
 @given(episodes())
 def test_a_finished_plan_is_never_above_a_budget_and_uses_the_binding_one_up(episode):
     cost, graph = cost_of(episode.network)
-    keeper = BudgetKeeper(cost, Budget(episode.budget), Limits(), round_to=episode.round_to)
-    widths = play(keeper, episode.wishes)
+    projection = BudgetProjection(cost, Budget(episode.budget), Limits(), round_to=episode.round_to)
+    widths = play(projection, episode.wishes)
     kept, executed = widths.kept.tolist(), widths.executed.tolist()
     units = [group.units for group in graph.prunable]
     assert not is_over(cost, episode.budget, kept, executed)
@@ -122,7 +122,7 @@ def test_a_finished_plan_is_never_above_a_budget_and_uses_the_binding_one_up(epi
 def test_the_even_ratio_is_the_smallest_that_meets_the_budget(network, share, measure):
     cost, graph = cost_of(network)
     budget = budgets_within_reach(cost, {measure: share})
-    ratio = BudgetKeeper(cost, Budget(budget), Limits()).even_ratio(0, np.array([]), np.array([]))
+    ratio = BudgetProjection(cost, Budget(budget), Limits()).even_ratio(0, np.array([]), np.array([]))
 
     def over_at(even):
         counts = [kept_units(group.units, even) for group in graph.prunable]
@@ -145,18 +145,18 @@ def test_counts_of_all_groups_are_those_of_each(groups, round_to):
 @given(unit_shares)
 def test_even_wishes_make_the_uniform_plan(share):
     cost, graph = digits_cost()
-    keeper = BudgetKeeper(cost, Budget(budgets_within_reach(cost, {"macs": share})), Limits())
-    ratio = keeper.even_ratio(0, np.array([]), np.array([]))
-    widths = play(keeper, [(None, 0.0)] * len(graph.prunable))
+    projection = BudgetProjection(cost, Budget(budgets_within_reach(cost, {"macs": share})), Limits())
+    ratio = projection.even_ratio(0, np.array([]), np.array([]))
+    widths = play(projection, [(None, 0.0)] * len(graph.prunable))
     assert (widths.executed == widths.kept).all()
     # the later groups make up for what rounding the earlier ones to whole units left over
-    np.testing.assert_allclose(widths.kept / keeper.units, 1 - ratio, atol=0.1)
+    np.testing.assert_allclose(widths.kept / projection.units, 1 - ratio, atol=0.1)
 
 
 def test_a_budget_of_everything_leaves_the_network_whole():
     cost, graph = cost_of("projected")
-    keeper = BudgetKeeper(cost, Budget({"macs": 1.0, "params": 1.0}), Limits())
-    widths = play(keeper, [(0.9, 0.0)] * len(graph.prunable))
+    projection = BudgetProjection(cost, Budget({"macs": 1.0, "params": 1.0}), Limits())
+    widths = play(projection, [(0.9, 0.0)] * len(graph.prunable))
     assert (widths.executed == cost.dense.kept).all()
 
 
@@ -165,7 +165,7 @@ def test_of_two_budgets_the_tighter_one_sets_the_even_ratio_and_both_hold():
     none = np.array([])
 
     def ratio(**shares):
-        return BudgetKeeper(cost, Budget(shares), Limits()).even_ratio(0, none, none)
+        return BudgetProjection(cost, Budget(shares), Limits()).even_ratio(0, none, none)
 
     assert ratio(macs=0.3, params=0.9) == ratio(macs=0.3) > ratio(macs=0.9, params=0.9)
     assert ratio(macs=0.9, params=0.3) == ratio(params=0.3) > ratio(macs=0.9)
@@ -173,8 +173,8 @@ def test_of_two_budgets_the_tighter_one_sets_the_even_ratio_and_both_hold():
 
 def test_units_are_kept_in_multiples_where_asked():
     cost, graph = digits_cost()
-    keeper = BudgetKeeper(cost, Budget({"macs": 0.6}), Limits(), round_to=8)
-    kept = play(keeper, [(0.35, 0.0)] * len(graph.prunable)).kept
+    projection = BudgetProjection(cost, Budget({"macs": 0.6}), Limits(), round_to=8)
+    kept = play(projection, [(0.35, 0.0)] * len(graph.prunable)).kept
     assert (kept % 8 == 0).all()
     assert kept[0] == 8  # of 16, asked for 10.4
 
@@ -185,13 +185,13 @@ def test_units_are_kept_in_multiples_where_asked():
 def test_an_impossible_budget_names_the_smallest_share_which_is_reachable(network, measure, round_to):
     cost, _ = cost_of(network)
     with pytest.raises(ImpossibleBudgetError, match=f"{measure}=0.0001 cannot be reached") as caught:
-        BudgetKeeper(cost, Budget({measure: 0.0001}), Limits(), round_to=round_to)
+        BudgetProjection(cost, Budget({measure: 0.0001}), Limits(), round_to=round_to)
     assert "\n" not in str(caught.value)
     named = float(re.search(r"smallest is ([\d.]+)", str(caught.value))[1])
-    keeper = BudgetKeeper(cost, Budget({measure: named}), Limits(), round_to=round_to)
-    assert keeper.even_ratio(0, np.array([]), np.array([])) <= 0.9
+    projection = BudgetProjection(cost, Budget({measure: named}), Limits(), round_to=round_to)
+    assert projection.even_ratio(0, np.array([]), np.array([])) <= 0.9
     with pytest.raises(ImpossibleBudgetError):
-        BudgetKeeper(cost, Budget({measure: named - 0.0002}), Limits(), round_to=round_to)
+        BudgetProjection(cost, Budget({measure: named - 0.0002}), Limits(), round_to=round_to)
 
 
 def test_a_share_is_rounded_up():
@@ -221,8 +221,8 @@ def test_draws_lie_on_a_grid_of_six_and_all_of_it_is_drawn():
 def test_no_budget_of_a_range_lies_outside_it(one, other, position):
     low, high = sorted([one, other])
     budgets = BudgetRange(Budget({"macs": low}), Budget({"macs": high}))
-    assert low <= budgets.at(position).shares["macs"] <= high
-    assert [budgets.at(end).shares["macs"] for end in (0, 1)] == pytest.approx([low, high], abs=1e-6)
+    assert low <= budgets.budget_at(position).shares["macs"] <= high
+    assert [budgets.budget_at(end).shares["macs"] for end in (0, 1)] == pytest.approx([low, high], abs=1e-6)
 
 
 def test_the_ends_of_a_range_name_the_same_budgets():

@@ -33,7 +33,7 @@ def without_gradients():
 def deciding():
     """(a network that decides for each input, what decides)"""
     found, (model, graph, _) = compressed(NAME, 0.0, 0.4), example(NAME)
-    prices = InputPrices.of(CostModel(graph, model), found.widths)
+    prices = InputPrices.from_cost(CostModel(graph, model), found.widths)
     ratios, _ = telling_apart(found.model, IMAGES, prices=prices)
     return found.model, ratios
 
@@ -75,7 +75,7 @@ def run_by_itself(counts, images):
     model = compressed(NAME, 0.0, 0.4).model
     gates = gates_of(model)
     for number, site in enumerate(gates.sites):
-        gates.of(site.group).count_of = lambda pooled, scores, number=number: counts[:, number]
+        gates.gate_for(site.group).count_of = lambda pooled, scores, number=number: counts[:, number]
     return model(images)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prunegym.envs.allocation import ALLOCATIONS
 from prunegym.envs.budget import Budget, BudgetRange, Limits, leading_measure, priced
-from prunegym.envs.budget_projection import BudgetKeeper, smallest_shares
+from prunegym.envs.budget_projection import BudgetProjection, smallest_shares
 from prunegym.envs.observation import LayerObservation
 from prunegym.pruning.cost import CostModel, Widths
 from prunegym.pruning.errors import BudgetError, ImpossibleBudgetError
@@ -49,8 +49,8 @@ def test_a_finished_plan_is_never_above_the_budget_and_uses_it_up(network, place
     cost, graph = noisy_cost(network)
     smallest = smallest_shares(cost, Limits(), round_to=round_to)["latency"]
     share = smallest + place * (1 - smallest)
-    keeper = BudgetKeeper(cost, Budget({"latency": share}), Limits(), round_to=round_to)
-    kept = keeper.follow(lambda step, even: data.draw(st.floats(0.0, 0.9))).kept.tolist()
+    projection = BudgetProjection(cost, Budget({"latency": share}), Limits(), round_to=round_to)
+    kept = projection.complete(lambda step, even: data.draw(st.floats(0.0, 0.9))).kept.tolist()
     most = math.floor(share * cost.latency(cost.dense) + 1e-6)
     units = [group.units for group in graph.prunable]
     assert cost.latency(Widths(np.array(kept), np.array(kept))) <= most
@@ -67,20 +67,20 @@ def test_latency_has_no_price_and_no_reachable_budget_before_there_is_a_table():
     cost = CostModel(graph, model)
     assert list(priced(cost)) == list(smallest_shares(cost, Limits())) == ["macs", "params"]
     with pytest.raises(BudgetError, match="table"):
-        BudgetKeeper(cost, Budget({"latency": 0.5}), Limits())
+        BudgetProjection(cost, Budget({"latency": 0.5}), Limits())
 
 
 def test_a_budget_that_the_rest_of_the_network_exceeds_is_impossible():
     cost, _ = noisy_cost("projected")
     with pytest.raises(ImpossibleBudgetError, match=r"latency=0\.01 cannot be reached: the smallest is 0\."):
-        BudgetKeeper(cost, Budget({"latency": 0.01}), Limits())
+        BudgetProjection(cost, Budget({"latency": 0.01}), Limits())
 
 
 @pytest.mark.parametrize("allocation", list(ALLOCATIONS))
 def test_what_an_allocation_decides_takes_no_longer_than_it_may(allocation):
     env = timed_env(budget={"latency": 0.6, "params": 0.7})
     plan = env.allocation(allocation)
-    small, image = env.carry_out(plan), example("residual")[2][:1]
+    small, image = env.apply(plan), example("residual")[2][:1]
     took = additive(small, image) / additive(env.network.model, image)
     assert took <= 0.6 + 1e-6
     assert env.shares(plan)["latency"] == pytest.approx(took, abs=1e-6)

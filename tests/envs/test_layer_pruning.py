@@ -117,18 +117,18 @@ def test_info_is_plain_data(small_env):
 def test_equal_plans_are_carried_out_once(small_env, monkeypatch):
     env = small_env()
     env.reset()  # measures uniform pruning within the budget
-    carried_out = []
+    applied = []
     compress = env.network.compress
-    monkeypatch.setattr(env.network, "compress", lambda plan: carried_out.append(plan) or compress(plan))
+    monkeypatch.setattr(env.network, "compress", lambda plan: applied.append(plan) or compress(plan))
     actions = random_actions(env)
     first = result_of(env, actions)
     assert result_of(env, actions) == first
-    assert len(carried_out) == 2  # and the uniform plan, that the reward refers to
+    assert len(applied) == 2  # and the uniform plan, that the reward refers to
     result_of(env, -actions)
-    assert len(carried_out) == 3
+    assert len(applied) == 3
     env.set_budget(Budget({"macs": 0.5}))
     assert result_of(env, actions) == first
-    assert len(carried_out) == 3
+    assert len(applied) == 3
 
 
 def test_plans_that_differ_in_what_they_skip_only_are_different_plans(small_env):
@@ -147,7 +147,7 @@ def test_the_dense_network_is_never_changed():
     for seed in range(3):
         plan = result_of(env, random_actions(env, seed))["plan"]
         env.validate(plan)
-        env.carry_out(plan)
+        env.apply(plan)
     assert_untouched(model, before)
 
 
@@ -165,7 +165,7 @@ def test_a_plan_says_what_was_priced_and_costs_what_was_promised(network, seed, 
     cost = env.network.cost
     assert cost.macs(widths) / cost.macs(cost.dense) == result["macs"]
     model, images, _ = labelled(network)
-    small = env.carry_out(result["plan"])
+    small = env.apply(result["plan"])
     assert counted_params(small) / counted_params(model) == result["params"]
     if not any(one["runtime_ratio"] for one in result["plan"].values()):
         assert counted_macs(small, images[0]) / counted_macs(model, images[0]) == result["macs"]
@@ -189,7 +189,7 @@ def test_macs_are_those_counted_where_nothing_is_gated(small_env):
     env = small_env("projected")
     result = result_of(env, [ZERO] * len(env.group_names))
     model, images, _ = labelled("projected")
-    small = env.carry_out(result["plan"])
+    small = env.apply(result["plan"])
     assert counted_macs(small, images[0]) / counted_macs(model, images[0]) == result["macs"] <= 0.5
 
 
@@ -200,7 +200,7 @@ def test_accuracy_and_reward_are_those_of_the_network_that_comes_out(small_env):
     plans = (uniform["plan"], result["plan"])
     with torch.no_grad():
         wanted = model(images).double()
-        usual, found = (env.carry_out(plan)(images).double() for plan in plans)
+        usual, found = (env.apply(plan)(images).double() for plan in plans)
     right = found.argmax(1) == labels
     assert result["accuracy"] == pytest.approx(float(right.double().mean()))
     chances = wanted.softmax(1)
@@ -219,7 +219,7 @@ def test_validation_images_validate_and_reward_images_do_where_there_are_none():
     assert without.validate(result["plan"]) == result["accuracy"] < 1.0
     _, images, _ = labelled("residual", count=40, seed=9)
     with torch.no_grad():
-        labels = without.carry_out(result["plan"])(images).argmax(1)
+        labels = without.apply(result["plan"])(images).argmax(1)
     labels[0] += 1
     env = make_small_env(validation=[(images, labels)])
     assert env.validate(result["plan"]) == 39 / 40
@@ -398,7 +398,7 @@ def test_a_plan_is_evaluated_as_it_is_carried_out(small_env, round_to):
     result = env.evaluate(plan)
     assert result["plan"]["layer3.0.conv1"]["static_ratio"] == pytest.approx(0.4 if round_to == 1 else 0.2)
     model, _, _ = labelled("projected")
-    assert counted_params(env.carry_out(plan)) / counted_params(model) == result["params"] < 1.0
+    assert counted_params(env.apply(plan)) / counted_params(model) == result["params"] < 1.0
     assert env.evaluate(result["plan"]) == result
 
 
@@ -414,7 +414,7 @@ def test_evaluating_a_plan_is_an_episode_that_ends_with_it(small_env):
 @pytest.mark.usefixtures("features_alone")
 def test_what_is_known_of_each_group_is_plain_data(small_env):
     env = small_env("plain")
-    facts = env.facts()
+    facts = env.group_summary()
     assert json.loads(json.dumps(facts)) == facts
     macs = [9 * 3 * 6 * 36, 9 * 6 * 8 * 9, 8 * 5]
     params = [9 * 3 * 6 + 12, 9 * 6 * 8 + 16, 8 * 5 + 5]
@@ -429,7 +429,7 @@ def test_what_is_known_of_each_group_is_plain_data(small_env):
     assert [math.sqrt(error) for error in facts[0]["errors"]] == pytest.approx(
         [seen.error_25, seen.error_50, seen.error_75], rel=1e-6
     )
-    assert math.sqrt(facts[0]["relief"]) == pytest.approx(seen.relief, rel=1e-6)
+    assert math.sqrt(facts[0]["loo_gain"]) == pytest.approx(seen.loo_gain, rel=1e-6)
 
 
 def test_a_score_function_is_what_an_episode_is_rewarded_by(small_env):
@@ -443,7 +443,7 @@ def test_a_score_function_is_what_an_episode_is_rewarded_by(small_env):
     uniform = env.evaluate(env.allocation("uniform"))
     assert uniform["reward"]["total"] == pytest.approx(math.exp(-1))
     whole = score(env.network.model)
-    left = score(env.carry_out(uniform["plan"]))
+    left = score(env.apply(uniform["plan"]))
     assert uniform["reward"]["score"] == pytest.approx(left)
     assert uniform["reward"]["loss"] == pytest.approx((whole - left) / whole)
     assert uniform["accuracy"] is None
@@ -451,7 +451,7 @@ def test_a_score_function_is_what_an_episode_is_rewarded_by(small_env):
     count = len(asked)
     assert env.evaluate(uniform["plan"]) == uniform
     assert len(asked) == count  # looked up
-    assert [0 <= fact["relief"] <= 1 for fact in env.facts()]
+    assert [0 <= fact["loo_gain"] <= 1 for fact in env.group_summary()]
     assert len(asked) == count + len(env.group_names)
 
 
@@ -462,15 +462,15 @@ def test_plans_are_scored_by_images_or_by_a_function(small_env, settings):
 
 
 class TestImagined:
-    def test_its_episodes_end_with_what_is_foreseen(self, small_env):
+    def test_its_episodes_end_with_what_is_predicted(self, small_env):
         env, asked = small_env("projected"), []
 
-        def foresee(plan, expected):
+        def predict(plan, expected):
             asked.append((plan, expected))
             return 0.25
 
         actions = random_actions(env)
-        real, imagined = result_of(env, actions), result_of(env.imagined(foresee), actions)
+        real, imagined = result_of(env, actions), result_of(env.surrogate_env(predict), actions)
         assert asked == [(imagined["plan"], real["reward"]["expected"])]
         assert imagined["plan"] == real["plan"]
         assert (imagined["macs"], imagined["params"]) == (real["macs"], real["params"])
@@ -481,17 +481,17 @@ class TestImagined:
 
     def test_nothing_is_carried_out_but_uniform_pruning_once(self, small_env, monkeypatch):
         env = small_env(dense_reward=True)
-        carried_out = []
+        applied = []
         compress = env.network.compress
         monkeypatch.setattr(
-            env.network, "compress", lambda plan: carried_out.append(plan.to_dict()) or compress(plan)
+            env.network, "compress", lambda plan: applied.append(plan.to_dict()) or compress(plan)
         )
         env.reset()  # measures what it observes
-        carried_out.clear()
-        twins = [env.imagined(lambda plan, expected: 0.1) for _ in range(2)]
+        applied.clear()
+        twins = [env.surrogate_env(lambda plan, expected: 0.1) for _ in range(2)]
         for twin in (*twins, *twins):
             result_of(twin, random_actions(env))
-        assert carried_out == [env.allocation("uniform")]
+        assert applied == [env.allocation("uniform")]
 
     def test_its_episodes_are_its_own(self, small_env):
         span = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.9}))
@@ -499,7 +499,7 @@ class TestImagined:
         env.reset(seed=0)
         env.step(np.zeros(2, np.float32))
         before, state = env.render(), env.episode_state()
-        twin = env.imagined(lambda plan, expected: 0.1)
+        twin = env.surrogate_env(lambda plan, expected: 0.1)
         observations = [twin.reset()[0] for _ in range(12)]
         assert len({observation.tobytes() for observation in observations}) > 1  # of several budgets
         result_of(twin, random_actions(env))

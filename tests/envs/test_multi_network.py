@@ -10,7 +10,7 @@ from gymnasium.utils.env_checker import check_env as check_for_gymnasium
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
 from prunegym.agents import EpisodeLog, learn
-from prunegym.envs import Budget, BudgetRange, SeveralNetworksEnv
+from prunegym.envs import Budget, BudgetRange, MultiNetworkEnv
 from prunegym.pruning.errors import PlanError
 from tests.envs.conftest import make_small_env
 
@@ -23,7 +23,7 @@ def make():
     """Make the environment of both networks; settings go to LayerPruningEnv."""
 
     def make(**settings):
-        return SeveralNetworksEnv(
+        return MultiNetworkEnv(
             {FIRST: make_small_env("flatten", **settings), SECOND: make_small_env("concat", **settings)}
         )
 
@@ -59,7 +59,7 @@ def test_gymnasiums_and_sb3s_checkers_are_silent(make, settings):
 
 def test_no_network_is_refused():
     with pytest.raises(PlanError, match="there is no network to learn on; name at least one"):
-        SeveralNetworksEnv({})
+        MultiNetworkEnv({})
 
 
 def test_it_names_the_groups_of_all_by_network_and_says_how_many_there_are(pair):
@@ -165,7 +165,7 @@ class TestLearning:
     @pytest.mark.parametrize("names", [["flatten", "concat"], ["concat", "flatten"]])
     @pytest.mark.parametrize("episodes", [1, 2, 9, 16, 17, 18])
     def test_exactly_the_asked_episodes_are_evaluated_whichever_network_is_longer(self, names, episodes):
-        env, seen = SeveralNetworksEnv({name: make_small_env(name) for name in names}), []
+        env, seen = MultiNetworkEnv({name: make_small_env(name) for name in names}), []
         result = learn(
             env, episodes=episodes, seed=0, hyperparameters={"n_epochs": 1}, on_episode=seen.append
         )
@@ -174,9 +174,9 @@ class TestLearning:
         assert networks_of(seen[-1:]) == names[:1]
 
 
-def test_imagined_episodes_take_turns_and_foresee_by_full_names(pair):
+def test_imagined_episodes_take_turns_and_predict_by_full_names(pair):
     asked = []
-    twin = pair.imagined(lambda plan, expected: asked.append(plan) or 0.1)
+    twin = pair.surrogate_env(lambda plan, expected: asked.append(plan) or 0.1)
     for turn in range(3):
         infos = play(twin, wish=0.3, **({} if turn else {"seed": 0}))[2]
         real = play(pair, wish=0.3, **({} if turn else {"seed": 0}))[2]

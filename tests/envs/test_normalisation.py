@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prunegym.envs import Budget, BudgetRange, LayerObservation
-from prunegym.envs.normalisation import LEAST_DEVIATION, StandardScores
+from prunegym.envs.normalisation import LEAST_DEVIATION, ObservationNormalizer
 from prunegym.envs.observation import CONTEXT
 from tests.envs.conftest import make_small_env
 
@@ -20,24 +20,24 @@ def features(**named):
 
 
 def seen(scores, row):
-    return LayerObservation(*scores.of(row))
+    return LayerObservation(*scores.normalize(row))
 
 
 def test_scores_are_deviations_from_the_mean_clipped_at_one():
     usual = features(depth=[0.1, 0.3], units=[0.5, 0.5 + LEAST_DEVIATION], kernel=[0.0, 1.0])
-    scores = StandardScores(usual)  # means 0.2, 0.51, 0.5; deviations 0.1, too little, 0.5
+    scores = ObservationNormalizer(usual)  # means 0.2, 0.51, 0.5; deviations 0.1, too little, 0.5
     (row,) = features(depth=[0.25], units=[0.61], kernel=[0.0])
     found = seen(scores, row)
     assert (found.depth, found.kernel) == pytest.approx((0.5, -1.0), abs=1e-6)
     assert found.units == pytest.approx(0.61 - 0.5 - LEAST_DEVIATION / 2, abs=1e-6)
     (row,) = features(depth=[0.9], units=[0.5], kernel=[0.5])
     assert seen(scores, row).depth == 1.0
-    assert scores.of(row).dtype == np.float32
+    assert scores.normalize(row).dtype == np.float32
 
 
 @pytest.mark.parametrize("name", CONTEXT)
 def test_features_of_the_episode_are_only_stretched(name):
-    scores = StandardScores(features(**{name: [0.2, 0.4]}))
+    scores = ObservationNormalizer(features(**{name: [0.2, 0.4]}))
     (row,) = features(**{name: [0.75]})
     assert getattr(seen(scores, row), name) == pytest.approx(0.5)
 
@@ -57,7 +57,7 @@ def test_uniform_pruning_observes_scores_around_zero(network, monkeypatch):
     env = make_small_env(network, budget={"macs": 0.6})
     env.step(np.array([0.5, -1.0], dtype=np.float32))  # an episode at hand changes nothing
     given = []
-    monkeypatch.setattr(StandardScores, "of", lambda self, row: given.append((self, row)) or row)
+    monkeypatch.setattr(ObservationNormalizer, "of", lambda self, row: given.append((self, row)) or row)
     rows = observed(env)
     (scores,) = {id(one): one for one, _ in given}.values()
     varying = [name not in CONTEXT for name in FIELDS]
@@ -70,9 +70,9 @@ def test_uniform_pruning_observes_scores_around_zero(network, monkeypatch):
 def test_within_each_budget_of_a_range_scores_are_its_own(monkeypatch):
     env = make_small_env("projected", budget=BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.9})))
     used = {}
-    original = StandardScores.of
+    original = ObservationNormalizer.of
     monkeypatch.setattr(
-        StandardScores,
+        ObservationNormalizer,
         "of",
         lambda self, row: (
             used.setdefault(float(row[FIELDS.index("macs_budget")]), set()).add(id(self))
@@ -91,4 +91,6 @@ def test_a_group_means_the_same_in_a_network_that_is_twice_as_wide():
     usual = features(macs_share=[0.1, 0.2, 0.4], error_50=[0.2, 0.3, 0.7])
     doubled = features(macs_share=[0.2, 0.4, 0.8], error_50=[0.1, 0.15, 0.35])
     for one, other in zip(usual, doubled, strict=True):
-        assert StandardScores(usual).of(one) == pytest.approx(StandardScores(doubled).of(other), abs=1e-5)
+        assert ObservationNormalizer(usual).normalize(one) == pytest.approx(
+            ObservationNormalizer(doubled).normalize(other), abs=1e-5
+        )

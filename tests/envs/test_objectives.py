@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.envs.objectives import DrawnImagesJudge, FunctionJudge, ImageJudge, first_batches
+from prunegym.envs.objectives import DrawnImagesObjective, FunctionObjective, ImageObjective, first_batches
 from prunegym.pruning.errors import DataError
 from tests.pruning.example_networks import EXAMPLES
 
@@ -21,16 +21,20 @@ class Saying(nn.Module):
 
 
 IMAGES = torch.arange(2).float()
-EVEN, SURE = [0.0, 0.0], [math.log(3.0), 0.0]  # softmax: (1/2, 1/2) and (3/4, 1/4)
+EVEN, N_PLANS_BEFORE_ESTIMATES = [0.0, 0.0], [math.log(3.0), 0.0]  # softmax: (1/2, 1/2) and (3/4, 1/4)
 
 
 def image_judge(goal="divergence"):
-    return ImageJudge(Saying([SURE, SURE]), [(IMAGES, torch.tensor([1, 0]))], goal=goal)
+    return ImageObjective(
+        Saying([N_PLANS_BEFORE_ESTIMATES, N_PLANS_BEFORE_ESTIMATES]),
+        [(IMAGES, torch.tensor([1, 0]))],
+        goal=goal,
+    )
 
 
 @pytest.mark.parametrize("goal", ["divergence", "accuracy"])
 def test_accuracy_and_divergence_by_hand(goal):
-    score = image_judge(goal)(Saying([EVEN, SURE]), to_beat=math.inf, known=[])
+    score = image_judge(goal)(Saying([EVEN, N_PLANS_BEFORE_ESTIMATES]), to_beat=math.inf, known=[])
     one_image = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # KL(dense || compressed)
     assert score.accuracy == 0.5  # the first is a tie, which goes to class 0
     assert score.divergence == pytest.approx(one_image / 2, rel=1e-6)
@@ -39,7 +43,12 @@ def test_accuracy_and_divergence_by_hand(goal):
 
 
 def test_the_dense_network_does_not_diverge_from_itself():
-    assert image_judge()(Saying([SURE, SURE]), to_beat=math.inf, known=[]).loss == 0.0
+    assert (
+        image_judge()(
+            Saying([N_PLANS_BEFORE_ESTIMATES, N_PLANS_BEFORE_ESTIMATES]), to_beat=math.inf, known=[]
+        ).loss
+        == 0.0
+    )
 
 
 COUNT = 40
@@ -51,9 +60,9 @@ def saying(sureness):
     return Saying([[float(value), 0.0] for value in sureness])
 
 
-def drawing_judge(anchor, drawn=8, batches=None):
+def drawing_objective(anchor, drawn=8, batches=None):
     batches = batches or [(MANY[:25], torch.zeros(25)), (MANY[25:], torch.zeros(15))]
-    return DrawnImagesJudge(saying([0.0] * COUNT), batches, drawn=drawn, anchor=lambda: anchor)
+    return DrawnImagesObjective(saying([0.0] * COUNT), batches, drawn=drawn, anchor=lambda: anchor)
 
 
 def losses(sureness):
@@ -61,36 +70,36 @@ def losses(sureness):
     return [-0.5 * math.log(4 * math.exp(s) / (1 + math.exp(s)) ** 2) for s in sureness]
 
 
-def judged(judge, model, draw):
-    return judge(model, to_beat=math.inf, known=[], draw=draw)
+def judged(objective, model, draw):
+    return objective(model, to_beat=math.inf, known=[], draw=draw)
 
 
 class TestDrawnImages:
     hard = tuple(0.1 * (1 + image % 7) for image in range(COUNT))
 
     def test_without_a_draw_all_images_judge(self):
-        score = judged(drawing_judge(saying(self.hard)), saying(self.hard), None)
+        score = judged(drawing_objective(saying(self.hard)), saying(self.hard), None)
         assert score.loss == score.divergence == pytest.approx(sum(losses(self.hard)) / COUNT, rel=1e-6)
         assert score.accuracy == 1.0
 
     def test_what_loses_as_the_anchor_does_is_judged_exactly_by_any_draw(self):
-        judge = drawing_judge(saying(self.hard))
+        objective = drawing_objective(saying(self.hard))
         for draw in range(5):
-            found = judged(judge, saying(self.hard), draw).loss
+            found = judged(objective, saying(self.hard), draw).loss
             assert found == pytest.approx(sum(losses(self.hard)) / COUNT, rel=1e-3)
 
     def test_a_draw_is_of_so_many_images_and_its_loss_is_scaled_by_the_anchors(self):
         other = [0.02 * image for image in range(COUNT)]
-        judge = drawing_judge(saying(self.hard))
+        objective = drawing_objective(saying(self.hard))
         whole, mine = losses(self.hard), losses(other)
-        which = judge._which(3).tolist()
+        which = objective._which(3).tolist()
         assert len(which) == len(set(which)) == 8
         ratio = sum(mine[at] for at in which) / sum(whole[at] for at in which)
         expected = ratio * sum(whole) / COUNT
-        assert judged(judge, saying(other), 3).loss == pytest.approx(expected, rel=1e-3)
+        assert judged(objective, saying(other), 3).loss == pytest.approx(expected, rel=1e-3)
 
     def test_equal_draws_are_equal_and_others_differ_and_none_is_left_out_in_the_long_run(self):
-        one, other = (drawing_judge(saying(self.hard)) for _ in range(2))
+        one, other = (drawing_objective(saying(self.hard)) for _ in range(2))
         draws = [tuple(one._which(draw).tolist()) for draw in range(60)]
         assert draws == [tuple(other._which(draw).tolist()) for draw in range(60)]
         assert len(set(draws)) == 60
@@ -99,27 +108,27 @@ class TestDrawnImages:
     def test_it_errs_in_both_directions_and_less_than_without_an_anchor(self):
         sureness = [value + 0.01 * (image % 3) for image, value in enumerate(self.hard)]
         true = sum(losses(sureness)) / COUNT
-        judge = drawing_judge(saying(self.hard))
-        errors = [judged(judge, saying(sureness), draw).loss - true for draw in range(40)]
-        plain = [sum(losses(sureness)[at] for at in judge._which(draw)) / 8 - true for draw in range(40)]
+        objective = drawing_objective(saying(self.hard))
+        errors = [judged(objective, saying(sureness), draw).loss - true for draw in range(40)]
+        plain = [sum(losses(sureness)[at] for at in objective._which(draw)) / 8 - true for draw in range(40)]
         assert min(errors) < 0 < max(errors)
         assert sum(map(abs, errors)) < 0.3 * sum(map(abs, plain))
 
     def test_where_there_are_no_more_images_than_to_draw_all_judge(self):
-        judge = drawing_judge(saying(self.hard), drawn=COUNT)
-        assert judged(judge, saying(self.hard), 1) == judged(judge, saying(self.hard), None)
+        objective = drawing_objective(saying(self.hard), drawn=COUNT)
+        assert judged(objective, saying(self.hard), 1) == judged(objective, saying(self.hard), None)
 
     def test_one_batch_is_not_copied(self):
-        judge = drawing_judge(saying(self.hard), batches=[(MANY, torch.zeros(COUNT))])
-        assert judge._images.untyped_storage().data_ptr() == MANY.untyped_storage().data_ptr()
+        objective = drawing_objective(saying(self.hard), batches=[(MANY, torch.zeros(COUNT))])
+        assert objective._images.untyped_storage().data_ptr() == MANY.untyped_storage().data_ptr()
 
     def test_a_perfect_anchor_divides_by_nothing(self):
-        judge = drawing_judge(saying([0.0] * COUNT))
-        assert judged(judge, saying([0.0] * COUNT), 1).loss == pytest.approx(0.0, abs=1e-9)
+        objective = drawing_objective(saying([0.0] * COUNT))
+        assert judged(objective, saying([0.0] * COUNT), 1).loss == pytest.approx(0.0, abs=1e-9)
 
     def test_none_to_draw_is_refused(self):
         with pytest.raises(DataError, match="at least one image to be judged by, got 0"):
-            drawing_judge(saying(self.hard), drawn=0)
+            drawing_objective(saying(self.hard), drawn=0)
 
 
 def first_weight(model):
@@ -137,7 +146,7 @@ def linear(weight):
     [(0.5, 0.4, 0.2), (-2.0, -3.0, 0.5), (0.5, 0.6, 0.0), (0.0, -0.25, 0.25)],
 )
 def test_a_functions_loss_is_what_is_missing_of_the_dense_networks_score(dense, small, loss):
-    score = FunctionJudge(first_weight, linear(dense))(linear(small), to_beat=0.0, known=[])
+    score = FunctionObjective(first_weight, linear(dense))(linear(small), to_beat=0.0, known=[])
     assert score.loss == pytest.approx(loss, rel=1e-5)
     assert score.score == pytest.approx(small)
     assert not score.estimated
@@ -150,7 +159,7 @@ def test_a_function_may_change_what_it_is_given():
         return 1.0
 
     dense = linear(0.5)
-    FunctionJudge(spoil, dense)
+    FunctionObjective(spoil, dense)
     assert dense.weight.item() == 0.5
 
 
@@ -165,7 +174,7 @@ def test_a_function_may_change_what_it_is_given():
 )
 def test_a_function_that_gives_no_number_is_refused_in_one_line(function, words):
     with pytest.raises(DataError) as caught:
-        FunctionJudge(function, linear(0.5))
+        FunctionObjective(function, linear(0.5))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -125,15 +125,15 @@ def test_the_budget_of_each_episode_of_a_range_is_seen():
 
 def test_relief_is_seen_by_itself_by_price_and_by_rank():
     env = make_small_env("padded")
-    facts = env.facts()
+    facts = env.group_summary()
     seen = [LayerObservation(*row) for row in observations(env)][:-1]
-    relief = [one["relief"] for one in facts]
-    prices = [one["relief"] / one["macs_share"] for one in facts]
-    assert len(set(relief)) > 2
-    assert [one.relief for one in seen] == pytest.approx([math.sqrt(value) for value in relief])
-    assert [one.relief_rank for one in seen] == pytest.approx(
-        [sum(other < mine for other in relief) / len(relief) for mine in relief]
+    loo_gain = [one["loo_gain"] for one in facts]
+    prices = [one["loo_gain"] / one["macs_share"] for one in facts]
+    assert len(set(loo_gain)) > 2
+    assert [one.loo_gain for one in seen] == pytest.approx([math.sqrt(value) for value in loo_gain])
+    assert [one.loo_gain_rank for one in seen] == pytest.approx(
+        [sum(other < mine for other in loo_gain) / len(loo_gain) for mine in loo_gain]
     )
     usual = statistics.median(prices)
     expected = [price / (price + usual) if price + usual > 0 else 0.5 for price in prices]
-    assert [one.relief_price for one in seen] == pytest.approx(expected)
+    assert [one.loo_gain_price for one in seen] == pytest.approx(expected)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunegym.envs import Budget, BudgetRange
-from prunegym.envs.objectives import ImageJudge
+from prunegym.envs.objectives import ImageObjective
 from prunegym.envs.scoring import PlanScorer
 from prunegym.pruning.cost import Widths
 from prunegym.pruning.errors import DataError
@@ -84,8 +84,8 @@ def test_many_plans_are_only_estimated_and_the_best_is_found_all_the_same(budget
 def test_an_estimate_does_only_for_a_plan_above_the_loss_to_beat():
     env = make_env()
     _, images, labels = labelled("padded", count=160)
-    judge = ImageJudge(env.network.model, [(images, labels)], goal="divergence", first_images=FIRST)
-    scorer = PlanScorer(env.network, judge)
+    objective = ImageObjective(env.network.model, [(images, labels)], goal="divergence", first_images=FIRST)
+    scorer = PlanScorer(env.network, objective)
     rng, units = np.random.default_rng(0), env.network.cost.dense.kept
     *others, plan = (Widths(kept, kept) for kept in rng.integers(1, units + 1, (20, len(units))))
     in_full = [scorer.score(other) for other in others]
@@ -114,7 +114,7 @@ def test_the_first_loss_is_that_of_the_first_images():
     model, images, _ = labelled("padded", count=160)
     with torch.no_grad():
         wanted = model(images[:20]).double().softmax(1)
-        found = make_env().carry_out(result["plan"])(images[:20]).double().softmax(1)
+        found = make_env().apply(result["plan"])(images[:20]).double().softmax(1)
     loss = float((wanted * (wanted.log() - found.log())).sum(1).mean())
     assert result["reward"]["first_loss"] == pytest.approx(loss, rel=1e-4)
 
@@ -140,14 +140,14 @@ def test_the_first_plan_within_another_budget_is_scored_in_full():
 
 def test_plans_that_are_remembered_are_not_carried_out_again(monkeypatch):
     results = episodes(make_env(), count=8)
-    resumed, carried_out = make_env(), []
+    resumed, applied = make_env(), []
     resumed.reset()  # measures uniform pruning within the budget
     for result in results:
         resumed.remember(result)
     compress = resumed.network.compress
-    monkeypatch.setattr(resumed.network, "compress", lambda plan: carried_out.append(plan) or compress(plan))
+    monkeypatch.setattr(resumed.network, "compress", lambda plan: applied.append(plan) or compress(plan))
     assert episodes(resumed, count=8) == results
-    assert len(carried_out) == 1  # the uniform plan, that the rewards refer to
+    assert len(applied) == 1  # the uniform plan, that the rewards refer to
 
 
 @pytest.mark.parametrize("stopped", [5, 33, 50])

@@ -10,7 +10,7 @@ from torch import nn
 import prunegym.envs.objectives
 import prunegym.envs.tasks
 from prunegym.envs import TASKS, Budget, LayerPruningEnv, count_classes, load_task, make_env
-from prunegym.envs.uniform_baseline import RELIEF_IMAGES
+from prunegym.envs.uniform_baseline import N_LOO_IMAGES
 from prunegym.pruning.errors import DataError, UnknownNameError, WeightsError
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from tests.pruning.example_networks import randomised
@@ -76,7 +76,7 @@ def test_plans_are_scored_on_draws_unless_first_images_are_asked_for(monkeypatch
     plans = [{}, {"layer1.0.conv1": {"static_ratio": 0.5, "runtime_ratio": 0.0}}]
     make_env(task).evaluate(plans[0])
     # the dense network on all and on the first ones; uniform pruning, the plan, the anchor of its draw
-    assert sorted(judged) == sorted([many, RELIEF_IMAGES, many, few, many])
+    assert sorted(judged) == sorted([many, N_LOO_IMAGES, many, few, many])
     judged.clear()
     make_env(task, first_images=50).evaluate(plans[1])
     assert max(judged) == few

@@ -135,7 +135,7 @@ def output_error(name, model, reader, images, counts):
     """What a reader's output lacks of the dense network's, when these units run for each image."""
     outputs = []
     for group, count in counts.items():
-        gates_of(model).of(group).count_of = lambda pooled, scores, count=count: count
+        gates_of(model).gate_for(group).count_of = lambda pooled, scores, count=count: count
     for network in (model, example(name)[0]):
         # registered last, so behind the hook that adds the fills
         layer = network.get_submodule(reader)
@@ -178,7 +178,7 @@ def test_a_group_without_counts_follows_the_plan():
     first, last = (gates_of(fitted_to("concat", images, plan)).sites[at] for at in (0, -1))
     counts = {last.group: torch.arange(50) % last.units + 1}
     plain, varied = (fitted_to("concat", images, plan, given) for given in (None, counts))
-    weights = [gates_of(model).of(first.group).bias for model in (plain, varied)]
+    weights = [gates_of(model).gate_for(first.group).bias for model in (plain, varied)]
     assert torch.equal(*weights)
     assert not torch.equal(plain(images), varied(images))
 

@@ -150,12 +150,12 @@ class TestBilinear:
 
     def test_the_sum_for_each_row_of_counts(self, table):
         counts = np.array([[1, 2, 3], [0, 0, 0], [7, 1, 4]])
-        assert table.each(counts).tolist() == [self.by_hand(table, row) for row in counts]
+        assert table.evaluate_rows(counts).tolist() == [self.by_hand(table, row) for row in counts]
         assert table(counts[2]) == self.by_hand(table, counts[2])
 
     def test_the_counts_of_some_groups_being_given(self, table):
         counts = np.array([3, 5, 2])
-        some = table.of_some(np.array([True, False, True]), counts)
+        some = table.restricted_to(np.array([True, False, True]), counts)
         for first, last in ((3, 2), (1, 1), (0, 9)):
             assert some(np.array([first, last])) == self.by_hand(table, [first, 5, last])
 

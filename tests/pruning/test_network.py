@@ -27,7 +27,7 @@ def test_plans_are_carried_out_on_copies():
     prunable = network("projected")
     before = snapshot(prunable.model)
     halves = PruningPlan({group.name: LayerDecision(0.5) for group in prunable.graph.prunable})
-    small = prunable.compress(halves)
+    small = prunable.apply(halves)
     assert counted_params(small.model) == prunable.cost.params(small.widths) < counted_params(prunable.model)
     assert_untouched(prunable.model, before)
 
@@ -35,7 +35,7 @@ def test_plans_are_carried_out_on_copies():
 @pytest.mark.parametrize("compensation", ["none", "least-squares"])
 def test_prices_know_the_biases_that_a_compensation_adds(compensation):
     prunable = network("bias-free", method=Method(compensation=compensation))
-    small = prunable.compress(PruningPlan({"0.0": LayerDecision(0.5)}))
+    small = prunable.apply(PruningPlan({"0.0": LayerDecision(0.5)}))
     assert counted_params(small.model) == prunable.cost.params(small.widths)
 
 
@@ -50,7 +50,7 @@ def test_units_are_scored_once_however_many_plans_are_carried_out(monkeypatch):
     prunable = network("projected", method=Method(criterion="counted"))
     assert prunable.error_curves
     for ratio in (0.3, 0.5):
-        prunable.compress(PruningPlan({"conv1": LayerDecision(ratio)}))
+        prunable.apply(PruningPlan({"conv1": LayerDecision(ratio)}))
     assert scored == [group.name for group in prunable.graph.prunable]
 
 

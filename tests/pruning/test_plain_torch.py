@@ -17,7 +17,7 @@ from prunegym.pruning.storage.compressed import Manifest, save_compressed
 from prunegym.pruning.storage.export import export_network
 from tests.pruning.example_networks import randomised
 
-ALONE = """
+SINGLE_PROCESS = """
 import sys, warnings
 
 class Blocked:
@@ -83,7 +83,7 @@ def compressed(folder, name, size):
     images = torch.randn(4, *size, generator=torch.Generator().manual_seed(1))
     network = PrunableNetwork(model, real_images(model, [images]), method=Method(compensation="none"))
     plan = PruningPlan({group.name: LayerDecision(0.5, 0.0) for group in network.graph.prunable})
-    made = network.compress(plan)
+    made = network.apply(plan)
     evaluation = Evaluation(None, 1, 1, 1, agreement=1.0)
     manifest = Manifest(name, size, spec.mean, spec.std, "none", plan, evaluation)
     save_compressed(folder / "c", made, manifest)
@@ -98,7 +98,7 @@ case = load_file("case.safetensors")
 with torch.no_grad():
     torch.testing.assert_close(model(case["images"]), case["logits"], rtol=1e-4, atol=1e-4)
 """
-    command = [sys.executable, "-c", ALONE + LOADER + program + check]
+    command = [sys.executable, "-c", SINGLE_PROCESS + LOADER + program + check]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -124,5 +124,7 @@ def test_the_form_graph_opens_from_its_export(tmp_path):
 
 
 def test_nothing_of_ours_was_at_hand(tmp_path):
-    done = subprocess.run([sys.executable, "-c", ALONE + "import pruning"], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SINGLE_PROCESS + "import pruning"], capture_output=True, check=False
+    )
     assert b"ImportError: pruning" in done.stderr

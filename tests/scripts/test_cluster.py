@@ -35,7 +35,7 @@ def descendants(ancestor):
 
 
 def hosts(ancestor):
-    return [pid for pid, command in descendants(ancestor).items() if "ray::HostedEnvironment" in command]
+    return [pid for pid, command in descendants(ancestor).items() if "ray::EnvironmentActor" in command]
 
 
 def wait_until_gone(pids):

@@ -60,7 +60,7 @@ def test_describe_knows_the_reachable_latency_once_it_was_measured(run_cli, flag
 
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("round_to", [1, 4])
-def test_pruning_within_a_latency_budget_says_what_was_foretold_and_measured(
+def test_pruning_within_a_latency_budget_says_what_was_predicted_and_measured(
     run_cli, material, tmp_path, round_to, caplog
 ):
     out = tmp_path / "out"
@@ -69,10 +69,10 @@ def test_pruning_within_a_latency_budget_says_what_was_foretold_and_measured(
     assert outcome.code == 0, outcome.err
     entry, rows = read(out / "metrics.json")["latency"], read(out / "metrics.json")["rows"]
     assert entry["budget"] == 0.6
-    assert entry["foretold"] <= 0.6
+    assert entry["predicted"] <= 0.6
     assert entry["measured"] == pytest.approx(rows["pruned"]["latency_ms"] / rows["dense"]["latency_ms"])
-    assert entry["measured"] == pytest.approx(entry["foretold"], rel=1e-4)
-    assert f"latency: {entry['foretold']:.1%} of the dense network's foretold" in outcome.out
+    assert entry["measured"] == pytest.approx(entry["predicted"], rel=1e-4)
+    assert f"latency: {entry['predicted']:.1%} of the dense network's predicted" in outcome.out
     assert caplog.messages == []
     units = {"stem.0": 8, "a.0": 12, "c.0": 10}
     kept = [
@@ -106,7 +106,7 @@ def test_learning_within_a_latency_budget(run_cli, material, tmp_path):
     ms = {name: row["latency_ms"] for name, row in metrics["rows"].items()}
     assert ms["uniform"] <= 0.6 * ms["dense"]
     assert max(ms["sensitivity"], ms["learned"]) <= ms["uniform"] * (1 + 1e-6)
-    assert metrics["latency"]["foretold"] <= 0.6
+    assert metrics["latency"]["predicted"] <= 0.6
     assert "latency" in metrics["verdict"]
     assert read(out / "config.json")["max_runtime_ratio"] == 0.0
 

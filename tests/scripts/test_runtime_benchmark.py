@@ -81,13 +81,13 @@ def network():
 
 @torch.no_grad()
 def test_the_published_rule_is_priced_by_what_it_runs(network):
-    small = runtime_accuracy._carried_out(network, KIND["trust 0.5 (Chen et al.)"], 0.5)
+    small = runtime_accuracy._applied(network, KIND["trust 0.5 (Chen et al.)"], 0.5)
     images = EXAMPLES["plain"].images(300, seed=7)
     labels = network.model(images).argmax(1)
     test = Images(images, labels)
     task = argparse.Namespace(splits=argparse.Namespace(test=test))
     cell = runtime_accuracy._cell(network, small, task)
-    masks = [gates_of(small.model).of(group.name).mask for group in network.graph.prunable]
+    masks = [gates_of(small.model).gate_for(group.name).mask for group in network.graph.prunable]
     assert [len(mask) for mask in masks] == [300, 300]
     executed = torch.tensor([float(mask.sum(1).mean()) for mask in masks]).double().numpy()
     expected = network.cost.macs(Widths(small.widths.kept, executed)) / network.cost.macs(network.cost.dense)

@@ -27,8 +27,8 @@ STEPS = 40
 LEARNING_RATE = 0.1
 ROLL_OFF = 1.5  # of the start's amplitude with frequency; that of photographs is between 1 and 1.5
 TIED_COLOURS = 3  # times their mean is added to a start's three colours, which then correlate by 0.83
-PLACES = 8  # along each axis of a feature map, at most, at which a step looks at its statistics
-SHIFT = 2  # pixels; the network sees the images moved and mirrored, as it saw those it was trained on
+MAX_PLACES_PER_AXIS = 8  # along each axis of a feature map, at most, at which a step looks at its statistics
+MAX_SHIFT = 2  # pixels; the network sees the images moved and mirrored, as it saw those it was trained on
 GOOD_ENOUGH = 1e-3  # mismatch at which more steps gain nothing
 VERSION = 1  # raise it when the images that come out change
 
@@ -148,21 +148,21 @@ def _mismatches(model: nn.Module, generator: torch.Generator) -> Iterator[tuple[
 
 
 def _every_few(size: int, generator: torch.Generator) -> slice:
-    """Return a grid of about PLACES of `size` places, elsewhere at each call."""
-    step = max(1, size // PLACES)
+    """Return a grid of about MAX_PLACES_PER_AXIS of `size` places, elsewhere at each call."""
+    step = max(1, size // MAX_PLACES_PER_AXIS)
     return slice(int(torch.randint(step, (), generator=generator)), None, step)
 
 
 def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the images shifted by up to SHIFT pixels and, half of the time, mirrored."""
-    down, right = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
+    """Return the images shifted by up to MAX_SHIFT pixels and, half of the time, mirrored."""
+    down, right = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (2,), generator=generator).tolist()
     moved = images.roll((down, right), dims=(-2, -1))
     return moved.flip(-1) if torch.rand((), generator=generator) < 0.5 else moved
 
 
 def _fingerprint(model: nn.Module, images: Tensor, seed: int) -> str:
     """Return a hash of everything that decides the images."""
-    optimisation = (VERSION, STEPS, LEARNING_RATE, PLACES, SHIFT, GOOD_ENOUGH)
+    optimisation = (VERSION, STEPS, LEARNING_RATE, MAX_PLACES_PER_AXIS, MAX_SHIFT, GOOD_ENOUGH)
     settings = (optimisation, seed, tuple(images.shape))
     digest = hashlib.sha256(repr(settings).encode())
     digest.update(images.contiguous().numpy().tobytes())  # the noise to begin with

@@ -16,8 +16,8 @@ from prunegym.pruning.registry import Registry
 logger = logging.getLogger(__name__)
 
 PIXELS = 2**18  # of a synthetic set in all: 256 images of 32 x 32
-FEWEST = 32  # images, however large
-MOST = 256
+MIN_IMAGES = 32  # images, however large
+MAX_IMAGES = 256
 
 
 class Synthesis(Protocol):
@@ -42,7 +42,7 @@ SYNTHESES: Registry[Synthesis] = Registry("calibration")
 
 def gaussian_images(input_shape: Sequence[int], *, seed: int) -> Tensor:
     """Return images of independent N(0, 1) pixels, as normalised images have: [N, C, H, W]."""
-    count = min(MOST, max(FEWEST, PIXELS // torch.Size(input_shape[1:]).numel()))
+    count = min(MAX_IMAGES, max(MIN_IMAGES, PIXELS // torch.Size(input_shape[1:]).numel()))
     return torch.randn((count, *input_shape), generator=torch.Generator().manual_seed(seed))
 
 

@@ -14,7 +14,7 @@ from prunegym.pruning.data import Images
 from prunegym.pruning.metrics import predictions
 from prunegym.pruning.networks.registry import NetworkSpec
 
-SHARE = 2  # half as many images in each set as calibration has
+CALIBRATION_IMAGES_PER_IMAGE = 2  # half as many images in each set as calibration has
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class SyntheticSplits:
         # seeds of their own, far from those of other runs, so that no two sets begin from the same noise
         seed = number * 1_000_003 + self.seed
         images = gaussian_images(self.network.input_shape, seed=seed)
-        images = images[: -(-len(images) // SHARE)]
+        images = images[: -(-len(images) // CALIBRATION_IMAGES_PER_IMAGE)]
         if has_batch_norm(self.model):
             images = distilled_images(self.model, images, seed=seed, progress=self.progress)
         return answered(self.model, images)

@@ -39,7 +39,7 @@ def test_imagined_episodes_evaluate_nothing(env):
     assert env.evaluations == env.measured.value == 30
 
 
-def test_nothing_is_learned_before_there_is_enough_to_foresee_from(toy):
+def test_nothing_is_learned_before_there_is_enough_to_predict_from(toy):
     fits = []
 
     class Counting(LossModel):

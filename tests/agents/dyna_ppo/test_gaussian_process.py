@@ -24,7 +24,7 @@ def drawn():
     return np.random.default_rng(0).uniform(0, 0.9, (80, 3))
 
 
-def test_with_the_joint_part_alone_it_foresees_what_scikit_learn_does(drawn, monkeypatch):
+def test_with_the_joint_part_alone_it_predicts_what_scikit_learn_does(drawn, monkeypatch):
     logs = {"each": -30.0, "length": 0.0, "joint": np.log(0.7), "lengths": np.log(1.3), "noise": np.log(0.1)}
     monkeypatch.setattr(
         "prunegym.agents.dyna_ppo.gaussian_process.PRIORS", {name: (log, 1.0) for name, log in logs.items()}
@@ -50,7 +50,7 @@ def test_parts_that_add_up_are_learned_from_fewer_examples_than_boxes_have():
 def test_what_depends_on_all_inputs_at_once_is_learned_too():
     rng = np.random.default_rng(2)
     inputs = rng.uniform(-1, 1, (200, 2))
-    targets = inputs[:, 0] * inputs[:, 1]  # no sum of parts foresees any of it
+    targets = inputs[:, 0] * inputs[:, 1]  # no sum of parts predicts any of it
     missed = fitted(inputs[:150], targets[:150]).predict(inputs[150:]) - targets[150:]
     assert np.var(missed) < 0.05 * np.var(targets[150:])
 

@@ -43,11 +43,11 @@ def learned(rows, loss=curved):
     return model
 
 
-def test_losses_of_plans_that_nobody_evaluated_are_foreseen(drawn):
+def test_losses_of_plans_that_nobody_evaluated_are_predicted(drawn):
     model = learned(drawn[:80])
     true = np.log([curved(row) for row in drawn[80:]])
-    foreseen = np.log([model.foresee(plan(row), 1.0) for row in drawn[80:]])
-    assert np.var(true - foreseen) < 0.01 * np.var(true)
+    predicted = np.log([model.predict(plan(row), 1.0) for row in drawn[80:]])
+    assert np.var(true - predicted) < 0.01 * np.var(true)
     line = np.linalg.lstsq(np.c_[np.ones(80), drawn[:80]], np.log([curved(row) for row in drawn[:80]]))[0]
     assert np.var(true - np.c_[np.ones(40), drawn[80:]] @ line) > 0.05 * np.var(true)
 
@@ -57,17 +57,17 @@ def test_losses_are_shares_of_what_uniform_pruning_loses_within_the_budget(drawn
     for number, row in enumerate(drawn[:80]):
         model.add(result(row, curved(row), reference=(0.002, 0.05, 3.0)[number % 3]))
     model.fit()
-    assert model.foresee(plan(drawn[80]), 1.0) == pytest.approx(curved(drawn[80]), rel=0.1)
+    assert model.predict(plan(drawn[80]), 1.0) == pytest.approx(curved(drawn[80]), rel=0.1)
 
 
 def test_a_later_fit_learns_from_what_came_since(drawn):
     model = learned(drawn[:6])
-    before = model.foresee(plan(drawn[6]), 1.0)
+    before = model.predict(plan(drawn[6]), 1.0)
     for row in drawn[6:40]:
         model.add(result(row, curved(row)))
-    assert model.foresee(plan(drawn[6]), 1.0) == before
+    assert model.predict(plan(drawn[6]), 1.0) == before
     model.fit()
-    assert model.foresee(plan(drawn[6]), 1.0) == pytest.approx(curved(drawn[6]), rel=0.1)
+    assert model.predict(plan(drawn[6]), 1.0) == pytest.approx(curved(drawn[6]), rel=0.1)
     assert len(model) == 40
 
 
@@ -77,13 +77,13 @@ def test_networks_are_kept_apart(drawn):
         model.add(result(row, curved(row), "small/"))
         model.add(result(row, 10 * curved(row), "large/"))
     model.fit()
-    small, large = (model.foresee(plan(drawn[50], name), 1.0) for name in ("small/", "large/"))
+    small, large = (model.predict(plan(drawn[50], name), 1.0) for name in ("small/", "large/"))
     assert large / small == pytest.approx(10, rel=0.05)
 
 
-def test_a_network_that_was_never_met_is_foreseen_to_lose_what_is_expected(drawn):
+def test_a_network_that_was_never_met_is_predicted_to_lose_what_is_expected(drawn):
     model = learned(drawn[:9])
-    assert model.foresee(plan(drawn[9], "other/"), 0.7) == 0.7
+    assert model.predict(plan(drawn[9], "other/"), 0.7) == 0.7
 
 
 def loss_of(row, expected):
@@ -97,7 +97,7 @@ def mean_error(count, drawn, expectations, told):
         model.add(result(row, loss_of(row, expected), expected=told(expected)))
     model.fit()
     errors = [
-        np.log(model.foresee(plan(row), told(expected)) / loss_of(row, expected))
+        np.log(model.predict(plan(row), told(expected)) / loss_of(row, expected))
         for row, expected in zip(drawn[60:], expectations[60:], strict=True)
     ]
     return float(np.abs(errors).mean())
@@ -121,17 +121,17 @@ def test_nothing_at_all_may_be_expected(drawn):
     for row in drawn[:30]:
         model.add(result(row, curved(row), expected=0.0))
     model.fit()
-    assert model.foresee(plan(drawn[50]), 0.0) == pytest.approx(curved(drawn[50]), rel=0.2)
+    assert model.predict(plan(drawn[50]), 0.0) == pytest.approx(curved(drawn[50]), rel=0.2)
 
 
-def test_nothing_is_foreseen_far_beyond_what_was_seen(drawn):
+def test_nothing_is_predicted_far_beyond_what_was_seen(drawn):
     rows = np.clip(drawn[:30], 0.4, 0.5)
     model = learned(rows, lambda row: float(np.exp(20 * row[0])))
     seen = np.log([np.exp(20 * row[0]) for row in rows])
     for row in drawn:
         assert (
             seen.min() - FURTHER - 1e-6
-            <= np.log(model.foresee(plan(row), 1.0))
+            <= np.log(model.predict(plan(row), 1.0))
             <= seen.max() + FURTHER + 1e-6
         )
 
@@ -140,20 +140,20 @@ def test_nothing_is_foreseen_far_beyond_what_was_seen(drawn):
 @pytest.mark.parametrize("loss", [0.0, 0.7])
 def test_equal_losses_and_none_at_all_are_taken(drawn, count, loss):
     model = learned(drawn[:count], lambda row: loss)
-    assert model.foresee(plan(drawn[50]), 1.0) == pytest.approx(max(loss, LEAST_SHARE), rel=0.01)
+    assert model.predict(plan(drawn[50]), 1.0) == pytest.approx(max(loss, LEAST_SHARE), rel=0.01)
 
 
 def test_one_plan_over_and_over_is_taken(drawn):
     model = learned([drawn[0]] * 20)
-    assert model.foresee(plan(drawn[0]), 1.0) == pytest.approx(curved(drawn[0]))
+    assert model.predict(plan(drawn[0]), 1.0) == pytest.approx(curved(drawn[0]))
 
 
 def test_a_model_that_was_written_and_read_learns_on_as_if_it_had_not_been(drawn):
     model = learned(drawn[:30])
     copied = pickle.loads(pickle.dumps(model))
-    assert copied.foresee(plan(drawn[50]), 0.5) == model.foresee(plan(drawn[50]), 0.5)
+    assert copied.predict(plan(drawn[50]), 0.5) == model.predict(plan(drawn[50]), 0.5)
     for one in (model, copied):
         for row in drawn[30:40]:
             one.add(result(row, curved(row)))
         one.fit()
-    assert copied.foresee(plan(drawn[50]), 0.5) == model.foresee(plan(drawn[50]), 0.5)
+    assert copied.predict(plan(drawn[50]), 0.5) == model.predict(plan(drawn[50]), 0.5)

@@ -5,7 +5,13 @@ import pytest
 import yaml
 
 from prunegym.agents.errors import HyperparameterError, UnknownAlgorithmError
-from prunegym.agents.learning.algorithms import ALGORITHMS, FOLDER, Rounds, read_overrides, with_overrides
+from prunegym.agents.learning.algorithms import (
+    ALGORITHMS,
+    FOLDER,
+    RolloutSchedule,
+    read_overrides,
+    with_overrides,
+)
 from prunegym.agents.per_input.ppo import PER_INPUT
 from prunegym.agents.vector.make import vectorized
 
@@ -14,7 +20,7 @@ PPO = ALGORITHMS["ppo"]
 
 def make(env, name="ppo", rounds=None, **overrides):
     spec = ALGORITHMS[name]
-    rounds = rounds or Rounds(len(env.group_names), networks=1, n_envs=1)
+    rounds = rounds or RolloutSchedule(len(env.group_names), networks=1, n_envs=1)
     hyperparameters = with_overrides(spec, overrides)
     envs = vectorized(env)
     envs.num_envs = rounds.n_envs  # of which no more is asked than how many there are
@@ -35,11 +41,11 @@ def test_an_unknown_algorithm_is_refused_with_the_nearest_and_the_rest():
 
 class TestRounds:
     def test_a_round_is_one_episode_of_each_network_in_each_environment(self):
-        assert Rounds(steps=10, networks=2, n_envs=3).episodes == 6
+        assert RolloutSchedule(steps=10, networks=2, n_envs=3).episodes == 6
 
     @pytest.mark.parametrize(("episodes", "rounds"), [(1, 1), (6, 1), (7, 2), (12, 2)])
     def test_so_many_episodes_take_so_many_rounds(self, episodes, rounds):
-        assert Rounds(steps=10, networks=2, n_envs=3).for_episodes(episodes) == rounds
+        assert RolloutSchedule(steps=10, networks=2, n_envs=3).for_episodes(episodes) == rounds
 
     @pytest.mark.parametrize("groups", [1, 2, 7, 60])
     def test_ppo_updates_on_whole_episodes_whatever_the_group_count(self, toy, groups):
@@ -54,7 +60,7 @@ class TestRounds:
     def test_ppo_updates_after_whole_rounds_of_at_least_eight_episodes(
         self, env, steps, networks, n_envs, n_steps
     ):
-        model = make(env, rounds=Rounds(steps, networks, n_envs))
+        model = make(env, rounds=RolloutSchedule(steps, networks, n_envs))
         assert model.n_steps == n_steps
         assert (n_steps * n_envs) % model.batch_size == 0
 
@@ -63,13 +69,13 @@ class TestRounds:
         [("ppo", {"episodes_per_update": 1, "minibatches": 3}), ("dyna-ppo", {"evaluated_episodes": 1})],
     )
     def test_learning_from_a_single_step_is_refused(self, env, name, episodes):
-        rounds = Rounds(steps=3 if name == "ppo" else 1, networks=1, n_envs=1)
+        rounds = RolloutSchedule(steps=3 if name == "ppo" else 1, networks=1, n_envs=1)
         with pytest.raises(HyperparameterError, match=r"step .*; (fewer|raise evaluated_episodes)"):
             make(env, name, rounds, **episodes)
 
     @pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "amc"])
     def test_the_others_update_after_each_round(self, env, name):
-        model = make(env, name, Rounds(steps=12, networks=2, n_envs=3), updates_per_step=2)
+        model = make(env, name, RolloutSchedule(steps=12, networks=2, n_envs=3), updates_per_step=2)
         assert model.train_freq.frequency == 12
         assert model.gradient_steps == 2 * 12 * 3
         if name != "amc":  # which counts episodes
@@ -87,7 +93,7 @@ class TestRounds:
             )
         sampled = model.replay_buffer.sample(64)
         assert sampled.rewards.numpy() == pytest.approx(0.7)
-        assert sampled.dones.numpy() == pytest.approx(1.0)  # nothing is foretold by the critic itself
+        assert sampled.dones.numpy() == pytest.approx(1.0)  # nothing is predicted by the critic itself
 
 
 class TestDefaults:

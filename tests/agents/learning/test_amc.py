@@ -199,7 +199,7 @@ class TestLearning:
         assert np.mean((found - BEST) ** 2) < 0.2
 
 
-def go_on(model):
+def step(model):
     """Finish the held-back episode and one more from fixed random states; return all that came of it."""
     np.random.seed(5)  # noqa: NPY002
     torch.manual_seed(5)
@@ -240,7 +240,7 @@ class TestArchive:
         assert model.sigma == loaded.sigma == pytest.approx(0.95**3)
 
     def test_the_run_goes_on_the_same(self, pair):
-        for straight, resumed in zip(*map(go_on, pair), strict=True):
+        for straight, resumed in zip(*map(step, pair), strict=True):
             np.testing.assert_array_equal(straight, resumed)
 
     def test_an_episode_cut_by_loading_is_dropped(self, make, reload):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from prunegym.agents.errors import AgentError, PolicyError
-from prunegym.agents.learning.algorithms import ALGORITHMS, Rounds
+from prunegym.agents.learning.algorithms import ALGORITHMS, RolloutSchedule
 from prunegym.agents.learning.policies import (
     action_mode,
     fitting_hyperparameters,
@@ -27,7 +27,7 @@ def untrained(env, name="ppo"):
     spec = ALGORITHMS[name]
     return spec.make(
         vectorized(env),
-        Rounds(len(env.group_names), networks=1, n_envs=1),
+        RolloutSchedule(len(env.group_names), networks=1, n_envs=1),
         hyperparameters=spec.hyperparameters,
         seed=0,
         device="cpu",

@@ -4,7 +4,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
 
-from prunegym.agents.per_input.vector_adapter import SideBySide
+from prunegym.agents.per_input.vector_adapter import GymVectorAdapter
 from tests.agents.per_input.toy_inputs import ToyInputs
 
 COUNT = 6
@@ -17,7 +17,7 @@ def env():
 
 @pytest.fixture
 def envs(env):
-    return SideBySide(env)
+    return GymVectorAdapter(env)
 
 
 def actions(*values):
@@ -81,7 +81,7 @@ def test_restarts_where_it_is_told_and_takes_no_seed_then(envs, env):
         observations, *_ = envs.step(actions(*[0.0] * COUNT))
     (start,) = envs.env_method("episode_start", indices=envs.of_their_own)
     other = ToyInputs(COUNT)
-    again = SideBySide(other)
+    again = GymVectorAdapter(other)
     again.seed(9)
     again.env_method("restart_from", start, indices=0)
     assert (again.reset() == observations).all()
@@ -120,13 +120,13 @@ def test_nothing_is_wrapped_and_closing_closes(envs, env):
 def test_other_ways_to_begin_anew_are_no_match(env, monkeypatch, mode):
     monkeypatch.setitem(env.metadata, "autoreset_mode", mode)
     with pytest.raises(AssertionError):
-        SideBySide(env)
+        GymVectorAdapter(env)
 
 
 def test_ppo_learns_on_it():
     env = ToyInputs(32)  # at a price of 0, running everything is best for hard inputs
     quick = {"n_steps": 4, "batch_size": 64, "n_epochs": 6, "learning_rate": 0.02}
-    model = PPO("MlpPolicy", SideBySide(env), **quick, seed=0, device="cpu").learn(2600)
+    model = PPO("MlpPolicy", GymVectorAdapter(env), **quick, seed=0, device="cpu").learn(2600)
     for late in (0.0, 1.0):
         action, _ = model.predict(np.array([1.0, late], np.float32), deterministic=True)
         assert action < -0.8

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from prunegym.agents.errors import AgentError
 from prunegym.agents.vector.make import vectorized
-from prunegym.agents.vector.ray_actor import HostedEnvironment, pack
+from prunegym.agents.vector.ray_actor import EnvironmentActor, pack
 from prunegym.agents.vector.ray_connection import connected
 from tests.agents.conftest import ToyPruning
 from tests.agents.learning.test_training import Interrupt, assert_same, quick
@@ -176,7 +176,7 @@ def test_an_interruption_leaves_a_run_to_resume_and_the_cluster_to_others(mortal
 def test_what_it_knows_of_plans_goes_along(mortal):
     env = mortal()
     known = env.evaluate({name: {"static_ratio": 0.1, "runtime_ratio": 0.0} for name in env.group_names})
-    hosted = HostedEnvironment([], pack(env), known=[{**known, "plan": {"another": known["plan"]}}])
+    hosted = EnvironmentActor([], pack(env), known=[{**known, "plan": {"another": known["plan"]}}])
     assert len(hosted.get_attr("known")) == 2
     assert json.dumps(known["plan"]) in hosted.get_attr("known")
 
@@ -187,7 +187,7 @@ def test_views_of_a_tensor_are_sent_once(mortal):
     env.batches = [images[:500_000], images[500_000:]]
     packed = pack(env)
     assert len(packed) < 4_100_000
-    batches = HostedEnvironment([], packed, known=()).get_attr("batches")
+    batches = EnvironmentActor([], packed, known=()).get_attr("batches")
     batches[0].add_(1)
     assert batches[0].untyped_storage().data_ptr() == batches[1].untyped_storage().data_ptr()
     assert not images.any()

@@ -35,7 +35,7 @@ def test_a_gate_behind_a_gate_is_fitted_to_what_it_will_see(monkeypatch, static)
         found = apply_plan(model, graph, plan, calibration, method=Method(compensation="least-squares"))
         (fitted,) = [x for gate, x in seen.items() if len(gate.bias) == 8]
         found.model(images)
-    (at_work,) = [x for gate, x in seen.items() if gate is gates_of(found.model).of("1.0")]
+    (at_work,) = [x for gate, x in seen.items() if gate is gates_of(found.model).gate_for("1.0")]
     stays = fitted.abs().sum(0) > 0
     torch.testing.assert_close(fitted[:, stays], at_work, rtol=1e-4, atol=1e-5)
 
@@ -177,7 +177,7 @@ def test_gates_are_fitted_to_the_worth_of_their_units(compensation):
         found = apply_plan(model, graph, plan, calibration, method=Method(compensation=method))
         errors[method] = reader_error(model, found.model, graph.group("0.0"), images)
     assert errors[compensation] < 0.9 * errors["none"]
-    assert len({tuple(mask) for mask in gates_of(found.model).of("0.0").mask.tolist()}) > 1
+    assert len({tuple(mask) for mask in gates_of(found.model).gate_for("0.0").mask.tolist()}) > 1
 
 
 def test_a_reader_that_has_nowhere_to_put_a_mean_keeps_its_weights():

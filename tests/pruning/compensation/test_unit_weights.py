@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunegym.pruning.compensation.unit_weights import folded_rows, hand_over_, lone_writers, output_affine
+from prunegym.pruning.compensation.unit_weights import (
+    folded_rows,
+    output_affine,
+    redistribute_,
+    single_writer_groups,
+)
 from tests.pruning.compensation.cases import dense_inputs, outputs_of_reader
 from tests.pruning.compensation.related_units import without
 from tests.pruning.example_networks import EXAMPLES
@@ -27,7 +32,7 @@ def test_a_reader_handed_a_share_sees_it_in_the_place_of_the_lost_unit(name):
         kept, gone = order[: (group.units + 1) // 2], order[(group.units + 1) // 2 :]
         shares = torch.randn(len(gone), len(kept), generator=generator, dtype=DOUBLE)
         changed = copy.deepcopy(model)
-        hand_over_(changed, group, shares, kept, gone)
+        redistribute_(changed, group, shares, kept, gone)
         for reader in group.readers:
             x = dense_inputs(model, images, [reader.owner])[reader.owner][0]
             layer = model.get_submodule(reader.owner)
@@ -93,7 +98,7 @@ class TestLoneWriters:
             dense = model
 
         Planned.graph, Planned.kept = graph, kept
-        return list(lone_writers(Planned))
+        return list(single_writer_groups(Planned))
 
     def test_are_no_residual_streams_and_no_units_of_several_channels(self):
         for name in ("residual", "grouped"):

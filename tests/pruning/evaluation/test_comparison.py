@@ -9,7 +9,7 @@ from prunegym.pruning.evaluation.comparison import measure_rows, measure_side_by
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime.gates import gates_of
-from prunegym.pruning.runtime.per_input import PER_INPUT, InputRatios
+from prunegym.pruning.runtime.per_input import PER_INPUT, PerInputPolicy
 from prunegym.pruning.runtime.prices import InputPrices
 from prunegym.pruning.runtime.slicing import OneByOne
 from tests.pruning.example_networks import EXAMPLES
@@ -84,7 +84,7 @@ def deciding(images):
     """(what came of a network that decides for each input, the multiply-adds of each image)"""
     model, graph, _ = example("padded")
     found = compressed("padded", 0.0, 0.4)
-    prices = InputPrices.of(CostModel(graph, model), found.widths)
+    prices = InputPrices.from_cost(CostModel(graph, model), found.widths)
     with torch.no_grad():
         _, counts = telling_apart(found.model, images, prices=prices)
     return found, prices.macs(counts.numpy())
@@ -99,7 +99,7 @@ def test_latency_is_that_of_an_image_of_usual_cost():
     assert image.shape == (1, 3, 8, 8)
     with torch.no_grad():
         found.model(image)
-    (ratios,) = (one for one in found.model.modules() if isinstance(one, InputRatios))
+    (ratios,) = (one for one in found.model.modules() if isinstance(one, PerInputPolicy))
     assert ratios.prices.macs(torch.stack(ratios.decided, dim=1).numpy()) == macs[usual]
 
 
@@ -130,7 +130,7 @@ def test_a_network_that_decides_is_measured_beside_those_that_do_not():
         {"fixed": compressed("padded", 0.0, 0.4), "own": found},
         Images(images, torch.zeros(20).long()),
     )
-    (ratios,) = (one for one in found.model.modules() if isinstance(one, InputRatios))
+    (ratios,) = (one for one in found.model.modules() if isinstance(one, PerInputPolicy))
     assert rows.evaluations["own"].macs == round(sum(macs) / 20) + ratios.macs
     assert rows.evaluations["fixed"].macs == network.cost.macs(found.widths)
     assert all(one.latency_ms > 0 for one in rows.evaluations.values())

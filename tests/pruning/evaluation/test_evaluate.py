@@ -87,7 +87,7 @@ def test_the_multiply_adds_of_a_network_that_decides_for_each_input_are_measured
     found, cost = compressed("padded", 0.0, 0.4), CostModel(graph, dense)
     model = found.model
     with torch.no_grad():
-        ratios, counts = telling_apart(model, images, prices=InputPrices.of(cost, found.widths))
+        ratios, counts = telling_apart(model, images, prices=InputPrices.from_cost(cost, found.widths))
         labels = model(images).argmax(1)
     macs = (share_of(counts, ratios) * cost.macs(cost.dense)).tolist()
     labels[:3] = (labels[:3] + 1) % 5

@@ -41,7 +41,7 @@ def counts_of(graph, kept):
 
 
 @pytest.mark.parametrize("name", list(EXAMPLES))
-def test_a_device_that_adds_up_is_foretold_to_the_nanosecond(name):
+def test_a_device_that_adds_up_is_predicted_to_the_nanosecond(name):
     model, graph, images = example(name)
     table = measured(name, additive)
     prices = LatencyPrices(graph, table)
@@ -234,8 +234,8 @@ def test_a_table_of_another_network_is_refused():
 def test_a_network_prices_latency_once_it_has_a_table(small):
     model, graph, _, device = small
     network = PrunableNetwork(model, real_images(model, [example("residual")[2]]), protect=["a.0"])
-    with pytest.raises(BudgetError, match="price_latency_"):
+    with pytest.raises(BudgetError, match="enable_latency_prices_"):
         network.cost.latency(network.cost.dense)
-    network.price_latency_(latency_table(model, graph, time_of=device))
+    network.enable_latency_prices_(latency_table(model, graph, time_of=device))
     took = 1e6 * additive(model, example("residual")[2][:1])
     assert network.cost.latency(network.cost.dense) == pytest.approx(took, abs=2)

@@ -61,7 +61,7 @@ def test_it_is_smaller_saved_and_loaded(network, tmp_path):
     name, found = network
     (images,) = found.calibration.inputs.batches
     plan = PruningPlan({group.name: LayerDecision(0.5) for group in found.graph.prunable})
-    compressed = found.compress(plan)
+    compressed = found.apply(plan)
     assert counted_macs(compressed.model, images[0]) <= ZOO[name][1] * counted_macs(found.model, images[0])
     evaluation = Evaluation(accuracy=None, macs=0, params=0, bytes=0, agreement=0.0)
     manifest = Manifest(name, (3, SIDE, SIDE), (0.0,) * 3, (1.0,) * 3, "none", plan, evaluation)

@@ -58,7 +58,7 @@ def test_a_gate_predicts_what_its_units_send_to_their_readers(name, group):
     importance = torch.stack([(strength * norms)[:, list(unit)].sum(1) for unit in member.channels], dim=1)
     importance = importance / importance.std()
     gates, calibration = fitted(name, group, 1, images=images)
-    predicted = gates.of(group).scores(calibration.pooled[graph.group(group).layers[0]])
+    predicted = gates.gate_for(group).scores(calibration.pooled[graph.group(group).layers[0]])
     torch.testing.assert_close(predicted.mean(0), importance.mean(0), rtol=1e-3, atol=1e-3)
     residual = (predicted - importance).square().mean()
     assert residual < importance.var(0, correction=0).mean()  # it says more than the mean does
@@ -78,7 +78,7 @@ def test_a_fill_is_the_mean_of_a_channel_where_it_is_skipped():
     model, graph, _ = example("plain")
     images = EXAMPLES["plain"].images(12)
     gates, _ = fitted("plain", "0.0", 3, images=images)
-    gate, reader = gates.of("0.0"), graph.group("0.0").readers[0].owner
+    gate, reader = gates.gate_for("0.0"), graph.group("0.0").readers[0].owner
     seen = []
     handle = model.get_submodule(reader).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     model(images)
@@ -95,7 +95,7 @@ def test_a_fill_is_the_mean_of_a_channel_where_it_is_skipped():
 def test_units_that_the_cut_removes_never_run_and_their_gate_reads_no_input_that_it_removes():
     kept = {"0.0": torch.tensor([0, 3, 4]), "1.0": torch.tensor([1, 2, 6, 7])}
     gates, _ = fitted("plain", "1.0", 2, kept=kept)
-    gate = gates.of("1.0")
+    gate = gates.gate_for("1.0")
     assert gate.mask[:, [0, 3, 4, 5]].sum() == 0
     assert torch.equal(gate.weight[:, [1, 2, 5]], torch.zeros(8, 3))
     assert gate.weight[[1, 2, 6, 7]][:, [0, 3, 4]].all()

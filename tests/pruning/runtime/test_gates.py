@@ -76,7 +76,7 @@ def chosen_by_hand(found, image):
         handle.remove()
     chosen = {}
     for site in found.gates:
-        gate = gates_of(model).of(site.group)
+        gate = gates_of(model).gate_for(site.group)
         layer, x = seen[site.group]
         linear = isinstance(layer, nn.Linear)
         dims = range(1, x.dim() - 1) if linear else range(2, x.dim())
@@ -117,7 +117,7 @@ class TestEveryGatedExample:
         found = compressed(name, 0.0, 0.4)
         found.model(example(name)[2])
         for site in found.gates:
-            mask = gates_of(found.model).of(site.group).mask
+            mask = gates_of(found.model).gate_for(site.group).mask
             assert site.executed < site.units
             assert mask.shape == (3, site.units)
             assert mask.sum(1).tolist() == [site.executed] * 3
@@ -168,7 +168,7 @@ def test_a_skipped_channel_counts_as_its_fill():
     site = GateSite("0", "0", 2, 4, 2, {"0": (0, 1, 2, 3)}, {"1": (0, 1, 2, 3)})
     gates = RuntimeGates((site,))
     attach_gates_(model, gates)
-    gate = gates.of("0")
+    gate = gates.gate_for("0")
     gate.weight.normal_()
     gate.fill[as_key("1")].copy_(torch.tensor([1.0, -2.0, 3.0, 0.5]))
     found, mask = model(x), gate.mask[:, :, None, None]
@@ -189,7 +189,7 @@ def test_a_gate_decides_by_what_earlier_gates_let_through():
     for parameter in gates.parameters():
         parameter.normal_()
     model(x)
-    first, second = gates.of("0"), gates.of("1")
+    first, second = gates.gate_for("0"), gates.gate_for("1")
     hidden = torch.where(first.mask > 0, x @ layers[0].weight.T + layers[0].bias, first.fill[as_key("1")])
     scores = hidden @ second.weight.T + second.bias
     best = scores.argsort(dim=1, descending=True)[:, :2]
@@ -249,8 +249,8 @@ def test_a_layer_may_have_any_name(name):
     places = {"items": (0, 1, 2, 3)}
     gates = RuntimeGates((GateSite(name, name, 3, 4, 2, {name: (0, 1, 2, 3)}, places),))
     attach_gates_(model, gates)
-    assert gates_of(model).of(name).executed == 2
-    assert gates_of(model).of(name).fill[as_key("items")].shape == (4,)
+    assert gates_of(model).gate_for(name).executed == 2
+    assert gates_of(model).gate_for(name).fill[as_key("items")].shape == (4,)
 
 
 def test_gates_take_the_networks_dtype():
@@ -263,7 +263,7 @@ def test_gates_take_the_networks_dtype():
 def test_images_in_flight_are_forgotten():
     found = compressed("plain", 0.0, 0.4, "distillation")
     gates = gates_of(found.model)
-    assert [gates.of(site.group).mask for site in found.gates] == [None, None]
+    assert [gates.gate_for(site.group).mask for site in found.gates] == [None, None]
     found.model(example("plain")[2])
     gates.forget()
-    assert [gates.of(site.group).pooled for site in found.gates] == [None, None]
+    assert [gates.gate_for(site.group).pooled for site in found.gates] == [None, None]

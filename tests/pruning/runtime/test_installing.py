@@ -3,8 +3,8 @@ import torch
 
 from prunegym.pruning.cost import CostModel
 from prunegym.pruning.runtime.gates import gates_of
-from prunegym.pruning.runtime.installing import decide_per_input_
-from prunegym.pruning.runtime.per_input import FEATURES, InputSummary, input_ratios
+from prunegym.pruning.runtime.installing import attach_per_input_policy_
+from prunegym.pruning.runtime.per_input import FEATURES, InputSummary, find_per_input_policy
 from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
@@ -23,8 +23,8 @@ def installed(name, images, *, static=0.2, hidden=(6, 4)):
     """(a network that decides for each input, what decides)"""
     model, graph, _ = example(name)
     found = compressed(name, static, 0.4, "least-squares")
-    prices = InputPrices.of(CostModel(graph, model), found.widths)
-    ratios = decide_per_input_(
+    prices = InputPrices.from_cost(CostModel(graph, model), found.widths)
+    ratios = attach_per_input_policy_(
         found.model, images, model(images), prices=prices, hidden=hidden, largest=LARGEST
     )
     return found.model, ratios
@@ -44,7 +44,7 @@ def test_at_first_the_network_does_what_the_plan_says(name):
 
 def test_it_is_attached_as_it_was_asked_for():
     model, ratios = installed("padded", EXAMPLES["padded"].images(9))
-    assert input_ratios(gates_of(model)) is ratios
+    assert find_per_input_policy(gates_of(model)) is ratios
     assert (ratios.hidden, ratios.largest) == ((6, 4), LARGEST)
     assert not any(one.requires_grad for one in ratios.parameters())
     assert not any(module.training for module in ratios.modules())
@@ -59,10 +59,10 @@ def test_images_in_flight_are_forgotten_and_the_network_keeps_its_mode():
     found = compressed("padded", 0.0, 0.4)
     model, graph, _ = example("padded")
     found.model.train()
-    prices = InputPrices.of(CostModel(graph, model), found.widths)
-    decide_per_input_(found.model, images, model(images), prices=prices, hidden=(4,), largest=0.9)
+    prices = InputPrices.from_cost(CostModel(graph, model), found.widths)
+    attach_per_input_policy_(found.model, images, model(images), prices=prices, hidden=(4,), largest=0.9)
     gates = gates_of(found.model)
-    assert [gates.of(site.group).pooled for site in gates.sites] == [None] * len(gates.sites)
+    assert [gates.gate_for(site.group).pooled for site in gates.sites] == [None] * len(gates.sites)
     assert found.model.training
     batch_norms = [one for one in found.model.modules() if isinstance(one, torch.nn.BatchNorm2d)]
     assert not any(int(one.num_batches_tracked) for one in batch_norms)  # it was evaluated all the same
@@ -77,7 +77,7 @@ def test_what_is_typical_is_what_the_images_show_to_the_gates_of_the_plan():
     plain(images)
     pooled = seen[0].mean((2, 3))
     ratios = installed("residual", images, static=0.0)[1]
-    typical, scores = ratios.typical_at(0), gates_of(plain).of(site.group).scores(pooled)
+    typical, scores = ratios.typical_at(0), gates_of(plain).gate_for(site.group).scores(pooled)
     assert (scores > typical.threshold).sum() == site.executed * len(images)
     at_par = typical.summary(pooled.mean(0, keepdim=True), scores.mean(0, keepdim=True))[0]
     centred = {"level", "energy", "difficulty"}  # they are linear, so the mean image shows their means

@@ -6,7 +6,7 @@ from prunegym.pruning.cost import CostModel, Widths
 from prunegym.pruning.data import Images
 from prunegym.pruning.plan import kept_units
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
-from prunegym.pruning.runtime.per_input import ratios_of
+from prunegym.pruning.runtime.per_input import per_input_policy_of
 from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
@@ -27,7 +27,7 @@ def deciding():
     """(a network that decides for each input, how, images that come in several batches, their counts)"""
     found, images = compressed(NAME, 0.0, 0.4, "least-squares"), EXAMPLES[NAME].images(300)
     model, graph, _ = example(NAME)
-    prices = InputPrices.of(CostModel(graph, model), found.widths)
+    prices = InputPrices.from_cost(CostModel(graph, model), found.widths)
     ratios, counts = telling_apart(found.model, images, prices=prices)
     return found.model, ratios, Images(images, torch.arange(300) % 5), counts
 
@@ -97,4 +97,4 @@ def test_a_budget_out_of_reach_is_met_as_nearly_as_can_be(deciding, loudness):
 
 def test_the_network_that_decides_is_found(deciding):
     model, ratios, *_ = deciding
-    assert ratios_of(model) is ratios
+    assert per_input_policy_of(model) is ratios

@@ -12,10 +12,10 @@ from prunegym.pruning.runtime.gates import GateSite, gates_of
 from prunegym.pruning.runtime.per_input import (
     FEATURES,
     PER_INPUT,
-    InputRatios,
+    InputStatistics,
     InputSummary,
-    TypicalInput,
-    input_ratios,
+    PerInputPolicy,
+    find_per_input_policy,
 )
 from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
@@ -37,7 +37,7 @@ def site(units, executed, inputs=3, group="g"):
 
 
 def ratios_for(*sites, hidden=(8,), largest=LARGEST):
-    return InputRatios(sites, priced(sites), hidden=hidden, largest=largest)
+    return PerInputPolicy(sites, priced(sites), hidden=hidden, largest=largest)
 
 
 def priced(sites, shares=None):
@@ -49,19 +49,19 @@ def priced(sites, shares=None):
 
 
 def attached(model, hidden=(8,), prices=None):
-    """A fresh InputRatios in a network that has gates."""
+    """A fresh PerInputPolicy in a network that has gates."""
     gates = gates_of(model)
-    ratios = InputRatios(gates.sites, prices or priced(gates.sites), hidden=hidden, largest=LARGEST)
+    ratios = PerInputPolicy(gates.sites, prices or priced(gates.sites), hidden=hidden, largest=LARGEST)
     ratios.attach_(gates)
     return ratios
 
 
 def telling_apart(model, images, hidden=(8,), prices=None):
-    """An InputRatios with random weights by which the images differ in what runs; (it, counts of images)."""
+    """A PerInputPolicy with random weights for which images differ in what runs; (it, counts of images)."""
     ratios = attached(model, hidden, prices)
     model(images)
     for number, one in enumerate(gates_of(model).sites):
-        gate = gates_of(model).of(one.group)
+        gate = gates_of(model).gate_for(one.group)
         losses = torch.arange(len(images), dtype=torch.float32)
         ratios.typical[number].fit_(gate.pooled, gate.scores(gate.pooled), one.executed, losses)
     for seed in count():
@@ -86,10 +86,10 @@ def saying(ratios, action):
 
 def test_it_is_found_where_it_is_attached():
     model = compressed("plain", 0.0, 0.4).model
-    assert input_ratios(None) is None
-    assert input_ratios(gates_of(model)) is None
+    assert find_per_input_policy(None) is None
+    assert find_per_input_policy(gates_of(model)) is None
     ratios = attached(model)
-    assert input_ratios(gates_of(model)) is ratios
+    assert find_per_input_policy(gates_of(model)) is ratios
     kept = [name for name in model.state_dict() if name.startswith(f"runtime_gates.{PER_INPUT}.")]
     assert len(kept) == len(ratios.state_dict())
 
@@ -151,7 +151,7 @@ def observed(ratios, pooled, scores):
 
 def test_on_the_plan_an_input_has_spent_what_the_plan_has():
     sites = [site(8, 6), site(4, 1), site(16, 4)]
-    ratios = InputRatios(sites, priced(sites, [0.5, 0.2, 0.3]), hidden=(8,), largest=LARGEST)
+    ratios = PerInputPolicy(sites, priced(sites, [0.5, 0.2, 0.3]), hidden=(8,), largest=LARGEST)
     pooled, scores = [torch.randn(2, 3)] * 3, [torch.randn(2, units) for units in (8, 4, 16)]
     named, _ = observed(ratios, pooled, scores)
     for field, expected in {
@@ -212,7 +212,7 @@ def test_a_copy_of_the_network_decides_for_itself():
     ratios, counts = telling_apart(model, images)
     before, expected = snapshot(model), model(images)
     twin = copy.deepcopy(model)
-    others = input_ratios(gates_of(twin))
+    others = find_per_input_policy(gates_of(twin))
     assert others is not ratios
     assert (others.decided, len(ratios.decided)) == ([], len(counts.T))  # images in flight stay behind
     assert torch.equal(twin(images), expected)
@@ -236,7 +236,7 @@ def calibration(images, seed=0, inputs=6, units=10):
 def test_as_many_typical_scores_pass_as_the_plan_has_units():
     pooled, scores, losses = calibration(30)
     for executed in (1, 4, 9):
-        typical = TypicalInput(6)
+        typical = InputStatistics(6)
         typical.fit_(pooled, scores, executed, losses)
         assert (scores > typical.threshold).sum() == executed * len(scores)
         assert not (scores - typical.threshold).abs().min() < 1e-7  # none lies on it
@@ -244,7 +244,7 @@ def test_as_many_typical_scores_pass_as_the_plan_has_units():
 
 def test_a_typical_input_looks_like_par():
     pooled, scores, losses = calibration(200)
-    typical = TypicalInput(6)
+    typical = InputStatistics(6)
     typical.fit_(pooled, scores, 4, losses)
     means = typical.summary(pooled, scores).mean(0)
     assert ((means > 0.4) & (means < 0.6)).all()
@@ -252,16 +252,16 @@ def test_a_typical_input_looks_like_par():
 
 def test_demand_grows_with_the_scores_that_pass():
     pooled, scores, losses = calibration(200)
-    typical = TypicalInput(6)
+    typical = InputStatistics(6)
     typical.fit_(pooled, scores, 4, losses)
     passing = (scores > scores.flatten().sort(descending=True).values[800]).sum(1)
     demand = InputSummary(*typical.summary(pooled, scores).T).demand
     assert demand[passing < 4].max() < 0.5 < demand[passing > 4].min()
 
 
-def test_difficulty_foresees_losses_that_are_linear_in_the_input():
+def test_difficulty_predicts_losses_that_are_linear_in_the_input():
     pooled, scores, losses = calibration(200)
-    typical = TypicalInput(6)
+    typical = InputStatistics(6)
     typical.fit_(pooled, scores, 4, losses)
     fresh, others, expected = calibration(300, seed=1)
     difficulty = InputSummary(*typical.summary(fresh, others).T).difficulty

@@ -22,7 +22,7 @@ def test_an_input_costs_what_the_cost_model_says_of_its_counts(name, seed):
     model, graph, _ = example(name)
     cost, rng = CostModel(graph, model), np.random.default_rng(seed)
     widths, gated = random_widths(graph, rng)
-    prices = InputPrices.of(cost, widths)
+    prices = InputPrices.from_cost(cost, widths)
     rows = [rng.integers(1, widths.kept[gated]) for _ in range(6)]
     expected = []
     for row in rows:
@@ -36,7 +36,7 @@ def test_an_input_costs_what_the_cost_model_says_of_its_counts(name, seed):
 def plain_prices():
     """Of a plan that keeps (4, 8) units and gates both groups."""
     model, graph, _ = example("plain")
-    return InputPrices.of(CostModel(graph, model), Widths(np.array([4, 8]), np.array([2, 5])))
+    return InputPrices.from_cost(CostModel(graph, model), Widths(np.array([4, 8]), np.array([2, 5])))
 
 
 def test_a_plain_network_by_hand():
@@ -63,7 +63,7 @@ def test_a_gates_share_is_what_its_group_could_save_by_hand():
 def test_shares_of_all_gates_add_up(name):
     model, graph, _ = example(name)
     widths, gated = random_widths(graph, np.random.default_rng(0))
-    shares = InputPrices.of(CostModel(graph, model), widths).gate_shares(widths.kept[gated])
+    shares = InputPrices.from_cost(CostModel(graph, model), widths).gate_shares(widths.kept[gated])
     assert shares.shape == (gated.sum(),)
     assert (shares > 0).all()
     assert shares.sum() == pytest.approx(1)
@@ -74,7 +74,7 @@ def test_to_json_and_back_is_equal(name):
     model, graph, _ = example(name)
     rng = np.random.default_rng(1)
     widths, gated = random_widths(graph, rng)
-    prices = InputPrices.of(CostModel(graph, model), widths)
+    prices = InputPrices.from_cost(CostModel(graph, model), widths)
     data = json.loads(json.dumps(prices.to_dict()))
     again = InputPrices.from_dict(data)
     rows = rng.integers(1, widths.kept[gated] + 1, (5, gated.sum()))

@@ -14,7 +14,7 @@ from prunegym.pruning.graph import find_groups
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime import slicing
 from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
-from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.runtime.per_input import find_per_input_policy
 from prunegym.pruning.runtime.prices import InputPrices
 from prunegym.pruning.runtime.slicing import deployed
 from tests.pruning.example_networks import EXAMPLES, randomised
@@ -98,7 +98,7 @@ def test_each_image_costs_the_multiply_adds_of_its_own_counts(name, static):
     found = apply_plan(model, graph, plan, calibrate(graph, real_images(model, [images])), method=method)
     images = EXAMPLES[name].images(5)
     cost = CostModel(graph, model)
-    ratios, _ = telling_apart(found.model, images, prices=InputPrices.of(cost, found.widths))
+    ratios, _ = telling_apart(found.model, images, prices=InputPrices.from_cost(cost, found.widths))
     predicted = ratios.cost() * cost.macs(cost.dense)
     network = deployed(found.model, EXAMPLES[name].input_shape)
     counted = []
@@ -122,7 +122,7 @@ def test_a_deployed_policy_is_a_copy():
     sliced(images[:1])
     assert torch.equal(torch.stack(ratios.decided, dim=1), decided)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    input_ratios(gates_of(model)).offset.fill_(-1e3)  # all units
+    find_per_input_policy(gates_of(model)).offset.fill_(-1e3)  # all units
     assert not torch.allclose(model(images), expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(sliced(images), expected, rtol=1e-4, atol=1e-4)
 
@@ -149,7 +149,7 @@ def test_without_gates_batch_norms_are_fused_and_batches_stay_whole(name):
     ],
 )
 def test_a_reader_of_many_weights_gives_the_same_as_a_product(monkeypatch, options):
-    monkeypatch.setattr(slicing, "MANY_WEIGHTS", 1)
+    monkeypatch.setattr(slicing, "MIN_WEIGHTS_FOR_PRODUCT", 1)
     torch.manual_seed(0)
     reader = nn.Conv2d(6, 5, **{"kernel_size": 3, "padding": 1, **options})
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), reader, nn.Flatten()).eval()

@@ -19,7 +19,7 @@ from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime.gates import gates_of
-from prunegym.pruning.runtime.per_input import input_ratios
+from prunegym.pruning.runtime.per_input import find_per_input_policy
 from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.storage.compressed import (
     Manifest,
@@ -50,7 +50,7 @@ def saved(folder, network_file, name, static=0.5, runtime=0.0, hidden=None):
     plan = PruningPlan(
         {g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in network.graph.prunable}
     )
-    compressed = network.compress(plan)
+    compressed = network.apply(plan)
     if hidden is not None:
         with torch.no_grad():
             telling_apart(compressed.model, chosen.images(8), hidden)
@@ -115,7 +115,7 @@ def test_a_policy_of_its_inputs_travels_along(tmp_path, network_file, name, hidd
     compressed, manifest = saved(tmp_path / "c", network_file, name, 0.2, 0.4, hidden)
     loaded = load_compressed(tmp_path / "c", network=manifest.network)
     images, shape = EXAMPLES[name].images(8), EXAMPLES[name].input_shape
-    ratios, again = (input_ratios(gates_of(one.model)) for one in (compressed, loaded))
+    ratios, again = (find_per_input_policy(gates_of(one.model)) for one in (compressed, loaded))
     with torch.no_grad():
         expected = compressed.model.eval()(images)
         assert torch.equal(loaded.model(images), expected)
@@ -132,7 +132,10 @@ def test_a_policy_of_its_inputs_travels_along(tmp_path, network_file, name, hidd
 def test_a_network_without_a_policy_says_so(tmp_path, network_file):
     _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4)
     assert json.loads((tmp_path / "c" / "structure.json").read_text())["per_input"] is None
-    assert input_ratios(gates_of(load_compressed(tmp_path / "c", network=manifest.network).model)) is None
+    assert (
+        find_per_input_policy(gates_of(load_compressed(tmp_path / "c", network=manifest.network).model))
+        is None
+    )
 
 
 def test_a_policy_needs_no_agent_to_run(tmp_path, network_file):

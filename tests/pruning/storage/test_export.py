@@ -25,7 +25,7 @@ def compressed(name, static=0.3, runtime=0.0, hidden=None):
     plan = PruningPlan(
         {g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in network.graph.prunable}
     )
-    made = network.compress(plan).model.eval()
+    made = network.apply(plan).model.eval()
     if hidden is not None:
         with torch.no_grad():
             telling_apart(made, chosen.images(8), hidden)

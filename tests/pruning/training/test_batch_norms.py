@@ -90,7 +90,7 @@ def test_a_gate_decides_while_it_is_observed():
     with torch.no_grad():
         for layer in (model[0], model[1]):
             layer.weight.copy_(torch.eye(2)[..., None, None])
-        gates_of(model).of("0").bias.copy_(torch.tensor([1.0, 0.0]))
+        gates_of(model).gate_for("0").bias.copy_(torch.tensor([1.0, 0.0]))
     images = images_of()
     reestimate_(model.eval(), images)
     first = images.images[:, 0]

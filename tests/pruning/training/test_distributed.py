@@ -1,4 +1,4 @@
-"""Processes that train together, here as threads that exchange sums; several real ones: tests/scripts."""
+"""ProcessGroup that train together, here as threads that exchange sums; several real ones: tests/scripts."""
 
 import copy
 import sys
@@ -12,8 +12,8 @@ from torch import nn
 from prunegym.pruning.data import Images
 from prunegym.pruning.errors import PruningError
 from prunegym.pruning.training.batch_norms import batch_norms_of, reestimate_
-from prunegym.pruning.training.distributed import ALONE, add_up_gradients_, launched, share_of
-from prunegym.pruning.training.loop import Descent, Recipe, seeded
+from prunegym.pruning.training.distributed import SINGLE_PROCESS, add_up_gradients_, launched, share_of
+from prunegym.pruning.training.loop import TrainingConfig, TrainingLoop, seeded
 
 
 class Together:
@@ -35,7 +35,7 @@ class Together:
 
 
 def in_processes(count, work):
-    """What each of `count` processes returns from `work`, which is given its Processes."""
+    """What each of `count` processes returns from `work`, which is given its ProcessGroup."""
     tensors, barrier = {}, threading.Barrier(count)
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(lambda number: work(Together(number, tensors, barrier)), range(count)))
@@ -47,7 +47,7 @@ def test_shares_are_even_and_complete(count, sizes):
     shares = [list(range(count))[share_of(one, count)] for one in everyone]
     assert [len(share) for share in shares] == sizes
     assert [one for share in shares for one in share] == list(range(count))
-    assert share_of(ALONE, count) == slice(0, count)
+    assert share_of(SINGLE_PROCESS, count) == slice(0, count)
 
 
 def some_images(count=23):
@@ -78,8 +78,8 @@ def descended(processes):
     def loss_of(batch, labels):
         return nn.functional.cross_entropy(model(batch), labels)
 
-    recipe = Recipe(3, 0.1, 8, shift=1, flip=True)
-    descent = Descent(
+    recipe = TrainingConfig(3, 0.1, 8, shift=1, flip=True)
+    descent = TrainingLoop(
         list(model.parameters()), some_images(), recipe, loss_of, max_norm=0.5, processes=processes, seed=4
     )
     return model, [epoch.loss for epoch in descent.epochs()]
@@ -87,7 +87,7 @@ def descended(processes):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_step_together_is_the_step_of_one_alone(count):
-    alone, losses = descended(ALONE)
+    alone, losses = descended(SINGLE_PROCESS)
     with seeded(0):
         together = in_processes(count, descended)
     for model, found in together:
@@ -107,7 +107,9 @@ def drawn(number, epochs, done=0):
 
     one = Together(number, {}, threading.Barrier(2))
     one.total = lambda tensor: tensor
-    descent = Descent([weight], some_images(), Recipe(epochs, 0.1, 12), loss_of, processes=one, seed=3)
+    descent = TrainingLoop(
+        [weight], some_images(), TrainingConfig(epochs, 0.1, 12), loss_of, processes=one, seed=3
+    )
     with seeded(3):
         list(descent.epochs(done=done))
     return seen
@@ -140,7 +142,7 @@ def test_statistics_are_those_of_all_images(monkeypatch):
         (norm,) = batch_norms_of(model)
         return norm.running_mean, norm.running_var
 
-    expected = work(ALONE)
+    expected = work(SINGLE_PROCESS)
     for count in (2, 5):  # more than there are batches
         for found in in_processes(count, work):
             torch.testing.assert_close(found, expected)
@@ -157,7 +159,7 @@ class TestLaunched:
         monkeypatch.setitem(sys.modules, "accelerate", None)
         monkeypatch.delenv("WORLD_SIZE", raising=False)
         with launched("auto") as processes:
-            assert processes is ALONE
+            assert processes is SINGLE_PROCESS
 
     def test_without_the_package_the_extra_is_named(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "accelerate", None)

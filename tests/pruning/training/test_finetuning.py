@@ -41,7 +41,7 @@ def compressed(teacher, splits):
     def compress(static, runtime=0.0):
         groups = network.graph.prunable
         plan = {group.name: LayerDecision(static, 0.0 if group.ungated else runtime) for group in groups}
-        return network.compress(PruningPlan(plan)).model
+        return network.apply(PruningPlan(plan)).model
 
     return compress
 
@@ -182,7 +182,7 @@ def gated_by_hand():
     with torch.no_grad():
         for layer in (writer, reader):
             layer.weight.copy_(torch.eye(2)[..., None, None])
-        gates_of(model).of("0").bias.copy_(torch.tensor([0.1, 0.0]))
+        gates_of(model).gate_for("0").bias.copy_(torch.tensor([0.1, 0.0]))
     return model.eval()
 
 
@@ -190,7 +190,7 @@ def test_a_gate_learns_to_choose_by_the_image():
     labels = torch.arange(32) % 2
     images = Images(2 * torch.eye(2)[labels][..., None, None].expand(-1, -1, 3, 3).contiguous(), labels)
     model = gated_by_hand()
-    gate = gates_of(model).of("0")
+    gate = gates_of(model).gate_for("0")
     pooled = images.images.mean((2, 3))
     with torch.no_grad():
         assert torch.equal(gate(pooled).argmax(1), torch.zeros(32).long())
@@ -206,7 +206,7 @@ def test_a_gate_of_a_real_network_chooses_otherwise_after_training(compressed, s
         with torch.no_grad():
             model(splits.test.images)
         gates = gates_of(model)
-        return torch.cat([gates.of(site.group).mask for site in gates.sites], dim=1)
+        return torch.cat([gates.gate_for(site.group).mask for site in gates.sites], dim=1)
 
     before = masks()
     finetune_(model, splits.train, part="gates", epochs=2, learning_rate=0.03)
@@ -272,7 +272,7 @@ def test_a_network_comes_closer_to_its_teacher_while_inputs_differ_in_what_runs(
     counts = torch.stack(ratios.decided, dim=1)
     assert len(counts.unique(dim=0)) > 1
     for number, site in enumerate(gates_of(model).sites):
-        assert torch.equal(gates_of(model).of(site.group).mask.sum(1).long(), counts[:, number])
+        assert torch.equal(gates_of(model).gate_for(site.group).mask.sum(1).long(), counts[:, number])
     assert changed(copy.deepcopy(model), model.state_dict()) == set()
 
 
@@ -499,7 +499,7 @@ class WithAuxiliaryHead(nn.Module):
 def test_what_runs_in_training_alone_takes_no_part(splits):
     model = WithAuxiliaryHead().eval()
     network = PrunableNetwork(model, real_images(model, [splits.calibration.images]))
-    small = network.compress(PruningPlan({"stem.0": LayerDecision(0.5, 0.0)})).model
+    small = network.apply(PruningPlan({"stem.0": LayerDecision(0.5, 0.0)})).model
     before, dropped = snapshot(small), []
     small.stem[3].register_forward_hook(lambda dropout, args, output: dropped.append(dropout.training))
     finetune_(small, few(splits.train), epochs=1)

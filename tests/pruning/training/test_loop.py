@@ -6,7 +6,7 @@ from torch import nn
 
 from prunegym.pruning.data import Images
 from prunegym.pruning.errors import DataError, PruningError
-from prunegym.pruning.training.loop import Descent, Recipe, seeded
+from prunegym.pruning.training.loop import TrainingConfig, TrainingLoop, seeded
 
 
 def descent_on(images, recipe, seen=None, **settings):
@@ -18,7 +18,7 @@ def descent_on(images, recipe, seen=None, **settings):
             seen.append(batch)
         return (weight * batch).square().mean()
 
-    return Descent([weight], images, recipe, loss_of, **settings), weight
+    return TrainingLoop([weight], images, recipe, loss_of, **settings), weight
 
 
 def ramp(count=4):
@@ -42,13 +42,13 @@ def ramp(count=4):
 )
 def test_a_number_that_makes_no_sense_is_refused(changed, expected):
     with pytest.raises(PruningError, match=expected):
-        Recipe(**{"epochs": 1, "learning_rate": 0.1, "batch_size": 8, **changed})
+        TrainingConfig(**{"epochs": 1, "learning_rate": 0.1, "batch_size": 8, **changed})
 
 
 def test_no_image_is_refused():
     empty = Images(torch.zeros(0, 1, 3, 4), torch.zeros(0).long())
     with pytest.raises(DataError, match="there is no image to train on"):
-        descent_on(empty, Recipe(1, 0.1, 8))
+        descent_on(empty, TrainingConfig(1, 0.1, 8))
 
 
 def test_on_a_processor_a_gpu_that_is_there_is_left_alone(monkeypatch):
@@ -58,7 +58,7 @@ def test_on_a_processor_a_gpu_that_is_there_is_left_alone(monkeypatch):
     before = torch.get_rng_state()
     with seeded(0):
         drawn = torch.rand(1)
-        descent, _ = descent_on(ramp(), Recipe(1, 0.1, 4))
+        descent, _ = descent_on(ramp(), TrainingConfig(1, 0.1, 4))
         list(descent.epochs())
         descent.load_state_dict(descent.state_dict())
     assert torch.equal(torch.get_rng_state(), before)
@@ -68,7 +68,7 @@ def test_on_a_processor_a_gpu_that_is_there_is_left_alone(monkeypatch):
 @pytest.mark.parametrize("flip", [False, True])
 def test_each_image_is_mirrored_on_its_own_half_of_the_time(flip):
     seen, images = [], ramp()
-    descent, _ = descent_on(images, Recipe(40, 1e-9, 4, flip=flip), seen)
+    descent, _ = descent_on(images, TrainingConfig(40, 1e-9, 4, flip=flip), seen)
     with seeded(0):
         list(descent.epochs())
     mirrored = []
@@ -85,21 +85,23 @@ def test_each_image_is_mirrored_on_its_own_half_of_the_time(flip):
 
 def test_the_loss_of_an_epoch_is_the_mean_over_its_images():
     images = ramp(5)  # in batches of 3 and 2
-    descent, _ = descent_on(images, Recipe(2, 1e-12, 3))
+    descent, _ = descent_on(images, TrainingConfig(2, 1e-12, 3))
     expected = float(images.images.square().mean())
     assert [epoch.loss for epoch in descent.epochs()] == pytest.approx([expected] * 2)
 
 
 @pytest.mark.parametrize(("max_norm", "fallen"), [(math.inf, 1.9 * 0.1 * 2 * 3.5), (2.0, 1.9 * 0.1 * 2)])
 def test_a_long_gradient_is_cut(max_norm, fallen):
-    descent, weight = descent_on(ramp(1), Recipe(1, 0.1, 8, weight_decay=0), max_norm=max_norm)
+    descent, weight = descent_on(ramp(1), TrainingConfig(1, 0.1, 8, weight_decay=0), max_norm=max_norm)
     list(descent.epochs())  # one step; the mean square of the pixels is 3.5, Nesterov's first step 1.9 long
     assert weight.item() == pytest.approx(1 - fallen)
 
 
 def test_a_gradient_that_is_not_a_number_is_reported_though_the_loss_is_one():
     weight = nn.Parameter(torch.zeros(1))
-    descent = Descent([weight], ramp(), Recipe(2, 0.1, 8), lambda batch, labels: weight.sqrt().sum())
+    descent = TrainingLoop(
+        [weight], ramp(), TrainingConfig(2, 0.1, 8), lambda batch, labels: weight.sqrt().sum()
+    )
     with pytest.raises(
         PruningError, match="in epoch 1: the norm of its gradient is inf; try a learning rate"
     ):
@@ -107,6 +109,6 @@ def test_a_gradient_that_is_not_a_number_is_reported_though_the_loss_is_one():
 
 
 def test_what_was_done_is_not_done_again():
-    descent, _ = descent_on(ramp(), Recipe(4, 0.1, 8))
+    descent, _ = descent_on(ramp(), TrainingConfig(4, 0.1, 8))
     assert [epoch.number for epoch in descent.epochs(done=1)] == [2, 3, 4]
     assert list(descent.epochs(done=4)) == []

@@ -4,7 +4,7 @@ from torch import nn
 
 from prunegym.pruning.data import Images
 from prunegym.pruning.errors import PruningError, UnknownNameError
-from prunegym.pruning.training.loop import Descent, Recipe
+from prunegym.pruning.training.loop import TrainingConfig, TrainingLoop
 from prunegym.pruning.training.precision import PRECISIONS, resolve_precision
 
 CPU = torch.device("cpu")
@@ -39,8 +39,8 @@ def descend(precision, *, factor=1.0, epochs=1):
         return output.float().mean() * factor
 
     images = Images(torch.ones(8, 1, 2, 2), torch.zeros(8).long())
-    recipe = Recipe(epochs, 0.1, 8, weight_decay=0)
-    descent = Descent(list(layer.parameters()), images, recipe, loss_of, precision=precision)
+    recipe = TrainingConfig(epochs, 0.1, 8, weight_decay=0)
+    descent = TrainingLoop(list(layer.parameters()), images, recipe, loss_of, precision=precision)
     return seen, list(descent.epochs()), layer, start
 
 
@@ -64,10 +64,10 @@ def test_a_gradient_too_large_for_float16_as_it_is_scaled_lowers_the_scale_and_t
 def test_a_gradient_that_stays_infinite_ends_the_descent():
     weight = nn.Parameter(torch.zeros(1))
     images = Images(torch.ones(2, 1, 1, 1), torch.zeros(2).long())
-    descent = Descent(
+    descent = TrainingLoop(
         [weight],
         images,
-        Recipe(40, 0.1, 8),
+        TrainingConfig(40, 0.1, 8),
         lambda batch, labels: weight.sqrt().sum(),
         precision="float16",
     )

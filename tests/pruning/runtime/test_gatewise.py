@@ -8,7 +8,7 @@ from prunegym.pruning.calibration.statistics import calibrate, real_images
 from prunegym.pruning.graph import find_groups
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime.gates import detach_gates_, gates_of
-from prunegym.pruning.runtime.stepping import GatewiseNetwork
+from prunegym.pruning.runtime.gatewise import GatewiseExecution
 from tests.pruning.example_networks import EXAMPLES, Head, randomised, unit
 from tests.pruning.oracles import snapshot
 from tests.pruning.runtime.test_gates import GATED, compressed
@@ -24,7 +24,7 @@ def without_gradients():
 
 
 def deciding(model, images):
-    """An InputRatios in a network, with a random policy that tells images apart, if any of some does."""
+    """A PerInputPolicy in a network, with a random policy that tells images apart, if any of some does."""
     ratios = attached(model)
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
@@ -50,7 +50,7 @@ def step_through(network, ratios, images):
     """The same, from gate to gate, with the actions that the policy says."""
     observations = [network.begin(images)]
     for _ in ratios.units:
-        observations.append(network.go_on(ratios.policy(observations[-1])[:, 0]))
+        observations.append(network.step(ratios.policy(observations[-1])[:, 0]))
     return observations[-1], observations[:-1], torch.stack(ratios.decided, dim=1)
 
 
@@ -73,7 +73,7 @@ def test_the_policys_own_actions_give_what_the_network_gives(name, static):
     ratios = deciding(model, images)
     before, attached_hooks = snapshot(model), hooks(model)
     expected = run_by_itself(model, ratios, images)
-    network = GatewiseNetwork(model, EXAMPLES[name].input_shape)
+    network = GatewiseExecution(model, EXAMPLES[name].input_shape)
     assert_same(step_through(network, ratios, images), expected)
     for part in (slice(0, 5), slice(6, 7)):  # batches of any size follow each other
         assert_same(step_through(network, ratios, images[part]), run_by_itself(model, ratios, images[part]))
@@ -98,15 +98,15 @@ def test_what_is_stepped_through_differs_among_images_and_has_every_form():
 def test_any_actions_run_the_units_that_they_say(name):
     model, images = compressed(name, 0.0, RUNTIME, "least-squares").model, EXAMPLES[name].images(6)
     ratios, gates = deciding(model, images), gates_of(model)
-    network = GatewiseNetwork(model, EXAMPLES[name].input_shape)
+    network = GatewiseExecution(model, EXAMPLES[name].input_shape)
     actions = 2 * torch.rand(len(gates.sites), 6, generator=torch.Generator().manual_seed(3)) - 1
     network.begin(images)
     for action in actions:
-        output = network.go_on(action)
+        output = network.step(action)
     counts = [ratios.decode(number, action) for number, action in enumerate(actions)]
     assert torch.equal(torch.stack(ratios.decided), torch.stack(counts))
     for site, count in zip(gates.sites, counts, strict=True):
-        gates.of(site.group).count_of = lambda pooled, scores, count=count: count
+        gates.gate_for(site.group).count_of = lambda pooled, scores, count=count: count
     torch.testing.assert_close(output, model(images))
 
 
@@ -131,19 +131,19 @@ def test_branches_that_are_in_flight_at_once():
     ratios = deciding(model, images)
     assert {site.group for site in gates_of(model).sites} == {"late.0", "early.0"}
     expected = run_by_itself(model, ratios, images)
-    assert_same(step_through(GatewiseNetwork(model, (3, 6, 6)), ratios, images), expected)
+    assert_same(step_through(GatewiseExecution(model, (3, 6, 6)), ratios, images), expected)
 
 
 def test_an_episode_that_is_broken_off_leaves_nothing_behind():
     model, images = compressed("padded", 0.0, RUNTIME).model, EXAMPLES["padded"].images(5)
     ratios = deciding(model, images)
     expected = run_by_itself(model, ratios, images)
-    network = GatewiseNetwork(model, (3, 8, 8))
+    network = GatewiseExecution(model, (3, 8, 8))
     network.begin(images[:2])
-    network.go_on(torch.ones(2))
+    network.step(torch.ones(2))
     assert_same(run_by_itself(model, ratios, images), expected)
     network.begin(images[:2])
-    network.go_on(torch.ones(2))
+    network.step(torch.ones(2))
     assert_same(step_through(network, ratios, images), expected)
 
 
@@ -151,6 +151,6 @@ def test_the_gates_can_be_taken_away_afterwards():
     model = compressed("plain", 0.0, RUNTIME).model
     attached(model)
     for _ in range(2):
-        GatewiseNetwork(model, (3, 6, 6))
+        GatewiseExecution(model, (3, 6, 6))
     detach_gates_(model)
     assert not any(hooks(model))

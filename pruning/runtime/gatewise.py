@@ -12,30 +12,30 @@ from prunegym.pruning.graph import find_groups
 from prunegym.pruning.graph.interpreter import Lockstep
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.runtime.gates import attach_gates_, detach_gates_, gates_of, pooled_input, with_fills
-from prunegym.pruning.runtime.per_input import ratios_of
+from prunegym.pruning.runtime.per_input import per_input_policy_of
 
 
-class GatewiseNetwork:
+class GatewiseExecution:
     """Runs batches of images through a network with per-input ratios, one gate at a time.
 
-    Call `begin` with images, then `go_on` with the actions of each gate in turn. What is computed is what the
+    Call `begin` with images, then `step` with the actions of each gate in turn. What is computed is what the
     network itself would, with these actions in the place of its policy's.
 
     Args:
-        model: a network in evaluation mode whose gates have an InputRatios; used as it is.
+        model: a network in evaluation mode whose gates have an PerInputPolicy; used as it is.
         input_shape: of one image.
     """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
         gates = gates_of(model)
         assert gates is not None
-        self.ratios = ratios_of(model)
+        self.ratios = per_input_policy_of(model)
         detach_gates_(model)
         self._graph = find_groups(model, input_shape)
         gates.handles.clear()
         attach_gates_(model, gates)
         self._model = model
-        self._gates = [gates.of(site.group) for site in gates.sites]
+        self._gates = [gates.gate_for(site.group) for site in gates.sites]
         readers = gates.by_reader()
         self._writers = [site.writer for site in gates.sites]
         self._gated = [readers.get(site.writer, []) for site in gates.sites]
@@ -51,7 +51,7 @@ class GatewiseNetwork:
             return self._to_next_gate()
 
     @torch.no_grad()
-    def go_on(self, actions: Tensor) -> Tensor:
+    def step(self, actions: Tensor) -> Tensor:
         """Decide the gate and run up to the next one; return its observations.
 
         Args:
@@ -60,7 +60,7 @@ class GatewiseNetwork:
         Returns:
             Observations, [batch, features]; after the last gate the network's output.
         """
-        self.ratios.answer = actions
+        self.ratios.action_override = actions
         self._number += 1
         with evaluating(self._model):
             if self._number < len(self._writers):
