@@ -52,7 +52,7 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise unknown_name("verb", verb, VERBS)
         with _sigterm_interrupts():
-            importlib.import_module(f"scripts.{verb}").run(sys.argv[1:] if argv is None else argv)
+            importlib.import_module(f"prunegym.scripts.{verb}").run(sys.argv[1:] if argv is None else argv)
     except ImpossibleBudgetError as error:
         return _complain(error, IMPOSSIBLE)
     except (PruningError, AgentError, UsageError, OSError) as error:  # OSError: a full disk, no such folder
