@@ -2,7 +2,7 @@
 
 import gymnasium as gym
 
-from prunegym.envs.allocation import ALLOCATIONS, evenly_gated
+from prunegym.envs.allocation import ALLOCATIONS, even_plan, evenly_gated, static_plan
 from prunegym.envs.budget import Budget, BudgetRange, Limits, parse_budget
 from prunegym.envs.input_pruning import InputPruningVectorEnv
 from prunegym.envs.layer_pruning import LayerPruningEnv
@@ -22,10 +22,12 @@ __all__ = [
     "MultiNetworkEnv",
     "Task",
     "count_classes",
+    "even_plan",
     "evenly_gated",
     "load_task",
     "make_env",
     "parse_budget",
+    "static_plan",
     "task_env",
     "trains_itself",
 ]

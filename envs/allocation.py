@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prunegym.envs.budget import MEASURES
+from prunegym.envs.budget import MEASURES, Budget, Limits
 from prunegym.envs.budget_projection import BudgetProjection, Ratios, rounded_up
-from prunegym.pruning.cost import Widths, plan_widths
+from prunegym.pruning.cost import Widths, plan_widths, widths_plan
 from prunegym.pruning.errors import ImpossibleBudgetError, PlanError
+from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.registry import Registry
@@ -23,6 +24,16 @@ ALLOCATIONS: Registry[Callable[[PrunableNetwork, BudgetProjection], Widths]] = R
 def uniform_plan(network: PrunableNetwork, projection: BudgetProjection) -> Widths:
     """Return the units of each group, with the same static ratio everywhere within the budget."""
     return projection.complete(lambda step, even_ratio: even_ratio)
+
+
+def even_plan(graph: ChannelGraph, static_ratio: float, runtime_ratio: float = 0.0) -> PruningPlan:
+    """Return the plan with equal ratios for all groups; a runtime ratio only where there can be a gate."""
+    return PruningPlan(
+        {
+            group.name: LayerDecision(static_ratio, 0.0 if group.ungated else runtime_ratio)
+            for group in graph.prunable
+        }
+    )
 
 
 def evenly_gated(
@@ -45,13 +56,9 @@ def evenly_gated(
         reasons = sorted({str(group.ungated) for group in groups})
         raise PlanError(f"no channel group takes a runtime gate: {'; '.join(reasons)}")
 
-    def plan(runtime: float) -> PruningPlan:
-        return PruningPlan(
-            {one.name: LayerDecision(static_ratio, 0.0 if one.ungated else runtime) for one in groups}
-        )
-
     def left(runtime: float) -> float:
-        widths = plan_widths(network.graph, plan(runtime), round_to=network.method.round_to)
+        plan = even_plan(network.graph, static_ratio, runtime)
+        widths = plan_widths(network.graph, plan, round_to=network.method.round_to)
         return network.cost.macs(widths) / network.cost.macs(network.cost.dense)
 
     if left(largest) > share:
@@ -64,7 +71,20 @@ def evenly_gated(
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (low, middle) if left(middle) <= share else (middle, high)
-    return plan(high)
+    return even_plan(network.graph, static_ratio, high)
+
+
+def static_plan(network: PrunableNetwork, share: float, *, max_static_ratio: float) -> PruningPlan:
+    """Return the uniform plan without gates within a share of the dense multiply-adds.
+
+    Raises:
+        ImpossibleBudgetError: the largest static ratio is not enough.
+    """
+    limits = Limits(static=max_static_ratio, runtime=0.0)
+    projection = BudgetProjection(
+        network.cost, Budget({"macs": share}), limits, round_to=network.method.round_to
+    )
+    return widths_plan(network.graph, uniform_plan(network, projection))
 
 
 @ALLOCATIONS.register("sensitivity")

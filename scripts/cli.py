@@ -17,6 +17,7 @@ from prunegym.scripts.options import UsageError
 
 VERBS = {
     "train": "learn a pruning policy and write policy, plan and compressed network",
+    "train-per-input": "learn a policy that sets runtime ratios for each input, gate by gate",
     "prune": "carry out a plan, a policy or an even allocation",
     "finetune": "train a compressed network, on labels or to follow the dense one",
     "export": "write a compressed network as ONNX or for torch.export, checked against it",
@@ -26,7 +27,7 @@ VERBS = {
     "report": "build one HTML page of a run: figures, pictures, plan, and what speaks for it",
     "benchmark": "measure this installation",
 }
-RESUMABLE = ("train", "finetune")
+RESUMABLE = ("train", "train-per-input", "finetune")
 LONGEST_LINE = 2000  # characters
 DONE, MISUSED, IMPOSSIBLE, INTERRUPTED, TERMINATED = 0, 2, 3, 130, 143
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help"):
         print("usage: prunegym VERB [--help] ...\n")
-        print("\n".join(f"  {name:<10} {text}" for name, text in VERBS.items()))
+        print("\n".join(f"  {name:<15} {text}" for name, text in VERBS.items()))
         return DONE
     return run_verb(verb, rest)
 
@@ -52,7 +53,8 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise unknown_name("verb", verb, VERBS)
         with _sigterm_interrupts():
-            importlib.import_module(f"prunegym.scripts.{verb}").run(sys.argv[1:] if argv is None else argv)
+            module = importlib.import_module(f"prunegym.scripts.{verb.replace('-', '_')}")
+            module.run(sys.argv[1:] if argv is None else argv)
     except ImpossibleBudgetError as error:
         return _complain(error, IMPOSSIBLE)
     except (PruningError, AgentError, UsageError, OSError) as error:  # OSError: a full disk, no such folder

@@ -72,11 +72,15 @@ def add_model_flags(parser: Parser, *, compressed: bool = False) -> None:
     )
 
 
-def add_pruning_flags(parser: Parser) -> None:
-    """Add the flags that say how a plan is carried out, and on which layers."""
+def add_pruning_flags(parser: Parser, *, per_input: bool = False) -> None:
+    """Add the flags that say how a plan is applied, and to which layers; or how for each input."""
+    compensation = "least-squares-progressive" if per_input else "least-squares"
     parser.add_argument("--criterion", default="l1", metavar="NAME", help=f"one of: {', '.join(CRITERIA)}")
     parser.add_argument(
-        "--compensation", default="least-squares", metavar="NAME", help=f"one of: {', '.join(COMPENSATIONS)}"
+        "--compensation",
+        default=compensation,
+        metavar="NAME",
+        help=f"one of: {', '.join(COMPENSATIONS)} (default {compensation})",
     )
     parser.add_argument(
         "--calibration",
@@ -85,15 +89,19 @@ def add_pruning_flags(parser: Parser) -> None:
         f"{', '.join(SYNTHESES)} (default: distilled)",
     )
     add_eval_data_flag(parser)
-    add_score_flag(parser)
+    if not per_input:
+        add_score_flag(parser)
     parser.add_argument(
         "--max-static-ratio", type=float, default=0.9, metavar="R", help="of any group (default 0.9)"
     )
     parser.add_argument(
         "--max-runtime-ratio",
         type=float,
+        default=0.9 if per_input else None,
         metavar="R",
-        help="likewise (default 0.5; with a latency budget 0); 0: no gates",
+        help="likewise (default 0.9)"
+        if per_input
+        else "likewise (default 0.5; with a latency budget 0); 0: no gates",
     )
     parser.add_argument(
         "--round-to", type=positive, default=1, metavar="N", help="keep units in multiples of N"
@@ -136,8 +144,17 @@ def score_of(args: argparse.Namespace) -> ScoreFunction | None:
     return named_function(args.score) if getattr(args, "score", None) else None
 
 
-def add_budget_flag(parser: Parser, *, ranges: bool = False) -> None:
-    """Add the flag for budgets, and ranges of them."""
+def add_budget_flag(parser: Parser, *, ranges: bool = False, average: bool = False) -> None:
+    """Add the flag for budgets, and ranges of them; or for one that inputs keep to on average."""
+    if average:
+        parser.add_argument(
+            "--budget",
+            nargs="+",
+            action="extend",
+            metavar="macs=SHARE",
+            help="multiply-adds that may remain, on average over inputs (default macs=0.5)",
+        )
+        return
     also = "; a range, macs=0.3..0.8, learns a policy for reuse" if ranges else ""
     parser.add_argument(
         "--budget",
@@ -200,13 +217,7 @@ def add_learning_flags(parser: Parser) -> None:
         help=f"to compare with, for one network and one budget: sensitivity, {', '.join(SEARCHES)} "
         "(default random)",
     )
-    parser.add_argument(
-        "--hyper",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="hyper-parameter of the algorithm, such as learning_rate=0.001; repeatable",
-    )
+    add_hyper_flag(parser)
     parser.add_argument("--init-policy", metavar="DIR", help="go on from a policy: a folder, or builtin")
     parser.add_argument(
         "--also",
@@ -214,26 +225,6 @@ def add_learning_flags(parser: Parser) -> None:
         default=[],
         metavar="NAME=WEIGHTS",
         help="a further network to learn on, for a policy for reuse; repeatable",
-    )
-    parser.add_argument(
-        "--per-input",
-        action="store_true",
-        help="learn to set runtime ratios for each input; --episodes are then inputs in each round (25000), "
-        "--max-runtime-ratio is 0.9 and --compensation least-squares-progressive by default",
-    )
-    parser.add_argument(
-        "--plan", type=Path, metavar="FILE", help="with --per-input: static ratios, and those to depart from"
-    )
-    parser.add_argument(
-        "--static-ratio", type=float, default=0.0, metavar="R", help="with --per-input: of every group (0)"
-    )
-    parser.add_argument("--rounds", type=positive, metavar="N", help="with --per-input: of learning (2)")
-    parser.add_argument(
-        "--tune-epochs",
-        type=natural,
-        default=0,
-        metavar="N",
-        help="with --per-input: of fine-tuning after each round, by distillation (0)",
     )
     parser.add_argument("--n-envs", type=positive, default=1, metavar="K", help="processes that evaluate (1)")
     parser.add_argument(
@@ -252,6 +243,37 @@ def add_learning_flags(parser: Parser) -> None:
     )
     parser.add_argument(
         "--dense-reward", action="store_true", help="reward each step by the loss expected of its group"
+    )
+
+
+def add_per_input_flags(parser: Parser) -> None:
+    """Add the flags about how decisions for each input are learned."""
+    parser.add_argument(
+        "--episodes", type=positive, default=25_000, metavar="N", help="inputs in each round (25000)"
+    )
+    parser.add_argument("--rounds", type=positive, default=2, metavar="N", help="of learning (2)")
+    parser.add_argument(
+        "--tune-epochs",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="of fine-tuning after each round, by distillation (0)",
+    )
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="static ratios, and those to depart from")
+    parser.add_argument(
+        "--static-ratio", type=float, default=0.0, metavar="R", help="of every group, without --plan (0)"
+    )
+    add_hyper_flag(parser)
+
+
+def add_hyper_flag(parser: Parser) -> None:
+    """Add the flag for hyper-parameters."""
+    parser.add_argument(
+        "--hyper",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="hyper-parameter of the algorithm, such as learning_rate=0.001; repeatable",
     )
 
 

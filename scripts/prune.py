@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 
 from prunegym.agents.learning.policies import action_mode
-from prunegym.envs import ALLOCATIONS, LayerPruningEnv, Task
+from prunegym.envs import ALLOCATIONS, LayerPruningEnv, Task, even_plan
 from prunegym.pruning.cost import plan_widths
 from prunegym.pruning.evaluation.comparison import measure_rows
 from prunegym.pruning.files import write_json
-from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.plan import PruningPlan
 from prunegym.pruning.storage.compressed import save_compressed
 from prunegym.scripts import options
 from prunegym.scripts.cli import run_verb
@@ -94,7 +93,7 @@ def _prune(args: argparse.Namespace, *, by_ratio: bool) -> None:
         network, plan = env.network, _decide(env, policy, args)
     else:
         network = options.network_of(task, args)
-        plan = loaded or _even_plan(network.graph, args.static_ratio or 0.0, args.runtime_ratio or 0.0)
+        plan = loaded or even_plan(network.graph, args.static_ratio or 0.0, args.runtime_ratio or 0.0)
     plan_widths(network.graph, plan)  # a plan that does not fit is refused before the work begins
     _write(network, plan, task, args)
 
@@ -103,13 +102,6 @@ def _decide(env: LayerPruningEnv, policy: Path | None, args: argparse.Namespace)
     if policy is None:
         return PruningPlan.from_dict(env.allocation(args.allocation))
     return PruningPlan.from_dict(apply_policy(env, policy, samples=args.samples or 0).plan)
-
-
-def _even_plan(graph: ChannelGraph, static: float, runtime: float) -> PruningPlan:
-    """Return the plan that asks the same ratios of every group; a runtime ratio where there can be a gate."""
-    return PruningPlan(
-        {group.name: LayerDecision(static, 0.0 if group.ungated else runtime) for group in graph.prunable}
-    )
 
 
 def _write(network: PrunableNetwork, plan: PruningPlan, task: Task, args: argparse.Namespace) -> None:

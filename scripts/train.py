@@ -26,7 +26,6 @@ from prunegym.agents import (
 from prunegym.agents.interface import GymEnv
 from prunegym.agents.learning.algorithms import read_overrides, with_overrides
 from prunegym.agents.learning.training import learn
-from prunegym.agents.per_input.ppo import PER_INPUT
 from prunegym.agents.pictures import reasons
 from prunegym.agents.search import search
 from prunegym.agents.vector.make import vectorized
@@ -54,7 +53,6 @@ from prunegym.scripts.run_folder import (
     run_config,
     show,
 )
-from prunegym.scripts.train_per_input import PER_INPUT_DEFAULTS, train_per_input
 
 BASELINE = "random"  # where none is named
 MAY_DIFFER = ("episodes", "baselines")  # when a run is resumed
@@ -78,11 +76,7 @@ def build_parser() -> options.Parser:
 
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
-    parser = build_parser()
-    args = parser.parse(argv)
-    if args.per_input:
-        parser.set_defaults(**PER_INPUT_DEFAULTS)
-        args = parser.parse(argv)
+    args = build_parser().parse(argv)
     budget = options.budget_of(args)
     _check(args, budget)
     out = args.out or Path("runs") / args.model.replace("/", "-")
@@ -90,10 +84,9 @@ def run(argv: Sequence[str]) -> None:
         args.baselines = [BASELINE]
     with ExitStack() as stack:
         stack.enter_context(claimed(out))
-        check_out(out, args, may_differ=() if args.per_input else MAY_DIFFER)
-        policy = policy_folder(args.init_policy) if args.init_policy else None
-        for source in filter(None, (policy, args.plan)):
-            check_source(source, out)
+        check_out(out, args, may_differ=MAY_DIFFER)
+        if args.init_policy:
+            check_source(policy_folder(args.init_policy), out)
         torch.manual_seed(args.seed)
         if args.cluster:  # before the work begins, and once for agent and baselines
             stack.enter_context(connected(args.cluster, n_envs=args.n_envs))
@@ -108,27 +101,21 @@ def _check(args: argparse.Namespace, budget: Budget | BudgetRange) -> None:
         AgentError: there is no such algorithm or hyper-parameter.
         UnknownNameError: there is no such criterion or compensation.
     """
-    if args.per_input and args.cluster:
-        raise options.UsageError("--per-input learns from many inputs in one process; leave out --cluster")
-    if not args.per_input and (args.plan or args.static_ratio or args.rounds or args.tune_epochs):
-        raise options.UsageError("--plan, --static-ratio, --rounds and --tune-epochs go with --per-input")
-    if args.score and (args.per_input or args.first_images):
-        raise options.UsageError("--score judges whole networks; leave out --per-input and --first-images")
+    if args.score and args.first_images:
+        raise options.UsageError("--score judges whole networks; leave out --first-images")
     if args.algo in ALGORITHMS:
-        with_overrides(PER_INPUT if args.per_input else ALGORITHMS[args.algo], read_overrides(args.hyper))
+        with_overrides(ALGORITHMS[args.algo], read_overrides(args.hyper))
     elif args.algo not in SEARCHES:
         raise unknown_name("algorithm", args.algo, [*ALGORITHMS, *SEARCHES])
     elif args.hyper or args.init_policy:
         raise options.UsageError(f"{args.algo} learns no policy; leave out --hyper and --init-policy")
     options.method_of(args)
-    if args.baselines and (args.per_input or args.also or isinstance(budget, BudgetRange)):
+    if args.baselines and (args.also or isinstance(budget, BudgetRange)):
         raise options.UsageError("--baselines go with one network and one budget; leave them out")
 
 
 def _train(out: Path, args: argparse.Namespace, budget: Budget | BudgetRange) -> None:
-    if args.per_input:
-        train_per_input(out, args, budget)
-    elif args.also or isinstance(budget, BudgetRange):
+    if args.also or isinstance(budget, BudgetRange):
         if args.algo not in ALGORITHMS:
             raise options.UsageError(f"{args.algo} searches for one plan; give one network and one budget")
         train_for_reuse(out, args, budget, _learn)

@@ -1,11 +1,11 @@
-"""`train --per-input`: what it learns, measures and writes."""
+"""Learn a policy that sets runtime ratios for each input; write network, plan, metrics and pictures."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from prunegym.agents.learning.algorithms import read_overrides
-from prunegym.envs import Budget, BudgetRange, Task
+from prunegym.agents.learning.algorithms import read_overrides, with_overrides
+from prunegym.agents.per_input.ppo import PER_INPUT
+from prunegym.agents.per_input.rounds import (
+    LearnedPerInput,
+    PerInputStart,
+    RoundsConfig,
+    compare_with_fixed,
+    prepare,
+)
+from prunegym.envs import Budget, Limits, Task, parse_budget
 from prunegym.envs.input_pruning import loss
 from prunegym.pruning.apply import Compressed
 from prunegym.pruning.data import Images
@@ -30,70 +38,95 @@ from prunegym.pruning.plan import PruningPlan
 from prunegym.pruning.runtime.outcomes import InputOutcomes, input_outcomes
 from prunegym.pruning.storage.compressed import save_compressed
 from prunegym.scripts import options
-from prunegym.scripts.per_input import LearnedPerInput, PerInputJob, Settings, learn_ratios
-from prunegym.scripts.per_input_checks import plan_to_depart_from, share_of, static_plan, within_reach
+from prunegym.scripts.cli import run_verb
 from prunegym.scripts.report import write_pictures
-from prunegym.scripts.run_folder import INPUTS, METRICS, UPDATES, manifest_of, open_run, run_config, show
+from prunegym.scripts.run_folder import (
+    INPUTS,
+    METRICS,
+    UPDATES,
+    check_out,
+    check_source,
+    claimed,
+    manifest_of,
+    open_run,
+    run_config,
+    show,
+)
 
-PER_INPUT_DEFAULTS = {  # of flags, unless told otherwise
-    "algo": "ppo",
-    "episodes": 25_000,
-    "rounds": 2,
-    "max_runtime_ratio": 0.9,
-    "compensation": "least-squares-progressive",
-}
 N_EXAMPLES = 8  # images shown of the cheapest, and of the dearest
 
 
-def train_per_input(out: Path, args: argparse.Namespace, budget: Budget | BudgetRange) -> None:
-    """Learn to decide for each input, and write what came of it.
+def build_parser() -> options.Parser:
+    """Return the parser of this verb."""
+    parser = options.Parser("train-per-input", __doc__ or "")
+    options.add_network_flags(parser)
+    options.add_budget_flag(parser, average=True)
+    options.add_pruning_flags(parser, per_input=True)
+    options.add_per_input_flags(parser)
+    options.add_output_flags(parser, resume=True)
+    return parser
 
-    Raises:
-        UsageError: see `share_of`.
-        PruningError: see `plan_to_depart_from`, `apply_plan`, `within_reach` and `static_plan`.
-    """
-    share = share_of(args, budget)
-    given = PruningPlan.load(args.plan) if args.plan else None
-    task = options.task_of(args, Budget({"macs": share}))
-    network = options.network_of(task, args)
+
+def run(argv: Sequence[str]) -> None:
+    """Carry the verb out."""
+    args = build_parser().parse(argv)
+    budget = parse_budget(args.budget or ["macs=0.5"])
+    if not isinstance(budget, Budget) or set(budget.shares) != {"macs"}:
+        raise options.UsageError(
+            "train-per-input keeps to multiply-adds on average; give one --budget macs=SHARE"
+        )
+    args.budget = args.budget or ["macs=0.5"]
+    if args.plan and args.static_ratio:
+        raise options.UsageError("--plan holds the static ratios; leave out --static-ratio")
+    with_overrides(PER_INPUT, read_overrides(args.hyper))  # unknown names are refused before the work begins
+    options.method_of(args)
+    out = args.out or Path("runs") / args.model.replace("/", "-")
+    with claimed(out):
+        check_out(out, args)
+        if args.plan:
+            check_source(args.plan, out)
+        torch.manual_seed(args.seed)
+        _train(out, args, budget)
+
+
+def _train(out: Path, args: argparse.Namespace, budget: Budget) -> None:
+    plan = PruningPlan.load(args.plan) if args.plan else None
+    limits = Limits(static=args.max_static_ratio, runtime=args.max_runtime_ratio)
+    task = options.task_of(args, budget)
     # all that may be refused comes before the run begins
-    plan = plan_to_depart_from(network, args, share, given)
-    job = PerInputJob(task, network)
-    fixed = job.applied(plan)
-    share = within_reach(job, fixed, share, args.max_runtime_ratio)
-    static = static_plan(network, share, largest=args.max_static_ratio)
-    settings = Settings(
-        share=share,
-        largest=args.max_runtime_ratio,
+    start = prepare(
+        task,
+        options.network_of(task, args),
+        budget.shares["macs"],
+        limits=limits,
+        static_ratio=args.static_ratio,
+        plan=plan,
+    )
+    config = RoundsConfig(
         episodes=args.episodes,
         rounds=args.rounds,
-        tuning=args.tune_epochs,
+        tune_epochs=args.tune_epochs,
+        max_runtime_ratio=args.max_runtime_ratio,
         seed=args.seed,
         hyperparameters=read_overrides(args.hyper),
     )
+
+    def rewrite_config() -> None:
+        if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
+            open_run(out, run_config(args), overwrite=False)
+
     if not args.resume:
         open_run(out, run_config(args), overwrite=args.overwrite)
-    learned = learn_ratios(
-        job,
-        plan,
-        settings,
+    compared = compare_with_fixed(
+        start,
+        config,
         out=out,
         resume=args.resume,
         progress=not args.quiet,
         on_update=_appending(out / UPDATES),
+        on_learned=rewrite_config,
     )
-    if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
-        open_run(out, run_config(args), overwrite=False)
-    epochs = args.rounds * args.tune_epochs
-    if epochs:
-        job.tune_(fixed, epochs, args.seed)
-    rows = {
-        "dense": job.applied(PruningPlan()),
-        "static": job.applied(static, tuning=epochs),
-        "fixed": fixed,
-        "per-input": learned.compressed,
-    }
-    _write(out, job, args, rows, learned, plan)
+    _write(out, start, args, compared.networks, compared.learned)
 
 
 def _appending(path: Path) -> Callable[[dict[str, float]], None]:
@@ -128,13 +161,12 @@ def _cut(path: Path, *, before: Mapping[str, float]) -> None:
 
 def _write(
     out: Path,
-    job: PerInputJob,
+    start: PerInputStart,
     args: argparse.Namespace,
-    networks: dict[str, Compressed],
+    networks: Mapping[str, Compressed],
     learned: LearnedPerInput,
-    started_from: PruningPlan,
 ) -> None:
-    test = job.task.splits.test
+    job, test = start.job, start.job.task.splits.test
     rows = measure_side_by_side(job.network, networks, test)
     learned.plan.save(out / "plan.json")
     manifest = manifest_of(job.task, args, learned.plan, rows.evaluations["per-input"])
@@ -147,7 +179,7 @@ def _write(
         "rows": {row: one.to_dict() for row, one in rows.evaluations.items()},
         "gated_groups": rows.gated,
         "verdict": compared(rows.evaluations),
-        "plans": {"fixed": started_from.to_dict(), "per-input": learned.plan.to_dict()},
+        "plans": {"fixed": start.plan.to_dict(), "per-input": learned.plan.to_dict()},
         "per_input": {
             "budget": args.budget,
             "share": learned.share,
@@ -210,3 +242,7 @@ def pixels(images: Tensor, network: NetworkSpec) -> NDArray[np.uint8]:
     """Return images as they were before normalisation: uint8 [N, H, W, C], from [N, C, H, W]."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (network.mean, network.std))
     return (images.cpu() * std + mean).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("train-per-input"))

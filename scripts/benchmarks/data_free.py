@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 from tqdm import tqdm
 
-from prunegym.envs import Task
+from prunegym.envs import Task, static_plan
 from prunegym.pruning.apply import Method, apply_plan
 from prunegym.pruning.compensation import COMPENSATIONS
 from prunegym.pruning.metrics import accuracy, predictions
@@ -24,7 +24,6 @@ from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.scripts.benchmarks.assets import WEIGHTS, cifar_images, cifar_task
 from prunegym.scripts.benchmarks.results import Record, begun
-from prunegym.scripts.per_input_checks import static_plan
 from prunegym.scripts.run_folder import console
 
 MAX_STATIC_RATIO = 0.9  # static ratio of a group
@@ -148,7 +147,7 @@ def _plan(network: PrunableNetwork, setting: Setting) -> PruningPlan:
     if setting.ratio is not None:
         return PruningPlan({group.name: LayerDecision(setting.ratio) for group in groups})
     assert setting.macs is not None
-    return static_plan(network, setting.macs, largest=MAX_STATIC_RATIO)
+    return static_plan(network, setting.macs, max_static_ratio=MAX_STATIC_RATIO)
 
 
 def show(record: Mapping[str, Any]) -> None:

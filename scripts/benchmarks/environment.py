@@ -12,10 +12,9 @@ import numpy as np
 from rich.table import Table
 from tqdm import tqdm
 
-from prunegym.envs import LayerPruningEnv, task_env
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.agents.per_input.rounds import PerInputJob
+from prunegym.envs import LayerPruningEnv, even_plan, task_env
 from prunegym.scripts.benchmarks.assets import cifar_task
-from prunegym.scripts.per_input import PerInputJob
 from prunegym.scripts.run_folder import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
@@ -46,11 +45,8 @@ def time_inputs(job: PerInputJob, seed: int) -> float:
 
     Gates wherever there can be some, at half of the units; random actions, after a batch that warms up.
     """
-    even = {
-        group.name: LayerDecision(0.0, 0.0 if group.ungated else 0.5) for group in job.network.graph.prunable
-    }
-    compressed = job.applied(PruningPlan(even))
-    job.install_(compressed, largest=0.9)
+    compressed = job.apply(even_plan(job.network.graph, 0.0, 0.5))
+    job.attach_policy_(compressed, max_runtime_ratio=0.9)
     env = job.environment(compressed, share=0.5)
     rng, gates = np.random.default_rng(seed), len(env.gate_names)
     env.reset(seed=seed)

@@ -12,6 +12,8 @@ import numpy as np
 from rich.table import Table
 from torch import nn
 
+from prunegym.agents.per_input.rounds import PerInputJob, RoundsConfig, learn_in_rounds, mean_plan
+from prunegym.envs import static_plan
 from prunegym.pruning.apply import Compressed, Method
 from prunegym.pruning.data import Images, ImageSplits
 from prunegym.pruning.evaluation.comparison import typical_image
@@ -26,8 +28,6 @@ from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.training.finetuning import finetune_
 from prunegym.scripts.benchmarks.assets import cifar_task
 from prunegym.scripts.benchmarks.results import begun, interval, run_side_by_side
-from prunegym.scripts.per_input import PerInputJob, Settings, learn_ratios, mean_plan
-from prunegym.scripts.per_input_checks import static_plan
 from prunegym.scripts.run_folder import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
@@ -58,15 +58,15 @@ def _run(args: argparse.Namespace, name: str, seed: str) -> dict[str, Any]:
     )
     job, test = PerInputJob(task, network), task.splits.test
     plan = PruningPlan({group.name: LayerDecision(0.0, RATIO) for group in network.graph.prunable})
-    fixed = job.applied(plan)
+    fixed = job.apply(plan)
     share = network.cost.macs(fixed.widths) / network.cost.macs(network.cost.dense)
-    settings = Settings(share, LARGEST, args.episodes or EPISODES, ROUNDS, 0, int(seed), {})
-    learned = learn_ratios(job, plan, settings)
+    config = RoundsConfig(args.episodes or EPISODES, ROUNDS, max_runtime_ratio=LARGEST, seed=int(seed))
+    learned = learn_in_rounds(job, plan, config, share=share)
     learned_seconds = time.perf_counter() - start
     small = {
-        "static": job.applied(static_plan(network, share, largest=LARGEST)),
+        "static": job.apply(static_plan(network, share, max_static_ratio=LARGEST)),
         "fixed": fixed,
-        "fixed, learned": job.applied(mean_plan(job, learned.compressed, learned.plan)),
+        "fixed, learned": job.apply(mean_plan(job, learned.compressed, learned.plan)),
         "per-input": learned.compressed,
     }
     rows = {kind: _row(network, one, test) for kind, one in small.items()}

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from torch import nn
 
-from prunegym.envs.allocation import ALLOCATIONS, evenly_gated, sensitivity_plan, uniform_plan
+from prunegym.envs.allocation import (
+    ALLOCATIONS,
+    even_plan,
+    evenly_gated,
+    sensitivity_plan,
+    static_plan,
+    uniform_plan,
+)
 from prunegym.envs.budget import Budget, Limits
 from prunegym.envs.budget_projection import BudgetProjection
 from prunegym.pruning.apply import Method
@@ -194,3 +201,21 @@ def test_a_budget_that_gates_cannot_meet_is_refused_in_one_line_with_what_they_c
     named = float(re.search(r"0\.\d{4}", str(caught.value))[0])
     assert smallest <= named < smallest + 1e-4
     evenly_gated(network, named, static_ratio=0.0, largest=0.5)  # and it can be asked for
+
+
+def test_an_even_plan_has_the_same_ratios_for_all_and_gates_only_where_there_can_be_some():
+    graph = prunable_network("residual").graph
+    plan = even_plan(graph, 0.25, 0.5)
+    assert {group.name for group in graph.prunable} == set(plan.decisions)
+    for group in graph.prunable:
+        decision = plan[group.name]
+        assert (decision.static_ratio, decision.runtime_ratio) == (0.25, 0.0 if group.ungated else 0.5)
+    assert {one.runtime_ratio for one in even_plan(graph, 0.25).decisions.values()} == {0.0}
+
+
+def test_a_static_plan_is_the_uniform_one_within_the_budget_without_gates():
+    network, env = wide_network(), wide_env(budget={"macs": 0.4}, limits=Limits(0.9, 0.0))
+    plan = static_plan(network, 0.4, max_static_ratio=0.9)
+    assert plan.to_dict() == env.allocation("uniform")
+    with pytest.raises(ImpossibleBudgetError):
+        static_plan(network, 0.4, max_static_ratio=0.1)

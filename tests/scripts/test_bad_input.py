@@ -498,18 +498,24 @@ class TestPerInput:
         [
             (
                 ["--budget", "macs=0.3..0.8"],
-                "--per-input keeps to multiply-adds on average; give one --budget",
+                "train-per-input keeps to multiply-adds on average; give one --budget",
             ),
-            (["--budget", "params=0.5"], "--per-input keeps to multiply-adds on average; give one --budget"),
-            (["--budget", "macs=0.5", "params=0.5"], "--per-input keeps to multiply-adds on average"),
-            (["--also", "cifar_resnet20=x.th"], "learns by PPO on batches of inputs; leave out --also"),
-            (["--algo", "sac"], "learns by PPO on batches of inputs; leave out --algo"),
-            (["--algo", "random"], "learns by PPO on batches of inputs; leave out --algo"),
-            (["--n-envs", "2"], "learns by PPO on batches of inputs; leave out --n-envs"),
-            (["--init-policy", "builtin"], "leave out --init-policy"),
+            (
+                ["--budget", "params=0.5"],
+                "train-per-input keeps to multiply-adds on average; give one --budget",
+            ),
+            (["--budget", "macs=0.5", "params=0.5"], "train-per-input keeps to multiply-adds on average"),
+            (["--budget", "latency=0.5"], "train-per-input keeps to multiply-adds on average"),
+            (["--also", "cifar_resnet20=x.th"], "unknown argument --also"),
+            (["--algo", "sac"], "unknown argument --algo"),
+            (["--baselines", "random"], "unknown argument --baselines"),
+            (["--n-envs", "2"], "unknown argument --n-envs"),
+            (["--cluster"], "unknown argument --cluster"),
+            (["--init-policy", "builtin"], "unknown argument --init-policy"),
+            (["--score", "score.py:score"], "unknown argument --score"),
             (["--overwrite", "--plan", "out/plan.json", "--out", "out"], "which lies in out; give another"),
-            (["--first-images", "9"], "leave out --first-images"),
-            (["--dense-reward"], "leave out --dense-reward"),
+            (["--first-images", "9"], "unknown argument --first-images"),
+            (["--dense-reward"], "unknown argument --dense-reward"),
             (["--hyper", "tau=0.1"], "per-input has no hyper-parameter 'tau'."),
             (["--hyper", "price_rat=1"], "no hyper-parameter 'price_rat'. Did you mean 'price_rate'?"),
             (
@@ -530,11 +536,11 @@ class TestPerInput:
         ],
     )
     def test_wrong_words(self, refused, flags, argv, expected):
-        assert expected in refused("train", "--per-input", *flags, *argv)
+        assert expected in refused("train-per-input", *flags, *argv)
 
     @pytest.mark.parametrize("flag", ["--plan", "--static-ratio", "--rounds", "--tune-epochs"])
-    def test_its_flags_make_no_sense_without_it(self, refused, flags, flag):
-        assert "go with --per-input" in refused("train", *flags, flag, "0.5" if "ratio" in flag else "1")
+    def test_its_flags_are_unknown_to_train(self, refused, flags, flag):
+        assert f"unknown argument {flag}" in refused("train", *flags, flag, "0.5" if "ratio" in flag else "1")
 
     @pytest.mark.parametrize(
         ("decision", "expected"),
@@ -553,11 +559,11 @@ class TestPerInput:
     def test_a_plan_that_will_not_do(self, refused, flags, tmp_path, decision, expected):
         plan = tmp_path / "plan.json"
         plan.write_text(f'{{"version": 1, "decisions": {{{decision}}}}}')
-        assert expected in refused("train", "--per-input", *flags, "--plan", plan)
+        assert expected in refused("train-per-input", *flags, "--plan", plan)
 
     def test_ratios_beside_a_plan(self, refused, flags, finished_run):
         argv = ["--plan", finished_run / "plan.json", "--static-ratio", "0.2"]
-        assert "leave out --static-ratio" in refused("train", "--per-input", *flags, *argv)
+        assert "leave out --static-ratio" in refused("train-per-input", *flags, *argv)
 
     @pytest.mark.parametrize(
         ("argv", "expected"),
@@ -568,12 +574,12 @@ class TestPerInput:
         ],
     )
     def test_an_impossible_budget(self, refused, flags, argv, expected):
-        assert expected in refused("train", "--per-input", *flags, *argv, code=3)
+        assert expected in refused("train-per-input", *flags, *argv, code=3)
 
     def test_a_budget_that_a_plan_cannot_keep(self, refused, flags, tmp_path):
         plan = tmp_path / "plan.json"
         plan.write_text('{"version": 1, "decisions": {"c.0": {"runtime_ratio": 0.5}}}')
-        line = refused("train", "--per-input", *flags, "--plan", plan, "--budget", "macs=0.5", code=3)
+        line = refused("train-per-input", *flags, "--plan", plan, "--budget", "macs=0.5", code=3)
         assert (
             "with runtime ratios of 0.9 at every gate of the plan; raise one of them, or the budget" in line
         )

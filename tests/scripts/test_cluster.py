@@ -115,8 +115,3 @@ def test_an_address_without_a_cluster_is_refused_at_once(refused, flags, tmp_pat
     line = refused(*flags, "--cluster", address, "--out", tmp_path / "run")
     assert f"cannot use the Ray cluster {address} (" in line
     assert "give HOST:PORT of one that this machine is part of, or local" in line
-
-
-def test_deciding_for_each_input_needs_no_cluster(refused, flags, tmp_path):
-    line = refused(*flags, "--per-input", "--cluster", "--out", tmp_path / "run")
-    assert "leave out --cluster" in line

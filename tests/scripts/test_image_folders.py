@@ -73,7 +73,7 @@ def test_a_network_is_trained_evaluated_and_fine_tuned_on_files(
 
 def test_what_decides_for_each_input_learns_from_files(run_cli, flags, tmp_path):
     budget = ["--budget", "macs=0.7", "--episodes", 300, "--rounds", 1, "--tune-epochs", 1]
-    outcome = run_cli("train", "--per-input", *flags, *budget, "--json", "--out", tmp_path / "run")
+    outcome = run_cli("train-per-input", *flags, *budget, "--json", "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     assert "per-input" in json.loads(outcome.out)["rows"]
 

@@ -235,7 +235,7 @@ def command(material):
     inputs = 71  # learned from side by side: all training and reward images
     settings = ["--hyper", "n_epochs=1", "--hyper", f"episodes_per_update={inputs}"]
     flags = [*material.flags, "--budget", "macs=0.6", *settings, "--episodes", inputs * ROUND]
-    return ["train", "--per-input", *flags]
+    return ["train-per-input", *flags]
 
 
 @pytest.fixture(scope="module")

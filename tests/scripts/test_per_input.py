@@ -1,4 +1,4 @@
-"""`train --per-input` through the command line, and what other verbs make of its results."""
+"""`train-per-input` through the command line, and what other verbs make of its results."""
 
 import argparse
 import contextlib
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import prunegym.agents.per_input.rounds
 import prunegym.pruning.evaluation.comparison
 import prunegym.scripts.finetune
-import prunegym.scripts.per_input
 from prunegym.envs import Budget, load_task
 from prunegym.pruning.data import load_splits
 from prunegym.pruning.metrics import accuracy
@@ -29,10 +29,10 @@ QUICK = ["--hyper", "n_epochs=1", "--hyper", "episodes_per_update=64"]
 
 
 def trained(*argv):
-    """Run `train --per-input` and return what it printed."""
+    """Run `train-per-input` and return what it printed."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = main(["train", "--per-input", *map(str, argv), "--json", "--quiet"])
+        code = main(["train-per-input", *map(str, argv), "--json", "--quiet"])
     assert code == 0
     return json.loads(printed.getvalue())
 
@@ -87,7 +87,9 @@ def test_everything_is_written_and_the_metrics_are_printed(digits):
     assert list(metrics["rows"]) == ROWS
     assert all(set(row) == METRICS for row in metrics["rows"].values())
     assert read(digits / "plan.json")["decisions"] == metrics["plans"]["per-input"]
-    assert read(digits / "config.json")["per_input"] is True
+    config = read(digits / "config.json")
+    assert {"rounds", "tune_epochs"} < set(config)
+    assert not {"algo", "baselines", "n_envs", "first_images", "per_input"} & set(config)
 
 
 def test_all_rows_cost_the_same_on_average(digits):
@@ -216,13 +218,13 @@ def test_static_ratios_are_even_where_no_plan_says_otherwise(flags, tmp_path):
 
 
 def test_fine_tuning_comes_after_each_round_and_as_long_for_the_others(flags, monkeypatch, run, tmp_path):
-    tuned, finetune_ = [], prunegym.scripts.per_input.finetune_
+    tuned, finetune_ = [], prunegym.agents.per_input.rounds.finetune_
 
     def note(model, images, **settings):
         tuned.append((settings["epochs"], settings["teacher"] is not None, len(images)))
         return finetune_(model, images, **settings)
 
-    monkeypatch.setattr(prunegym.scripts.per_input, "finetune_", note)
+    monkeypatch.setattr(prunegym.agents.per_input.rounds, "finetune_", note)
     metrics = trained(*flags, "--budget", "macs=0.6", "--tune-epochs", 1, "--out", tmp_path / "run")
     assert tuned == [(epochs, True, 160) for epochs in (1, 1, 2, 2)]  # all images but the test images
     assert metrics["plans"]["per-input"] == metrics["plans"]["fixed"]  # weights go on, so the plan stays
@@ -235,7 +237,7 @@ def test_fine_tuning_comes_after_each_round_and_as_long_for_the_others(flags, mo
 def test_the_smallest_budget_named_can_be_asked_for(flags, run_cli, tmp_path):
     asked, out = "0.001", tmp_path / "run"
     for _ in range(3):
-        outcome = run_cli("train", "--per-input", *flags, "--budget", f"macs={asked}", "--out", out)
+        outcome = run_cli("train-per-input", *flags, "--budget", f"macs={asked}", "--out", out)
         if outcome.code == 0:
             break
         assert (outcome.code, out.exists()) == (3, False), outcome.err
@@ -247,9 +249,9 @@ def test_the_smallest_budget_named_can_be_asked_for(flags, run_cli, tmp_path):
 
 
 def test_a_config_file_holds_its_flags_too(run_cli, flags, tmp_path):
-    text = "per-input: true\nrounds: 1\ntune-epochs: 0\nstatic-ratio: 0.1\nmax-runtime-ratio: 0.8\n"
+    text = "rounds: 1\ntune-epochs: 0\nstatic-ratio: 0.1\nmax-runtime-ratio: 0.8\n"
     (tmp_path / "c.yaml").write_text(text)
-    outcome = run_cli("train", *flags, "--config", tmp_path / "c.yaml", "--out", tmp_path / "run")
+    outcome = run_cli("train-per-input", *flags, "--config", tmp_path / "c.yaml", "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     config = read(tmp_path / "run" / "config.json")
     assert (config["max_runtime_ratio"], config["rounds"], config["episodes"]) == (0.8, 1, 200)

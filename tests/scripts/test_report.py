@@ -137,7 +137,7 @@ def input_folder(folder: Path) -> Path:
     """The run's folder, of a run that learns to decide for each input."""
     (folder / "episodes.jsonl").unlink()
     config = {name: CONFIG[name] for name in ("model", "budget", "seed", "command")}
-    (folder / "config.json").write_text(json.dumps({**config, "per_input": True}))
+    (folder / "config.json").write_text(json.dumps({**config, "rounds": 2}))
     names = ["dense", "static", "fixed", "per-input"]
     record = {
         "rows": {name: row(0.9, 1_000_000) for name in names},

@@ -115,7 +115,7 @@ def test_it_is_learned_what_each_input_takes_without_data(run_cli, flags, materi
 
     monkeypatch.setattr(tasks, "load_splits", refuse)
     quick = ["--episodes", "100", "--rounds", "1", "--budget", "macs=0.6", "--hyper", "n_epochs=1"]
-    outcome = run_cli("train", "--per-input", *flags, *quick, "--out", tmp_path / "run", "--json")
+    outcome = run_cli("train-per-input", *flags, *quick, "--out", tmp_path / "run", "--json")
     assert outcome.code == 0, outcome.err
     rows = json.loads(outcome.out)["rows"]
     assert list(rows) == ["dense", "static", "fixed", "per-input"]
@@ -129,7 +129,7 @@ def test_images_to_report_on_take_no_part_in_what_is_learned_for_each_input(
 ):
     quick = ["--episodes", "100", "--rounds", "1", "--budget", "macs=0.6", "--hyper", "n_epochs=1"]
     for name, images in (("with", ["--eval-data", f"npz:{material.data}"]), ("without", [])):
-        outcome = run_cli("train", "--per-input", *flags, *quick, *images, "--out", tmp_path / name)
+        outcome = run_cli("train-per-input", *flags, *quick, *images, "--out", tmp_path / name)
         assert outcome.code == 0, outcome.err
     row = read(tmp_path / "with" / "metrics.json")["rows"]["per-input"]
     assert row["accuracy"] is not None

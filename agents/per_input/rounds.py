@@ -1,0 +1,330 @@
+"""Learning runtime ratios for each input, in rounds: fit weights and gates, learn a policy, plan anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunegym.agents.per_input.ppo import InputPolicy, learn_per_input
+from prunegym.envs import InputPruningVectorEnv, Limits, Task, evenly_gated, static_plan
+from prunegym.envs.budget_projection import rounded_up
+from prunegym.pruning.apply import Compressed
+from prunegym.pruning.cost import plan_widths
+from prunegym.pruning.data import Images, ImageSplits, joined
+from prunegym.pruning.errors import ImpossibleBudgetError, PlanError
+from prunegym.pruning.metrics import predictions
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.runtime.gates import gates_of
+from prunegym.pruning.runtime.installing import attach_per_input_policy_, fit_input_statistics_
+from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
+from prunegym.pruning.runtime.per_input import PerInputPolicy, find_per_input_policy, per_input_policy_of
+from prunegym.pruning.runtime.prices import InputPrices
+from prunegym.pruning.training.finetuning import finetune_
+
+# relative spread of the unit counts that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
+COUNT_SPREAD = 0.25
+HIDDEN = (32, 32)  # layer widths of the policy network
+MAX_HELD_BYTES = 2**30  # of training images held in memory, beside the reward images
+
+
+@dataclass(frozen=True)
+class RoundsConfig:
+    """How a policy for inputs is learned."""
+
+    episodes: int  # inputs in each round
+    rounds: int = 2
+    tune_epochs: int = 0  # epochs of fine-tuning after each round
+    max_runtime_ratio: float = 0.9
+    seed: int = 0
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LearnedPerInput:
+    """A network that decides for each input."""
+
+    compressed: Compressed
+    plan: PruningPlan  # its decisions depart from this plan's runtime ratios
+    policies: list[InputPolicy]  # one for each round
+    share: float  # of the dense multiply-adds that inputs were to cost on average
+    mean_share: float  # of the dense multiply-adds that validation images cost on average
+
+
+class PerInputJob:
+    """A task's network with the images that a policy is learned on, fitted to and tuned on."""
+
+    def __init__(self, task: Task, network: PrunableNetwork) -> None:
+        self.task = task
+        self.network = network
+        splits = task.splits
+        if isinstance(splits, ImageSplits):
+            # all in memory, as many training images as MAX_HELD_BYTES allow
+            reward = Images(splits.reward.images, splits.reward.labels)
+            numbers = torch.arange(min(len(splits.train), MAX_HELD_BYTES // reward.images[0].nbytes))
+            train = Images(splits.train.take(numbers), splits.train.labels[numbers])
+            self.learned_on = joined(train, reward)
+            self.typical, self.tuned_on = splits.calibration, splits.all_but_test()
+        else:
+            self.learned_on = self.typical = self.tuned_on = splits.reward
+
+    def dense_logits(self, images: Images) -> Tensor:
+        """Return the dense network's logits: [N, classes]."""
+        return predictions(self.task.model, images.batches())[0]
+
+    def apply(
+        self, plan: PruningPlan, *, counts: Mapping[str, Tensor] | None = None, tune_epochs: int = 0
+    ) -> Compressed:
+        """Return the network compressed by a plan and fine-tuned for some epochs; see `apply_plan`."""
+        compressed = self.network.apply(plan, counts=counts)
+        if tune_epochs:
+            self.tune_(compressed, tune_epochs)
+        return compressed
+
+    def varied_counts(self, plan: PruningPlan) -> dict[str, Tensor]:
+        """Return unit counts for each calibration image, spread by COUNT_SPREAD around those of a plan.
+
+        Weights fitted to one count fit no other, not even that of all units. An image gets more, or fewer,
+        units at all gates alike.
+        """
+        widths = plan_widths(self.network.graph, plan, round_to=self.network.method.round_to)
+        images = sum(map(len, self.network.calibration.inputs.batches))
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
+        share = 1 + COUNT_SPREAD * (2 * (order + 0.5) / images - 1)
+        return {
+            group.name: (executed * share + 0.5).floor().clamp(1, kept).long()
+            for group, kept, executed in zip(
+                self.network.graph.prunable, widths.kept.tolist(), widths.executed.tolist(), strict=True
+            )
+            if executed < kept
+        }
+
+    def tune_(self, compressed: Compressed, epochs: int, seed: int = 0) -> None:
+        """Fine-tune weights and gates on the dense network's outputs, in place; a per-input policy stays."""
+        finetune_(compressed.model, self.tuned_on, teacher=self.task.model, epochs=epochs, seed=seed)
+        if find_per_input_policy(gates_of(compressed.model)) is not None:
+            images = self.typical.images.to(next(compressed.model.parameters()).device)
+            fit_input_statistics_(compressed.model, images, self.dense_logits(self.typical))
+
+    def attach_policy_(self, compressed: Compressed, max_runtime_ratio: float) -> None:
+        """Let the network decide for each input; at first it decides as its plan says."""
+        attach_per_input_policy_(
+            compressed.model,
+            self.typical.images.to(next(compressed.model.parameters()).device),
+            self.dense_logits(self.typical),
+            prices=InputPrices.from_cost(self.network.cost, compressed.widths),
+            hidden=HIDDEN,
+            largest=max_runtime_ratio,
+        )
+
+    def min_share(self, compressed: Compressed, max_runtime_ratio: float) -> float:
+        """Return the share of the dense multiply-adds that remains if inputs skip all they may."""
+        prices = InputPrices.from_cost(self.network.cost, compressed.widths)
+        policy = PerInputPolicy(compressed.gates, prices, hidden=HIDDEN, largest=max_runtime_ratio)
+        action = torch.ones(1)
+        counts = torch.stack([policy.decode(gate, action) for gate in range(len(compressed.gates))], dim=1)
+        return float(prices.macs(counts.numpy())[0] + policy.macs) / prices.dense
+
+    def environment(self, compressed: Compressed, share: float) -> InputPruningVectorEnv:
+        """Return the environment in which inputs are decided, within a share of the dense multiply-adds."""
+        device = next(compressed.model.parameters()).device
+        return InputPruningVectorEnv(
+            compressed.model,
+            images=self.learned_on.images.to(device),
+            dense_logits=self.dense_logits(self.learned_on),
+            budget=share,
+        )
+
+
+@dataclass(frozen=True)
+class PerInputStart:
+    """A network before the first round; nothing of what follows can be refused any more."""
+
+    job: PerInputJob
+    plan: PruningPlan  # static ratios, which stay, and runtime ratios to depart from
+    fixed: Compressed  # carries that plan out
+    static: PruningPlan  # the uniform plan without gates within the same share
+    share: float  # of the dense multiply-adds, for inputs on average: no more than the fixed plan costs
+
+
+@dataclass(frozen=True)
+class PerInputComparison:
+    """Networks of equal cost: dense, static, fixed and per-input ratios."""
+
+    networks: Mapping[str, Compressed]  # "dense", "static", "fixed" and "per-input"
+    learned: LearnedPerInput
+
+
+def prepare(
+    task: Task,
+    network: PrunableNetwork,
+    share: float,
+    *,
+    limits: Limits,
+    static_ratio: float = 0.0,
+    plan: PruningPlan | None = None,
+) -> PerInputStart:
+    """Choose the plan to depart from, and check that inputs can keep to a share of the multiply-adds.
+
+    Inputs are to cost no more than the fixed plan does, so that no row wins by spending more of the budget.
+
+    Args:
+        task: images that the policy is learned on, and images to validate on.
+        network: the task's network, traced and calibrated.
+        share: of the dense multiply-adds that may remain, on average over inputs.
+        limits: the largest static and runtime ratio of a group.
+        static_ratio: of every group, if no plan is given.
+        plan: to depart from; by default even ratios within `share`, see `evenly_gated`.
+
+    Raises:
+        PlanError: a runtime ratio of the plan is above the largest, no group takes a gate, or the plan skips
+            nothing, so that there is nothing to decide.
+        ImpossibleBudgetError: the largest ratios are not enough, or inputs that skip all they may, and pay
+            for the policy, are still above `share`.
+    """
+    if plan is None:
+        plan = evenly_gated(network, share, static_ratio=static_ratio, largest=limits.runtime)
+    else:
+        for name, decision in plan.decisions.items():
+            if decision.runtime_ratio > limits.runtime:
+                raise PlanError(
+                    f"group {name!r}: a runtime_ratio of {decision.runtime_ratio:g} is above the largest, "
+                    f"{limits.runtime:g}; raise --max-runtime-ratio"
+                )
+    job = PerInputJob(task, network)
+    fixed = job.apply(plan)
+    if not fixed.gates:
+        raise PlanError(
+            "the plan skips nothing at run time, so there is nothing to decide for each input; "
+            "give a smaller --budget or --static-ratio, or a --plan with runtime ratios"
+        )
+    smallest = job.min_share(fixed, limits.runtime)
+    if smallest > share:
+        raise ImpossibleBudgetError(
+            f"macs={share:g} cannot be met: the smallest is {rounded_up(smallest)}, with runtime "
+            f"ratios of {limits.runtime:g} at every gate of the plan; raise one of them, or the budget"
+        )
+    cost = network.cost
+    share = min(share, max(smallest, cost.macs(fixed.widths) / cost.macs(cost.dense)))
+    static = static_plan(network, share, max_static_ratio=limits.static)
+    return PerInputStart(job, plan, fixed, static, share)
+
+
+def compare_with_fixed(
+    start: PerInputStart,
+    config: RoundsConfig,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    on_update: Callable[[dict[str, float]], None] | None = None,
+    on_learned: Callable[[], None] | None = None,
+) -> PerInputComparison:
+    """Learn runtime ratios for each input, and return the networks to compare them with.
+
+    The static and the fixed network are fine-tuned for as many epochs as the learned one in all its rounds.
+
+    Args:
+        start: what `prepare` returned; its fixed network is fine-tuned in place.
+        config: how the policy is learned.
+        out: see `learn_in_rounds`, as for the next three.
+        resume: likewise.
+        progress: likewise.
+        on_update: likewise.
+        on_learned: called when learning is done, before the other networks are fine-tuned.
+    """
+    learned = learn_in_rounds(
+        start.job,
+        start.plan,
+        config,
+        share=start.share,
+        out=out,
+        resume=resume,
+        progress=progress,
+        on_update=on_update,
+    )
+    if on_learned is not None:
+        on_learned()
+    epochs = config.rounds * config.tune_epochs
+    if epochs:
+        start.job.tune_(start.fixed, epochs, config.seed)
+    networks = {
+        "dense": start.job.apply(PruningPlan()),
+        "static": start.job.apply(start.static, tune_epochs=epochs),
+        "fixed": start.fixed,
+        "per-input": learned.compressed,
+    }
+    return PerInputComparison(networks, learned)
+
+
+def learn_in_rounds(
+    job: PerInputJob,
+    plan: PruningPlan,
+    config: RoundsConfig,
+    *,
+    share: float,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    on_update: Callable[[dict[str, float]], None] | None = None,
+) -> LearnedPerInput:
+    """Learn a policy in rounds, each on weights and gates fitted to what the previous policy decides.
+
+    A round applies the plan, with weights fitted to varying unit counts, and learns a policy on that network.
+    The policy's mean ratios are the runtime ratios of the next round's plan. With fine-tuning the plan stays,
+    and each round continues with the network that the previous one tuned, as in Chen et al. 2020.
+
+    Args:
+        job: the network and its images.
+        plan: static ratios, which stay, and runtime ratios to depart from.
+        config: how the policy is learned.
+        share: of the dense multiply-adds, on average over inputs.
+        out: the folder of the run, which keeps checkpoints and curves; None for none.
+        resume: continue from the checkpoints in `out`.
+        progress: show bars on standard error.
+        on_update: called with the record of each update, the number of its `round` included.
+    """
+    policies: list[InputPolicy] = []
+    compressed = job.apply(plan, counts=job.varied_counts(plan))
+    for number in range(1, config.rounds + 1):
+
+        def announce(record: dict[str, float], number: int = number) -> None:
+            if on_update is not None:
+                on_update({"round": number, **record})
+
+        if number > 1 and not config.tune_epochs:
+            plan = mean_plan(job, compressed, plan)
+            compressed = job.apply(plan, counts=job.varied_counts(plan))
+        job.attach_policy_(compressed, config.max_runtime_ratio)
+        policies.append(
+            learn_per_input(
+                job.environment(compressed, share),
+                episodes=config.episodes,
+                seed=config.seed + number,  # or a round on the same plan would repeat the one before
+                hyperparameters=config.hyperparameters,
+                tensorboard_log=out / "tensorboard" / f"round-{number}" if out else None,
+                progress=progress,
+                on_update=announce,
+                checkpoint=out / "checkpoint" / f"round-{number}" if out else None,
+                resume=resume,
+            )
+        )
+        per_input_policy_of(compressed.model).load_policy_(policies[-1].layers)
+        if config.tune_epochs:
+            job.tune_(compressed, config.tune_epochs, config.seed)
+        mean_share = keep_budget_(compressed.model, job.task.splits.validation, share)
+    return LearnedPerInput(compressed, plan, policies, share, mean_share)
+
+
+def mean_plan(job: PerInputJob, compressed: Compressed, plan: PruningPlan) -> PruningPlan:
+    """Return a plan whose runtime ratios are the mean of what a network decides for its inputs."""
+    means = input_outcomes(compressed.model, job.typical).ratios.mean(0)
+    for site, ratio in zip(compressed.gates, means, strict=True):
+        decision = LayerDecision(plan[site.group].static_ratio, min(float(ratio), 0.99))
+        plan = plan.with_decision(site.group, decision)
+    return plan
