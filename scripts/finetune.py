@@ -28,8 +28,14 @@ from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed, save_compressed
 from prunegym.pruning.training.batch_norms import KEPT, REESTIMATED, STATISTICS, check_statistics, reestimate_
 from prunegym.pruning.training.distributed import ProcessGroup, launched
-from prunegym.pruning.training.finetuning import PARTS, finetune_, trained_parameters
-from prunegym.pruning.training.loop import Epoch, TrainingConfig
+from prunegym.pruning.training.finetuning import (
+    PARTS,
+    FinetuningConfig,
+    RunControl,
+    finetune_,
+    trained_parameters,
+)
+from prunegym.pruning.training.loop import Epoch
 from prunegym.pruning.training.optimizers import OPTIMIZERS, SCHEDULES
 from prunegym.pruning.training.precision import PRECISIONS
 from prunegym.scripts import options
@@ -141,7 +147,24 @@ def _check(args: argparse.Namespace, model: nn.Module) -> None:
     trained_parameters(model, args.part)
     check_statistics(model, args.batch_norms)
     if args.epochs or args.batch_norms != REESTIMATED:
-        TrainingConfig(args.epochs, args.lr, args.batch_size, args.weight_decay, args.shift, args.flip)
+        _config(args)
+
+
+def _config(args: argparse.Namespace) -> FinetuningConfig:
+    return FinetuningConfig(
+        epochs=args.epochs,
+        learning_rate=args.lr,
+        batch_size=args.batch_size,
+        weight_decay=args.weight_decay,
+        shift=args.shift,
+        flip=args.flip,
+        optimizer=args.optimizer,
+        precision=args.precision,
+        seed=args.seed,
+        part=args.part,
+        schedule=args.schedule,
+        batch_norms=args.batch_norms,
+    )
 
 
 def _source(args: argparse.Namespace) -> Path:
@@ -186,24 +209,12 @@ def _finetune(
         return finetune_(
             model,
             material.images,
+            _config(args),
             teacher=material.dense if args.learn == DISTILLATION else None,
             validation=material.validation if args.validate else None,
-            part=args.part,
-            epochs=args.epochs,
-            optimizer=args.optimizer,
-            learning_rate=args.lr,
-            schedule=args.schedule,
-            batch_size=args.batch_size,
-            weight_decay=args.weight_decay,
-            precision=args.precision,
-            batch_norms=args.batch_norms,
-            shift=args.shift,
-            flip=args.flip,
-            seed=args.seed,
-            processes=processes,
-            checkpoint=args.out / "checkpoint" / "state.pt",
-            resume=args.resume,
-            on_epoch=curves.write,
+            control=RunControl(
+                processes, args.out / "checkpoint" / "state.pt", resume=args.resume, on_epoch=curves.write
+            ),
             progress=not args.quiet,
         )
 

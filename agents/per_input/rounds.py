@@ -25,7 +25,7 @@ from prunegym.pruning.runtime.installing import attach_per_input_policy_, fit_in
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
 from prunegym.pruning.runtime.per_input import PerInputPolicy, find_per_input_policy, per_input_policy_of
 from prunegym.pruning.runtime.prices import InputPrices
-from prunegym.pruning.training.finetuning import finetune_
+from prunegym.pruning.training.finetuning import FinetuningConfig, finetune_
 
 # relative spread of the unit counts that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
 COUNT_SPREAD = 0.25
@@ -106,7 +106,8 @@ class PerInputJob:
 
     def tune_(self, compressed: Compressed, epochs: int, seed: int = 0) -> None:
         """Fine-tune weights and gates on the dense network's outputs, in place; a per-input policy stays."""
-        finetune_(compressed.model, self.tuned_on, teacher=self.task.model, epochs=epochs, seed=seed)
+        config = FinetuningConfig(epochs, seed=seed)
+        finetune_(compressed.model, self.tuned_on, config, teacher=self.task.model)
         if find_per_input_policy(gates_of(compressed.model)) is not None:
             images = self.typical.images.to(next(compressed.model.parameters()).device)
             fit_input_statistics_(compressed.model, images, self.dense_logits(self.typical))

@@ -26,13 +26,13 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def write_checkpoint(
-    path: Path, run: Mapping[str, Any], model: nn.Module, descent: TrainingLoop, history: Sequence[Epoch]
+    path: Path, run: Mapping[str, Any], model: nn.Module, loop: TrainingLoop, history: Sequence[Epoch]
 ) -> None:
     """Keep a run after an epoch; `run` is what makes it what it is, plain data."""
     state = {
         "run": run,
         "model": model.state_dict(),
-        "descent": descent.state_dict(),
+        "loop": loop.state_dict(),
         "history": [asdict(epoch) for epoch in history],
     }
     with written_whole(path) as temporary:
@@ -60,8 +60,8 @@ def read_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
     return state
 
 
-def restore_(kept: Checkpoint, model: nn.Module, descent: TrainingLoop) -> list[Epoch]:
+def restore_(saved: Checkpoint, model: nn.Module, loop: TrainingLoop) -> list[Epoch]:
     """Set network, optimiser, schedule and random state back; return the epochs that are over."""
-    model.load_state_dict(kept["model"])
-    descent.load_state_dict(kept["descent"])
-    return [Epoch(**epoch) for epoch in kept["history"]]
+    model.load_state_dict(saved["model"])
+    loop.load_state_dict(saved["loop"])
+    return [Epoch(**epoch) for epoch in saved["history"]]

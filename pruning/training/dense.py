@@ -7,8 +7,8 @@ import hashlib
 import json
 import logging
 from collections import deque
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,52 +25,38 @@ from prunegym.pruning.training.loop import TrainingConfig, TrainingLoop, seeded
 _log = logging.getLogger(__name__)
 
 _DIGITS_NETWORK = "digits_resnet"
-_DIGITS_RECIPE: dict[str, Any] = {"epochs": 30, "batch_size": 32, "weight_decay": 5e-3, "shift": 1}
+_DIGITS_CONFIG = TrainingConfig(30, learning_rate=0.1, batch_size=32, weight_decay=5e-3, shift=1)
 _DIGITS_VERSION = 1  # raise it when the network, its data or `train_dense` changes the weights that come out
 
 
 def train_dense(
-    model: nn.Module,
-    images: Images,
-    *,
-    epochs: int,
-    learning_rate: float = 0.1,
-    batch_size: int = 64,
-    weight_decay: float = 5e-4,
-    shift: int = 0,
-    seed: int = 0,
-    progress: bool = False,
+    model: nn.Module, images: Images, config: TrainingConfig, *, progress: bool = False
 ) -> nn.Module:
     """Return a trained copy of `model` in eval mode; `model` and torch's global generator stay as they were.
 
-    SGD with Nesterov momentum, cosine schedule, cross entropy with label smoothing. The same seed gives the
-    same weights on the same torch build and kind of processor.
+    Cross entropy with label smoothing; the learning rate falls along a cosine from the first step. The same
+    seed gives the same weights on the same torch build and kind of processor.
 
     Args:
-        model: starts from the weights it has.
-        images: with labels; seen once an epoch, in a new order each time.
-        epochs: passes over the images.
-        learning_rate: of the first step.
-        batch_size: the most images in a step; batches differ by at most one image.
-        weight_decay: on all parameters.
-        shift: each batch is moved by up to so many pixels either way.
-        seed: of the order, the shifts, and whatever the network draws (dropout).
+        model: the network; training starts from the weights it has.
+        images: labelled images; each is seen once an epoch, in a new order each time.
+        config: the settings of the run.
         progress: show a bar on stderr if that is a terminal.
 
     Raises:
         DataError: there is no image.
-        PruningError: a number makes no sense, or the loss became NaN or infinite.
+        UnknownNameError: there is no such optimizer or precision.
+        PruningError: the loss became NaN or infinite.
     """
     model = copy.deepcopy(model).train()
 
     def loss_of(batch: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(model(batch), labels, label_smoothing=0.1)
 
-    recipe = TrainingConfig(epochs, learning_rate, batch_size, weight_decay, shift)
     parameters = list(model.parameters())
-    descent = TrainingLoop(parameters, images, recipe, loss_of, seed=seed)
-    with seeded(seed, parameters[0].device):
-        deque(descent.epochs(progress=progress), maxlen=0)
+    loop = TrainingLoop(parameters, images, config, loss_of)
+    with seeded(config.seed, parameters[0].device):
+        deque(loop.epochs(progress=progress), maxlen=0)
     return model.eval()
 
 
@@ -96,15 +82,15 @@ def dense_digits(cache: Path | None = None, *, progress: bool = False) -> nn.Mod
     splits = load_splits("digits", network)
     learned_from = joined(splits.train, splits.calibration)
     with one_thread():
-        model = train_dense(model, learned_from, **_DIGITS_RECIPE, progress=progress)
+        model = train_dense(model, learned_from, _DIGITS_CONFIG, progress=progress)
     _store(model, path)
     return model
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """Return a short hash of what decides the weights: another recipe or width gets another file."""
+    """Return a short hash of what decides the weights: another configuration or width gets another file."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    determined_by = json.dumps([_DIGITS_VERSION, _DIGITS_RECIPE, shapes])
+    determined_by = json.dumps([_DIGITS_VERSION, asdict(_DIGITS_CONFIG), shapes])
     return hashlib.sha256(determined_by.encode()).hexdigest()[:12]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,36 +29,54 @@ from prunegym.pruning.training.batch_norms import (
 from prunegym.pruning.training.checkpoints import fingerprint, read_checkpoint, restore_, write_checkpoint
 from prunegym.pruning.training.distributed import SINGLE_PROCESS, ProcessGroup
 from prunegym.pruning.training.loop import Epoch, LossOf, TrainingConfig, TrainingLoop, seeded
-from prunegym.pruning.training.optimizers import OPTIMIZERS, warmed_up
+from prunegym.pruning.training.optimizers import warmed_up
 
 PARTS = ("all", "gates")
 TEMPERATURE = 2.0  # that softens the logits of both networks in distillation
 MAX_NORM = 5.0  # of the gradient; a network just cut may start with a steep one
 
 
+@dataclass(frozen=True)
+class FinetuningConfig(TrainingConfig):
+    """The settings that decide what weights fine-tuning ends with; see `TrainingConfig` for the others."""
+
+    epochs: int = 5  # passes over the images, those before an interruption included
+    precision: str = "auto"  # losses and statistics are float32 in any case
+    part: str = "all"  # train `all` parameters, or only those of the runtime `gates`
+    schedule: str = "cosine"  # one of SCHEDULES, after a short warm-up
+    # statistics of BatchNorms are `kept`; or `reestimated` on the images at first, then kept; or `trained`:
+    # they follow the batches, of which a process sees its share
+    batch_norms: str = KEPT
+
+
+@dataclass(frozen=True)
+class RunControl:
+    """How a run of fine-tuning is carried out; no setting here changes the weights it ends with.
+
+    Args:
+        processes: the processes that train the network together; the first one writes checkpoints, calls
+            `on_epoch` and shows the bar.
+        checkpoint: the file to which the run is saved after each epoch; all processes must see it.
+        resume: continue the run saved in `checkpoint`, if there is one; the weights come out as if there had
+            been no interruption.
+        on_epoch: called after each epoch, when its checkpoint is written; what it raises ends the run.
+    """
+
+    processes: ProcessGroup = SINGLE_PROCESS
+    checkpoint: Path | None = None
+    resume: bool = False
+    on_epoch: Callable[[Epoch], None] | None = None
+
+
 @torch.enable_grad()  # whatever the caller is doing
 def finetune_(
     model: nn.Module,
     images: Images,
+    config: FinetuningConfig = FinetuningConfig(),
     *,
     teacher: nn.Module | None = None,
     validation: Images | None = None,
-    part: str = "all",
-    epochs: int,
-    optimizer: str = "sgd",
-    learning_rate: float | None = None,
-    schedule: str = "cosine",
-    batch_size: int = 64,
-    weight_decay: float = 5e-4,
-    precision: str = "auto",
-    batch_norms: str = KEPT,
-    shift: int = 0,
-    flip: bool = False,
-    seed: int = 0,
-    processes: ProcessGroup = SINGLE_PROCESS,
-    checkpoint: Path | None = None,
-    resume: bool = False,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    control: RunControl = RunControl(),
     progress: bool = False,
 ) -> tuple[Epoch, ...]:
     """Train a compressed network in place; return its epochs, those before an interruption included.
@@ -67,71 +85,49 @@ def finetune_(
 
     Args:
         model: the compressed network; after an error, other than of a wrong argument, of no more use.
-        images: seen once an epoch, in a new order each time.
+        images: the training images; each is seen once an epoch, in a new order each time.
+        config: the settings of the run.
         teacher: the dense network, on the same device. With it the loss is the divergence of the softened
             logits, and labels play no part; without it the cross entropy.
-        validation: images held out, to see after each epoch how many of them come out right.
-        part: `all` parameters, or only those of the runtime `gates`.
-        epochs: passes over the images, those before an interruption included.
-        optimizer: one of OPTIMIZERS.
-        learning_rate: the highest; the optimiser's own unless given.
-        schedule: one of SCHEDULES, after a short warm-up.
-        batch_size: the most images in a step, of all processes; batches differ by at most one image.
-        weight_decay: on all parameters that are trained.
-        precision: one of PRECISIONS, of forward passes; losses and statistics are float32 in any case.
-        batch_norms: their statistics are `kept`; or `reestimated` on the images at first, then kept; or
-            `trained`: they follow the batches, of which a process sees its share.
-        shift: each batch is moved by up to so many pixels either way.
-        flip: each image is mirrored half of the time.
-        seed: of the order, the variation of images, and whatever the network draws (dropout).
-        processes: that train the network together; the first writes checkpoints, calls and shows the bar.
-        checkpoint: the file that keeps the run after each epoch, or None; all processes must see it.
-        resume: go on from `checkpoint` if a run was kept there, else begin; the weights come out as if there
-            had been no interruption.
-        on_epoch: called after each epoch, when its checkpoint is written; what it raises ends the run.
+        validation: images held out, on which the accuracy is measured after each epoch.
+        control: processes, checkpoint and callback of the run.
         progress: show a bar on stderr if that is a terminal.
 
     Raises:
-        UnknownNameError: there is no such part, optimiser, schedule, precision or way with BatchNorms.
+        UnknownNameError: there is no such part, optimizer, schedule, precision or way with BatchNorms.
         DataError: there is no image.
-        PruningError: a number makes no sense, the network has no gates or no BatchNorm, the teacher has other
-            classes, the checkpoint is damaged or of another run, or the loss became NaN or infinite.
+        PruningError: the network has no gates or no BatchNorm, the teacher has other classes, the checkpoint
+            is damaged or of another run, or the loss became NaN or infinite.
     """
-    kind = OPTIMIZERS[optimizer]
-    rate = kind.learning_rate if learning_rate is None else learning_rate
-    parameters = trained_parameters(model, part)
-    check_statistics(model, batch_norms)
-    recipe = TrainingConfig(epochs, rate, batch_size, weight_decay, shift, flip)
-    descent = TrainingLoop(
+    parameters = trained_parameters(model, config.part)
+    check_statistics(model, config.batch_norms)
+    processes, checkpoint = control.processes, control.checkpoint
+    loop = TrainingLoop(
         parameters,
         images,
-        recipe,
+        config,
         _loss(model, teacher),
-        optimizer_of=kind.build,
-        schedule_of=warmed_up(schedule),
+        schedule_of=warmed_up(config.schedule),
         max_norm=MAX_NORM,
-        precision=precision,
         processes=processes,
-        seed=seed,
     )
-    run = {"part": part, "distillation": teacher is not None, "images": len(images), "seed": seed}
-    run |= {"optimizer": optimizer, "schedule": schedule, "precision": precision, "batch_norms": batch_norms}
-    run |= {**asdict(recipe), "initial weights": fingerprint(model)}
-    kept = read_checkpoint(checkpoint, run) if checkpoint is not None and resume else None
-    if batch_norms == REESTIMATED and not kept:
+    run = {"part": config.part, "distillation": teacher is not None, "images": len(images)}
+    run |= {**asdict(config), "learning_rate": config.highest_rate, "initial weights": fingerprint(model)}
+    saved = read_checkpoint(checkpoint, run) if checkpoint is not None and control.resume else None
+    if config.batch_norms == REESTIMATED and not saved:
         reestimate_(model, images, processes)
     with (
-        seeded(seed, parameters[0].device),
-        _learning(model, parameters, batch_norms),
+        seeded(config.seed, parameters[0].device),
+        _learning(model, parameters, config.batch_norms),
         evaluating(*([teacher] if teacher else [])),
     ):
-        history = restore_(kept, model, descent) if kept else []
-        for epoch in descent.epochs(done=len(history), progress=progress and not processes.number):
+        history = restore_(saved, model, loop) if saved else []
+        for epoch in loop.epochs(done=len(history), progress=progress and not processes.number):
             history.append(epoch if validation is None else _validated(epoch, model, validation))
             if checkpoint is not None and not processes.number:
-                write_checkpoint(checkpoint, run, model, descent, history)
-            if on_epoch is not None and not processes.number:
-                on_epoch(history[-1])
+                write_checkpoint(checkpoint, run, model, loop, history)
+            if control.on_epoch is not None and not processes.number:
+                control.on_epoch(history[-1])
     return tuple(history)
 
 

@@ -18,7 +18,7 @@ from prunegym.pruning.data import Images
 from prunegym.pruning.errors import DataError, PruningError
 from prunegym.pruning.training.augmentation import Augmentation
 from prunegym.pruning.training.distributed import SINGLE_PROCESS, ProcessGroup, add_up_gradients_, share_of
-from prunegym.pruning.training.optimizers import OptimizerOf, nesterov
+from prunegym.pruning.training.optimizers import OPTIMIZERS
 from prunegym.pruning.training.precision import Precision
 
 CPU = torch.device("cpu")
@@ -28,27 +28,40 @@ ScheduleOf = Callable[[torch.optim.Optimizer, int], LRScheduler]  # of an optimi
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long and how fast to descend, and how images are varied on the way."""
+    """The settings that decide what weights a training run ends with.
 
-    epochs: int
-    learning_rate: float
-    batch_size: int
-    weight_decay: float = 5e-4
-    shift: int = 0  # each batch is moved by up to so many pixels either way
-    flip: bool = False  # each image is mirrored half of the time
+    Raises:
+        PruningError: a number makes no sense.
+    """
+
+    epochs: int  # passes over the images
+    learning_rate: float | None = None  # the highest; None: the optimizer's own
+    batch_size: int = 64  # the most images in a step, of all processes; batches differ by at most one image
+    weight_decay: float = 5e-4  # on all parameters that are trained
+    shift: int = 0  # each batch is moved by up to this many pixels either way
+    flip: bool = False  # mirror each image half of the time
+    optimizer: str = "sgd"  # one of OPTIMIZERS
+    precision: str = "float32"  # one of PRECISIONS, of forward passes
+    seed: int = 0  # of the order, the augmentation, and what the network draws itself (dropout)
 
     def __post_init__(self) -> None:
-        for name, least in {"epochs": 1, "batch_size": 1, "shift": 0, "weight_decay": 0}.items():
+        for name, minimum in {"epochs": 1, "batch_size": 1, "shift": 0, "weight_decay": 0}.items():
             value = getattr(self, name)
-            if not least <= value < math.inf:
-                raise PruningError(f"{name} must be {least} or more, got {value}")
-        if not 0 < self.learning_rate < math.inf:
+            if not minimum <= value < math.inf:
+                raise PruningError(f"{name} must be {minimum} or more, got {value}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise PruningError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
+
+    @property
+    def highest_rate(self) -> float:
+        """The highest learning rate: the one given, else the optimizer's own."""
+        own = OPTIMIZERS[self.optimizer].learning_rate
+        return own if self.learning_rate is None else self.learning_rate
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What came of a pass over the images."""
+    """Loss, learning rate and accuracy of one pass over the images."""
 
     number: int  # the first is 1
     loss: float  # mean over the images, each as its batch came up
@@ -57,26 +70,24 @@ class Epoch:
 
 
 class TrainingLoop:
-    """Follow the gradient over images, one epoch after the other.
+    """Gradient descent over images, one epoch after the other.
 
     Order and augmentation of the images come from a generator of its own; what the network draws itself
     (dropout) comes from torch's global ones.
 
     Args:
-        parameters: to be trained; they decide the device.
-        images: seen once an epoch, in a new order each time.
-        recipe: how long, how fast, and how images are varied.
-        loss_of: runs the network on a batch.
-        optimizer_of: parameters, a learning rate and a weight decay.
-        schedule_of: of the learning rate, by steps.
-        max_norm: longer gradients are cut to this length.
-        precision: of forward passes, one of PRECISIONS.
-        processes: that train the network together; each step is that of one process alone, to rounding.
-        seed: of the order and the augmentation.
+        parameters: the parameters that are trained; the loop runs on their device.
+        images: the training images; each is seen once an epoch, in a new order each time.
+        config: the settings of the run.
+        loss_of: runs the network on a batch and returns its loss.
+        schedule_of: makes the schedule of the learning rate from the optimizer and the number of steps.
+        max_norm: gradients whose norm is larger are scaled down to it.
+        processes: the processes that train the network together; each step equals that of one process alone
+            up to rounding.
 
     Raises:
         DataError: there is no image.
-        UnknownNameError: there is no such precision.
+        UnknownNameError: there is no such optimizer or precision.
         PruningError: there are fewer images in a batch than processes.
     """
 
@@ -84,35 +95,32 @@ class TrainingLoop:
         self,
         parameters: Sequence[nn.Parameter],
         images: Images,
-        recipe: TrainingConfig,
+        config: TrainingConfig,
         loss_of: LossOf,
         *,
-        optimizer_of: OptimizerOf = nesterov,
         schedule_of: ScheduleOf = CosineAnnealingLR,
         max_norm: float = math.inf,
-        precision: str = "float32",
         processes: ProcessGroup = SINGLE_PROCESS,
-        seed: int = 0,
     ) -> None:
         if not len(images):
             raise DataError("there is no image to train on; give at least one")
         self._parameters = parameters
         self._images = images
-        self._recipe = recipe
+        self._config = config
         self._loss_of = loss_of
         self._max_norm = max_norm
-        self._precision = Precision(precision, parameters[0].device)
+        self._precision = Precision(config.precision, parameters[0].device)
         self._processes = processes
-        self._seed = seed
-        self._draws = torch.Generator().manual_seed(seed)
-        self._n_batches = -(-len(images) // recipe.batch_size)
+        self._draws = torch.Generator().manual_seed(config.seed)
+        self._n_batches = -(-len(images) // config.batch_size)
         smallest = len(images) // self._n_batches
         if smallest < processes.count:
             raise PruningError(
                 f"{processes.count} processes cannot share {smallest} images; make batches larger"
             )
-        self._optimizer = optimizer_of(parameters, recipe.learning_rate, recipe.weight_decay)
-        self._schedule = schedule_of(self._optimizer, recipe.epochs * self._n_batches)
+        build = OPTIMIZERS[config.optimizer].build
+        self._optimizer = build(parameters, config.highest_rate, config.weight_decay)
+        self._schedule = schedule_of(self._optimizer, config.epochs * self._n_batches)
 
     def epochs(self, *, done: int = 0, progress: bool = False) -> Iterator[Epoch]:
         """Descend for the epochs that are left, and yield each when it is over.
@@ -124,7 +132,7 @@ class TrainingLoop:
         Raises:
             PruningError: the loss or its gradient became NaN or infinite.
         """
-        total = self._recipe.epochs
+        total = self._config.epochs
         shown = progress and sys.stderr.isatty()
         numbers = range(done + 1, total + 1)
         with tqdm(
@@ -159,7 +167,7 @@ class TrainingLoop:
 
     def _epoch(self, number: int) -> Epoch:
         if self._processes.number:  # so that no two processes drop out alike, resumed or not
-            torch.manual_seed(self._seed + 1_000_003 * self._processes.number + number)
+            torch.manual_seed(self._config.seed + 1_000_003 * self._processes.number + number)
         rate = float(self._schedule.get_last_lr()[0])
         total = 0.0
         for batch in torch.randperm(len(self._images), generator=self._draws).tensor_split(self._n_batches):
@@ -190,7 +198,7 @@ class TrainingLoop:
         """Return what this process's images contribute to the mean loss of a batch."""
         device = self._parameters[0].device
         augmentation = Augmentation.draw(
-            len(batch), shift=self._recipe.shift, flip=self._recipe.flip, generator=self._draws
+            len(batch), shift=self._config.shift, flip=self._config.flip, generator=self._draws
         )
         share = share_of(self._processes, len(batch))
         mine = batch[share]
@@ -203,7 +211,7 @@ class TrainingLoop:
         if not torch.isfinite(value):
             raise PruningError(
                 f"training diverged in epoch {epoch}: the {what} is {value.item()}; "
-                f"try a learning rate below {self._recipe.learning_rate:g}, and check the images"
+                f"try a learning rate below {self._config.highest_rate:g}, and check the images"
             )
 
 

@@ -25,7 +25,7 @@ from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
 from prunegym.pruning.runtime.per_input import find_per_input_policy
 from prunegym.pruning.runtime.slicing import deployed
-from prunegym.pruning.training.finetuning import finetune_
+from prunegym.pruning.training.finetuning import FinetuningConfig, finetune_
 from prunegym.scripts.benchmarks.assets import cifar_task
 from prunegym.scripts.benchmarks.results import begun, interval, run_side_by_side
 from prunegym.scripts.run_folder import console
@@ -84,7 +84,8 @@ def _run(args: argparse.Namespace, name: str, seed: str) -> dict[str, Any]:
 def _fine_tune_(model: nn.Module, job: PerInputJob, seed: int) -> None:
     assert isinstance(job.task.splits, ImageSplits)  # there is data
     images = job.task.splits.all_but_test()
-    finetune_(model, images, teacher=job.task.model, epochs=EPOCHS, flip=True, shift=4, seed=seed)
+    config = FinetuningConfig(EPOCHS, flip=True, shift=4, seed=seed)
+    finetune_(model, images, config, teacher=job.task.model)
 
 
 def _row(network: PrunableNetwork, small: Compressed, test: Images) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from prunegym.pruning.metrics import accuracy, predictions
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime.gates import RuntimeGates, as_key, attach_gates_, detach_gates_, gates_of
-from prunegym.pruning.training.finetuning import finetune_
+from prunegym.pruning.training.finetuning import FinetuningConfig, finetune_
 from prunegym.scripts.benchmarks.assets import cifar_images, cifar_task
 from prunegym.scripts.benchmarks.results import Record
 from prunegym.scripts.benchmarks.trust import TrustGate
@@ -117,7 +117,8 @@ def _measure_calibration(
 def _fine_tune_(model: nn.Module, task: Task, seed: int) -> None:
     assert isinstance(task.splits, ImageSplits)  # there is data
     images = task.splits.all_but_test()
-    finetune_(model, images, teacher=task.model, epochs=EPOCHS, flip=True, shift=4, seed=seed)
+    config = FinetuningConfig(EPOCHS, flip=True, shift=4, seed=seed)
+    finetune_(model, images, config, teacher=task.model)
 
 
 def _applied(network: PrunableNetwork, kind: Kind, ratio: float) -> Compressed:

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -62,9 +63,9 @@ def learned(monkeypatch):
     """The arguments of each fine-tuning."""
     seen, finetune_ = [], prunegym.scripts.finetune.finetune_
 
-    def note(model, images, **settings):
-        seen.append({"images": images, **settings})
-        return finetune_(model, images, **settings)
+    def note(model, images, config, **settings):
+        seen.append({"images": images, **asdict(config), **settings})
+        return finetune_(model, images, config, **settings)
 
     monkeypatch.setattr(prunegym.scripts.finetune, "finetune_", note)
     return seen
@@ -204,7 +205,7 @@ def test_without_images_it_follows_the_dense_network_on_synthetic_ones(
     run_cli, material, flags, learned, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(records, "MOST", 48)
+    monkeypatch.setattr(records, "MAX_IMAGES", 48)
     monkeypatch.setattr(distilled, "STEPS", 3)
     none = ["--data", "none", "--learn", "distillation", "--weights", material.weights, "--json"]
     outcome = run_cli("finetune", *flags, *none)
@@ -221,7 +222,7 @@ def test_without_images_it_follows_the_dense_network_on_synthetic_ones(
 
 def test_the_digits_are_pruned_at_run_time_and_fine_tuned(run_cli, monkeypatch, tmp_path):
     monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(dense._DIGITS_RECIPE, "epochs", 2)
+    monkeypatch.setattr(dense, "_DIGITS_CONFIG", replace(dense._DIGITS_CONFIG, epochs=2))
     assert run_cli("prune", "--runtime-ratio", "0.6", "--out", tmp_path / "a", "--quiet").code == 0
     given = ["--compressed", tmp_path / "a", "--learn", "distillation", "--epochs", "2", "--shift", "1"]
     outcome = run_cli("finetune", *given, "--out", tmp_path / "b", "--quiet", "--json")

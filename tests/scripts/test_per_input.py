@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNEGYM_CACHE", str(folder / "cache"))
-        patch.setitem(dense._DIGITS_RECIPE, "epochs", 2)
+        patch.setattr(dense, "_DIGITS_CONFIG", replace(dense._DIGITS_CONFIG, epochs=2))
         patch.setattr(
             prunegym.pruning.evaluation.comparison,
             "measure_latency",
@@ -220,9 +221,9 @@ def test_static_ratios_are_even_where_no_plan_says_otherwise(flags, tmp_path):
 def test_fine_tuning_comes_after_each_round_and_as_long_for_the_others(flags, monkeypatch, run, tmp_path):
     tuned, finetune_ = [], prunegym.agents.per_input.rounds.finetune_
 
-    def note(model, images, **settings):
-        tuned.append((settings["epochs"], settings["teacher"] is not None, len(images)))
-        return finetune_(model, images, **settings)
+    def note(model, images, config, *, teacher):
+        tuned.append((config.epochs, teacher is not None, len(images)))
+        return finetune_(model, images, config, teacher=teacher)
 
     monkeypatch.setattr(prunegym.agents.per_input.rounds, "finetune_", note)
     metrics = trained(*flags, "--budget", "macs=0.6", "--tune-epochs", 1, "--out", tmp_path / "run")

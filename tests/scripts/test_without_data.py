@@ -15,7 +15,7 @@ RATIO = ["--static-ratio", "0.4"]
 def small_sets(monkeypatch, tmp_path_factory):
     """Few images and steps, made once for all tests."""
     monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setattr(records, "MOST", 48)
+    monkeypatch.setattr(records, "MAX_IMAGES", 48)
     monkeypatch.setattr(distilled, "STEPS", 5)
 
 
@@ -97,7 +97,7 @@ def test_data_calibrates_by_what_is_asked_for(run_cli, material, tmp_path):
 
 
 def test_a_real_resnet20_is_compressed_without_data(run_cli, resnet20, monkeypatch, tmp_path):
-    monkeypatch.setattr(records, "MOST", 256)
+    monkeypatch.setattr(records, "MAX_IMAGES", 256)
     given = [*resnet20[:-1], "none", "--eval-data", resnet20[-1], "--only", "*.conv1", *RATIO]
     accuracy = {}
     for compensation in ("none", "least-squares"):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunegym.pruning.calibration import statistics as module
+from prunegym.pruning.calibration import moments, statistics
 from prunegym.pruning.calibration.moments import FullCovariance, SampledCovariance
 from prunegym.pruning.calibration.statistics import calibrate, real_images
 from prunegym.pruning.calibration.unfolding import POSITIONS_PER_IMAGE, unfolded
@@ -210,24 +210,24 @@ class TestCovariances:
 
 
 def test_a_wide_reader_keeps_an_even_sample_of_centred_rows(monkeypatch):
-    monkeypatch.setattr(module, "WIDE", 10)
-    monkeypatch.setattr(module, "WIDE_ROWS", 20)
+    monkeypatch.setattr(statistics, "MAX_FULL_INPUTS", 10)
+    monkeypatch.setattr(moments, "N_SAMPLED_ROWS", 20)
     model = randomised(nn.Sequential(unit(3, 6), unit(6, 8), Head(8)))
     graph, images = find_groups(model, (3, 6, 6)), EXAMPLES["plain"].images()
     with Recorder(model, "1.0") as inputs:
         model(images)
-    moments = calibrate(graph, real_images(model, [images])).moments["1.0"]
+    found = calibrate(graph, real_images(model, [images])).moments["1.0"]
     u = F.unfold(inputs[0], 3, padding=1).transpose(1, 2).reshape(-1, 54)[::6].double()  # 108 rows
-    (covariance,) = moments.covariances
+    (covariance,) = found.covariances
     assert isinstance(covariance, SampledCovariance)
-    torch.testing.assert_close(moments.mean[0], u.mean(0))
+    torch.testing.assert_close(found.mean[0], u.mean(0))
     torch.testing.assert_close(covariance.rows, u - u.mean(0))
 
 
 def test_a_wide_reader_keeps_few_rows_however_many_come(monkeypatch):
-    monkeypatch.setattr(module, "WIDE_ROWS", 20)
+    monkeypatch.setattr(moments, "N_SAMPLED_ROWS", 20)
     rows = torch.arange(5000.0)[None, :, None].expand(1, -1, 3)
-    some = module.SampledRows()
+    some = moments.SampledRows()
     for part in rows.split(130, dim=1):
         some.add(part)
         assert some._kept <= 40

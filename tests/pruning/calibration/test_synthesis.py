@@ -21,7 +21,7 @@ NETWORKS = ("plain", "residual", "padded", "concat", "depthwise", "grouped", "co
 def small_sets(monkeypatch, tmp_path):
     """Few images, few steps, and a cache of their own."""
     monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(records, "MOST", 32)
+    monkeypatch.setattr(records, "MAX_IMAGES", 32)
     monkeypatch.setattr(distilled, "STEPS", 12)
 
 
@@ -190,5 +190,5 @@ class TestSyntheticSplits:
 
 
 def test_large_images_make_smaller_sets():
-    assert len(records.gaussian_images((1, 8, 8), seed=0)) == 32  # MOST, above
-    assert len(records.gaussian_images((3, 224, 224), seed=0)) == records.FEWEST
+    assert len(records.gaussian_images((1, 8, 8), seed=0)) == 32  # MAX_IMAGES, above
+    assert len(records.gaussian_images((3, 224, 224), seed=0)) == records.MIN_IMAGES

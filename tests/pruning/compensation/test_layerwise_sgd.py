@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.pruning.calibration import statistics
+from prunegym.pruning.calibration import unfolding
 from prunegym.pruning.calibration.statistics import calibrate, real_images
 from prunegym.pruning.compensation import COMPENSATIONS, PlannedCut, layerwise_sgd
 from prunegym.pruning.graph import find_groups
@@ -18,7 +18,7 @@ from tests.pruning.oracles import example, random_kept
 @pytest.fixture(autouse=True)
 def every_position(monkeypatch):
     """What is learned is compared with the best there is on the very same data."""
-    monkeypatch.setattr(statistics, "POSITIONS_PER_IMAGE", 1000)
+    monkeypatch.setattr(unfolding, "POSITIONS_PER_IMAGE", 1000)
 
 
 @cache

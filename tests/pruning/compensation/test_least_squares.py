@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunegym.pruning.calibration import statistics
+from prunegym.pruning.calibration import unfolding
 from prunegym.pruning.calibration.moments import FullCovariance, Moments
 from prunegym.pruning.calibration.statistics import calibrate, real_images
 from prunegym.pruning.compensation.least_squares import output_mean, refit, shift_output_
@@ -23,7 +23,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 @pytest.fixture(autouse=True)
 def every_position(monkeypatch):
     """What holds on the data of the fit is checked on all of it."""
-    monkeypatch.setattr(statistics, "POSITIONS_PER_IMAGE", 1000)
+    monkeypatch.setattr(unfolding, "POSITIONS_PER_IMAGE", 1000)
 
 
 @pytest.mark.parametrize("name", list(EXAMPLES))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.pruning.calibration import statistics
+from prunegym.pruning.calibration import unfolding
 from prunegym.pruning.compensation.merging import bias_shares, merging_shares, released_shares
 from prunegym.pruning.compensation.unit_weights import OutputAffine
 from prunegym.pruning.graph import find_groups
@@ -22,7 +22,7 @@ HOMOGENEOUS += ["flatten", "transposed", "conv3d", "mlp", "bias-free", "tokens"]
 @pytest.fixture(autouse=True)
 def every_position(monkeypatch):
     """Means over all positions, so that they are exact."""
-    monkeypatch.setattr(statistics, "POSITIONS_PER_IMAGE", 1000)
+    monkeypatch.setattr(unfolding, "POSITIONS_PER_IMAGE", 1000)
 
 
 def affine(gamma, beta, mean, variance):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunegym.pruning.calibration import statistics
+from prunegym.pruning.calibration import unfolding
 from prunegym.pruning.calibration.statistics import calibrate, real_images
 from prunegym.pruning.calibration.synthesis import SYNTHESES
 from prunegym.pruning.compensation import COMPENSATIONS, PlannedCut, sampled_rows
@@ -20,7 +20,7 @@ DOUBLE = torch.float64
 @pytest.fixture(autouse=True)
 def every_position(monkeypatch):
     """What the oracles see is all that the fit sees."""
-    monkeypatch.setattr(statistics, "POSITIONS_PER_IMAGE", 1000)
+    monkeypatch.setattr(unfolding, "POSITIONS_PER_IMAGE", 1000)
 
 
 def compensated(model, images, kept, name="least-squares-progressive", inputs=None):

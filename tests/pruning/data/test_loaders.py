@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from prunegym.pruning.data import Images, images_of
 from prunegym.pruning.errors import DataError
-from prunegym.pruning.training.finetuning import finetune_
+from prunegym.pruning.training.finetuning import FinetuningConfig, finetune_
 
 IMAGES, LABELS = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 3
 
@@ -42,7 +42,7 @@ def test_a_network_is_fine_tuned_from_a_loader_as_from_its_images():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
         before = model[1].weight.clone()
-        finetune_(model, images, epochs=2, batch_size=5)
+        finetune_(model, images, FinetuningConfig(epochs=2, batch_size=5))
         assert not torch.equal(model[1].weight, before)
         trained.append(model[1].weight)
     assert torch.equal(*trained)

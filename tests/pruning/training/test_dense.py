@@ -1,5 +1,6 @@
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from prunegym.pruning.errors import PruningError
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.training import dense
 from prunegym.pruning.training.dense import dense_digits, train_dense
+from prunegym.pruning.training.loop import TrainingConfig
 
 
 def two_blobs(count=64):
@@ -30,6 +32,10 @@ def equal(first, second):
     return all(torch.equal(one, other) for one, other in pairs)
 
 
+def settings(epochs, **given):
+    return TrainingConfig(epochs, **{"learning_rate": 0.1, **given})
+
+
 def accuracy(model, images):
     with torch.no_grad():
         return (model(images.images).argmax(1) == images.labels).float().mean().item()
@@ -38,8 +44,8 @@ def accuracy(model, images):
 def test_training_learns_what_can_be_learned():
     blobs = two_blobs()
     swapped = Images(blobs.images, 1 - blobs.labels)
-    assert accuracy(train_dense(linear(), blobs, epochs=5, batch_size=8), blobs) > 0.95
-    assert accuracy(train_dense(linear(), swapped, epochs=5, batch_size=8), blobs) < 0.05
+    assert accuracy(train_dense(linear(), blobs, settings(epochs=5, batch_size=8)), blobs) > 0.95
+    assert accuracy(train_dense(linear(), swapped, settings(epochs=5, batch_size=8)), blobs) < 0.05
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -48,7 +54,9 @@ def test_steps_are_those_worked_out_by_hand(epochs):
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     with torch.no_grad():
         model[1].weight.zero_()
-    trained = train_dense(model, blobs, epochs=epochs, batch_size=8, learning_rate=0.5, weight_decay=0.1)
+    trained = train_dense(
+        model, blobs, settings(epochs=epochs, batch_size=8, learning_rate=0.5, weight_decay=0.1)
+    )
     inputs = blobs.images.flatten(1)
     targets = torch.tensor([[0.95, 0.05], [0.05, 0.95]])[blobs.labels]  # smoothed by 0.1
     weight, velocity = torch.zeros(2, 4), torch.zeros(2, 4)
@@ -65,7 +73,7 @@ def test_the_model_given_and_the_global_generator_stay_as_they_were():
     model = linear()
     before = copy.deepcopy(model)
     state = torch.get_rng_state()
-    trained = train_dense(model, two_blobs(), epochs=1)
+    trained = train_dense(model, two_blobs(), settings(epochs=1))
     assert equal(model, before)
     assert not equal(trained, before)
     assert not trained.training
@@ -74,7 +82,7 @@ def test_the_model_given_and_the_global_generator_stay_as_they_were():
 
 def test_the_seed_decides_the_weights():
     first, again, other = (
-        train_dense(linear(), two_blobs(), epochs=1, batch_size=16, seed=s) for s in (1, 1, 2)
+        train_dense(linear(), two_blobs(), settings(epochs=1, batch_size=16, seed=s)) for s in (1, 1, 2)
     )
     assert equal(first, again)
     assert not equal(first, other)
@@ -92,7 +100,7 @@ def test_no_batch_is_a_lonely_image():
             seen.append(len(x))
             return self.linear(x.flatten(1))
 
-    train_dense(Watch(), two_blobs(17), epochs=1, batch_size=8)
+    train_dense(Watch(), two_blobs(17), settings(epochs=1, batch_size=8))
     assert sorted(seen) == [5, 6, 6]
 
 
@@ -113,7 +121,7 @@ def test_images_move_only_by_the_shift_allowed(shift):
             seen.add(tuple((x[0, 0].nonzero()[0] - 2).tolist()))
             return self.linear(x.flatten(1))
 
-    train_dense(Watch(), Images(square, torch.tensor([1])), epochs=60, shift=shift)
+    train_dense(Watch(), Images(square, torch.tensor([1])), settings(epochs=60, shift=shift))
     reach = range(-shift, shift + 1)
     assert seen == {(dy, dx) for dy in reach for dx in reach}
 
@@ -122,13 +130,13 @@ def test_a_loss_that_is_not_a_number_is_reported():
     blobs = two_blobs()
     blobs.images[5] = float("nan")
     with pytest.raises(PruningError, match="training diverged in epoch 1: the loss is nan"):
-        train_dense(linear(), blobs, epochs=2)
+        train_dense(linear(), blobs, settings(epochs=2))
 
 
 class TestDenseDigits:
     @pytest.fixture(autouse=True)
     def _short(self, monkeypatch):
-        monkeypatch.setitem(dense._DIGITS_RECIPE, "epochs", 1)
+        monkeypatch.setattr(dense, "_DIGITS_CONFIG", replace(dense._DIGITS_CONFIG, epochs=1))
 
     def test_is_trained_once_and_then_read_from_the_cache(self, tmp_path, monkeypatch):
         first = dense_digits(tmp_path / "new")
@@ -141,7 +149,9 @@ class TestDenseDigits:
 
     def test_learns_from_no_image_it_may_be_judged_on(self, tmp_path, monkeypatch):
         given = []
-        monkeypatch.setattr(dense, "train_dense", lambda model, images, **_: given.append(images) or model)
+        monkeypatch.setattr(
+            dense, "train_dense", lambda model, images, *_, **__: given.append(images) or model
+        )
         dense_digits(tmp_path)
         splits = load_splits("digits", resolve_network("digits_resnet"))
         learned = {image.numpy().tobytes() for image in given[0].images}
@@ -166,10 +176,10 @@ class TestDenseDigits:
             dense_digits(tmp_path / "file")
         assert "is not cached" in caplog.text
 
-    def test_another_recipe_gets_another_file(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(dense, "train_dense", lambda model, images, **_: model)
+    def test_another_configuration_gets_another_file(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(dense, "train_dense", lambda model, images, *_, **__: model)
         dense_digits(tmp_path)
-        monkeypatch.setitem(dense._DIGITS_RECIPE, "epochs", 2)
+        monkeypatch.setattr(dense, "_DIGITS_CONFIG", replace(dense._DIGITS_CONFIG, epochs=2))
         dense_digits(tmp_path)
         assert len(list(tmp_path.iterdir())) == 2
 
@@ -181,7 +191,7 @@ class TestDenseDigits:
         monkeypatch.setattr(
             dense,
             "train_dense",
-            lambda model, images, **_: counts.append(torch.get_num_threads()) or model,
+            lambda model, images, *_, **__: counts.append(torch.get_num_threads()) or model,
         )
         before = torch.get_num_threads()
         torch.set_num_threads(2)

@@ -78,9 +78,9 @@ def descended(processes):
     def loss_of(batch, labels):
         return nn.functional.cross_entropy(model(batch), labels)
 
-    recipe = TrainingConfig(3, 0.1, 8, shift=1, flip=True)
+    config = TrainingConfig(3, 0.1, 8, shift=1, flip=True, seed=4)
     descent = TrainingLoop(
-        list(model.parameters()), some_images(), recipe, loss_of, max_norm=0.5, processes=processes, seed=4
+        list(model.parameters()), some_images(), config, loss_of, max_norm=0.5, processes=processes
     )
     return model, [epoch.loss for epoch in descent.epochs()]
 
@@ -107,9 +107,8 @@ def drawn(number, epochs, done=0):
 
     one = Together(number, {}, threading.Barrier(2))
     one.total = lambda tensor: tensor
-    descent = TrainingLoop(
-        [weight], some_images(), TrainingConfig(epochs, 0.1, 12), loss_of, processes=one, seed=3
-    )
+    config = TrainingConfig(epochs, 0.1, 12, seed=3)
+    descent = TrainingLoop([weight], some_images(), config, loss_of, processes=one)
     with seeded(3):
         list(descent.epochs(done=done))
     return seen

@@ -15,7 +15,14 @@ from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, as_key, attach_gates_, gates_of
 from prunegym.pruning.training.batch_norms import reestimate_
 from prunegym.pruning.training.dense import train_dense
-from prunegym.pruning.training.finetuning import finetune_, softened_divergence, trained_parameters
+from prunegym.pruning.training.finetuning import (
+    FinetuningConfig,
+    RunControl,
+    finetune_,
+    softened_divergence,
+    trained_parameters,
+)
+from prunegym.pruning.training.loop import TrainingConfig
 from tests.pruning.oracles import assert_untouched, snapshot
 from tests.pruning.runtime.test_per_input import telling_apart
 
@@ -30,7 +37,7 @@ def teacher(splits):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = resolve_network("digits_resnet").build()
-    return train_dense(model, splits.train, epochs=3, batch_size=32)
+    return train_dense(model, splits.train, TrainingConfig(3, learning_rate=0.1, batch_size=32))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,7 @@ def test_distillation_comes_closer_to_the_teacher_on_images_held_out(
 ):
     model = compressed(static, runtime)
     before, untouched = mean_divergence(model, teacher, splits.test), snapshot(teacher)
-    epochs = finetune_(model, splits.train, teacher=teacher, epochs=3)
+    epochs = finetune_(model, splits.train, FinetuningConfig(epochs=3), teacher=teacher)
     assert mean_divergence(model, teacher, splits.test) < 0.6 * before
     assert epochs[-1].loss < epochs[0].loss
     assert_untouched(teacher, untouched)
@@ -81,8 +88,8 @@ def test_distillation_comes_closer_to_the_teacher_on_images_held_out(
 def test_distillation_takes_no_notice_of_labels(compressed, teacher, splits):
     images = few(splits.train)
     first, second = compressed(0.5), compressed(0.5)
-    finetune_(first, images, teacher=teacher, epochs=1)
-    finetune_(second, Images(images.images, 0 * images.labels), teacher=teacher, epochs=1)
+    finetune_(first, images, FinetuningConfig(epochs=1), teacher=teacher)
+    finetune_(second, Images(images.images, 0 * images.labels), FinetuningConfig(epochs=1), teacher=teacher)
     assert changed(first, second.state_dict()) == set()
 
 
@@ -90,7 +97,7 @@ def test_without_a_teacher_the_labels_are_learned(compressed, splits):
     swapped = Images(splits.train.images, 9 - splits.train.labels)
     model = compressed(0.5)
     assert right(model, swapped) < 0.3
-    finetune_(model, swapped, epochs=8, learning_rate=0.03)
+    finetune_(model, swapped, FinetuningConfig(epochs=8, learning_rate=0.03))
     assert right(model, swapped) > 0.8
 
 
@@ -109,7 +116,9 @@ def test_training_the_gates_changes_only_them(compressed, splits):
     def note(epoch):
         with_gradient.extend(name for name, one in model.named_parameters() if one.grad is not None)
 
-    finetune_(model, few(splits.train), part="gates", epochs=1, on_epoch=note)
+    finetune_(
+        model, few(splits.train), FinetuningConfig(part="gates", epochs=1), control=RunControl(on_epoch=note)
+    )
     touched = changed(model, before)
     assert all(name.startswith("runtime_gates.") for name in with_gradient)
     assert touched
@@ -122,7 +131,7 @@ def test_training_the_gates_changes_only_them(compressed, splits):
 def test_training_all_changes_all_but_the_statistics(compressed, splits):
     model = compressed(0.3, 0.5)
     before = snapshot(model)
-    finetune_(model, few(splits.train), epochs=1)
+    finetune_(model, few(splits.train), FinetuningConfig(epochs=1))
     statistics = {name for name, _ in model.named_buffers()}
     assert statistics
     assert changed(model, before) == set(before) - statistics
@@ -131,7 +140,7 @@ def test_training_all_changes_all_but_the_statistics(compressed, splits):
 def test_statistics_follow_the_batches_where_they_are_trained(compressed, splits):
     model = compressed(0.3)
     before = snapshot(model)
-    finetune_(model, few(splits.train), epochs=1, batch_norms="trained")
+    finetune_(model, few(splits.train), FinetuningConfig(epochs=1, batch_norms="trained"))
     statistics = {name for name, _ in model.named_buffers()}
     assert changed(model, before) == set(before)
     assert any(name.endswith("running_var") for name in statistics)
@@ -142,7 +151,10 @@ def test_statistics_are_reestimated_before_the_first_step_and_then_kept(compress
     images, state = few(splits.train), []
     reestimate_(expected, images)
     finetune_(
-        model, images, epochs=2, batch_norms="reestimated", on_epoch=lambda _: state.append(snapshot(model))
+        model,
+        images,
+        FinetuningConfig(epochs=2, batch_norms="reestimated"),
+        control=RunControl(on_epoch=lambda _: state.append(snapshot(model))),
     )
     for name, tensor in expected.named_buffers():
         assert torch.equal(state[0][name], tensor)
@@ -154,13 +166,16 @@ def test_images_held_out_are_looked_at_after_each_epoch(compressed, splits):
     epochs = finetune_(
         model,
         few(splits.train),
+        FinetuningConfig(epochs=2),
         validation=splits.validation,
-        epochs=2,
-        on_epoch=lambda epoch: seen.append((epoch, right(copy.deepcopy(model).eval(), splits.validation))),
+        control=RunControl(
+            on_epoch=lambda epoch: seen.append((epoch, right(copy.deepcopy(model).eval(), splits.validation)))
+        ),
     )
     assert [epoch.accuracy for epoch in epochs] == pytest.approx([accuracy for _, accuracy in seen])
     unseen = compressed(0.7)
-    assert [epoch.accuracy for epoch in finetune_(unseen, few(splits.train), epochs=2)] == [None, None]
+    epochs = finetune_(unseen, few(splits.train), FinetuningConfig(epochs=2))
+    assert [epoch.accuracy for epoch in epochs] == [None, None]
     assert changed(unseen, model.state_dict()) == set()
 
 
@@ -168,7 +183,7 @@ def test_images_held_out_are_looked_at_after_each_epoch(compressed, splits):
 def test_it_comes_closer_to_its_teacher_in_other_ways_too(compressed, teacher, splits, how):
     model = compressed(0.3, 0.4)
     before = mean_divergence(model, teacher, splits.test)
-    finetune_(model, splits.train, teacher=teacher, epochs=3, **how)
+    finetune_(model, splits.train, FinetuningConfig(epochs=3, **how), teacher=teacher)
     assert mean_divergence(model, teacher, splits.test) < 0.7 * before
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32, torch.int64}
 
@@ -194,7 +209,7 @@ def test_a_gate_learns_to_choose_by_the_image():
     pooled = images.images.mean((2, 3))
     with torch.no_grad():
         assert torch.equal(gate(pooled).argmax(1), torch.zeros(32).long())
-    finetune_(model, images, part="gates", epochs=20, learning_rate=0.1)
+    finetune_(model, images, FinetuningConfig(part="gates", epochs=20, learning_rate=0.1))
     with torch.no_grad():
         assert torch.equal(gate(pooled).argmax(1), labels)
 
@@ -209,7 +224,7 @@ def test_a_gate_of_a_real_network_chooses_otherwise_after_training(compressed, s
         return torch.cat([gates.gate_for(site.group).mask for site in gates.sites], dim=1)
 
     before = masks()
-    finetune_(model, splits.train, part="gates", epochs=2, learning_rate=0.03)
+    finetune_(model, splits.train, FinetuningConfig(part="gates", epochs=2, learning_rate=0.03))
     share = float((masks() != before).float().mean())
     assert 0.005 < share < 0.5
 
@@ -237,7 +252,9 @@ def test_what_decides_for_each_input_stays_as_it_is(deciding, splits, part):
     def note(epoch):
         with_gradient.extend(name for name, one in model.named_parameters() if one.grad is not None)
 
-    finetune_(model, few(splits.train), part=part, epochs=2, on_epoch=note)
+    finetune_(
+        model, few(splits.train), FinetuningConfig(part=part, epochs=2), control=RunControl(on_epoch=note)
+    )
     touched = changed(model, before)
     assert not touched & set(policy_of(ratios))
     assert not set(with_gradient) & set(policy_of(ratios))
@@ -265,7 +282,7 @@ def test_a_network_comes_closer_to_its_teacher_while_inputs_differ_in_what_runs(
 ):
     model, ratios = deciding
     before = mean_divergence(model, teacher, splits.test)
-    finetune_(model, splits.train, teacher=teacher, epochs=2, precision=precision)
+    finetune_(model, splits.train, FinetuningConfig(epochs=2, precision=precision), teacher=teacher)
     assert mean_divergence(model, teacher, splits.test) < 0.8 * before
     with torch.no_grad():
         model(splits.test.images)
@@ -299,7 +316,7 @@ def test_layers_but_batch_norms_train_and_afterwards_nothing_does(splits):
     model = watched()
     state = torch.get_rng_state()
     with torch.no_grad():  # whatever the caller is doing
-        finetune_(model, few(splits.train), epochs=1)
+        finetune_(model, few(splits.train), FinetuningConfig(epochs=1))
     assert model.modes == {(False, False, True)}
     assert not any(module.training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), state)
@@ -307,19 +324,20 @@ def test_layers_but_batch_norms_train_and_afterwards_nothing_does(splits):
 
 def test_the_teacher_is_evaluated_and_returns_to_its_mode(splits):
     model, teacher = watched(), watched().train()
-    finetune_(model, few(splits.train), teacher=teacher, epochs=1)
+    finetune_(model, few(splits.train), FinetuningConfig(epochs=1), teacher=teacher)
     assert teacher.modes == {(False, False, False)}
     assert teacher.training
 
 
 def test_a_gated_network_can_be_copied_afterwards(compressed, splits):
     model = compressed(0.0, 0.5)
-    finetune_(model, few(splits.train), epochs=1)
+    finetune_(model, few(splits.train), FinetuningConfig(epochs=1))
     assert changed(copy.deepcopy(model), model.state_dict()) == set()
 
 
 def test_the_rate_rises_for_a_tenth_of_the_steps_and_falls_along_a_cosine(splits):
-    epochs = finetune_(watched(), few(splits.train, 8), epochs=20, learning_rate=0.2)  # a step each
+    config = FinetuningConfig(epochs=20, learning_rate=0.2)
+    epochs = finetune_(watched(), few(splits.train, 8), config)  # a step each
     rates = [epoch.learning_rate for epoch in epochs]
     assert rates[:3] == pytest.approx([0.1, 0.2, 0.2])
     assert rates[11] == pytest.approx(0.1)
@@ -331,7 +349,8 @@ def test_no_step_is_longer_than_a_gradient_of_norm_five_makes_it():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     before = snapshot(model)["1.weight"]
     images = Images(torch.full((2, 1, 2, 2), 1e6), torch.tensor([0, 1]))
-    finetune_(model, images, epochs=1, learning_rate=0.01, weight_decay=0.0)  # one step, by Nesterov 1.9 long
+    config = FinetuningConfig(epochs=1, learning_rate=0.01, weight_decay=0.0)
+    finetune_(model, images, config)  # one step, by Nesterov 1.9 long
     assert (model[1].weight - before).norm().item() == pytest.approx(0.01 * 1.9 * 5, rel=1e-4)
 
 
@@ -362,12 +381,14 @@ VARIED = {"epochs": 4, "shift": 1, "flip": True, "batch_size": 16, "seed": 3}
 )
 def test_an_interrupted_run_ends_with_the_very_same_weights(tmp_path, splits, kept, how):
     whole, before, after = watched(), watched(), watched()
-    given = {**VARIED, **how, "validation": few(splits.test)}
-    expected = finetune_(whole, splits.train, **given)
+    config, validation = FinetuningConfig(**VARIED, **how), few(splits.test)
+    expected = finetune_(whole, splits.train, config, validation=validation)
     file, seen = tmp_path / "state.pt", []
+    interrupted = RunControl(checkpoint=file, on_epoch=interrupt_after(kept))
     with pytest.raises(Interrupted):
-        finetune_(before, splits.train, **given, checkpoint=file, on_epoch=interrupt_after(kept))
-    found = finetune_(after, splits.train, **given, checkpoint=file, resume=True, on_epoch=seen.append)
+        finetune_(before, splits.train, config, validation=validation, control=interrupted)
+    resumed = RunControl(checkpoint=file, resume=True, on_epoch=seen.append)
+    found = finetune_(after, splits.train, config, validation=validation, control=resumed)
     assert changed(after, whole.state_dict()) == set()
     assert found == expected
     assert tuple(seen) == expected[kept:]
@@ -376,27 +397,33 @@ def test_an_interrupted_run_ends_with_the_very_same_weights(tmp_path, splits, ke
 
 def test_a_gated_run_resumes_too(tmp_path, compressed, splits, teacher):
     whole, before, after = (compressed(0.0, 0.5) for _ in range(3))
-    images, given = few(splits.train), {"teacher": teacher, "part": "gates", "epochs": 3}
+    images, config = few(splits.train), FinetuningConfig(part="gates", epochs=3)
     file = tmp_path / "state.pt"
-    finetune_(whole, images, **given)
+    finetune_(whole, images, config, teacher=teacher)
+    interrupted = RunControl(checkpoint=file, on_epoch=interrupt_after(1))
     with pytest.raises(Interrupted):
-        finetune_(before, images, **given, checkpoint=file, on_epoch=interrupt_after(1))
-    finetune_(after, images, **given, checkpoint=file, resume=True)
+        finetune_(before, images, config, teacher=teacher, control=interrupted)
+    finetune_(after, images, config, teacher=teacher, control=RunControl(checkpoint=file, resume=True))
     assert changed(after, whole.state_dict()) == set()
 
 
 def test_the_seed_decides(splits):
     first, again, other = watched(), watched(), watched()
     for model, seed in ((first, 1), (again, 1), (other, 2)):
-        finetune_(model, few(splits.train), epochs=1, seed=seed)
+        finetune_(model, few(splits.train), FinetuningConfig(epochs=1, seed=seed))
     assert changed(first, again.state_dict()) == set()
     assert changed(first, other.state_dict())
 
 
 def test_resuming_where_nothing_was_kept_begins(tmp_path, splits):
     first, second = watched(), watched()
-    finetune_(first, few(splits.train), epochs=1)
-    finetune_(second, few(splits.train), epochs=1, checkpoint=tmp_path / "deep" / "state.pt", resume=True)
+    finetune_(first, few(splits.train), FinetuningConfig(epochs=1))
+    finetune_(
+        second,
+        few(splits.train),
+        FinetuningConfig(epochs=1),
+        control=RunControl(checkpoint=tmp_path / "deep" / "state.pt", resume=True),
+    )
     assert changed(first, second.state_dict()) == set()
     assert (tmp_path / "deep" / "state.pt").exists()
 
@@ -404,14 +431,19 @@ def test_resuming_where_nothing_was_kept_begins(tmp_path, splits):
 class TestACheckpointThatDoesNotFit:
     @pytest.fixture
     def file(self, tmp_path, splits):
-        finetune_(watched(), few(splits.train), epochs=1, checkpoint=tmp_path / "state.pt")
+        control = RunControl(checkpoint=tmp_path / "state.pt")
+        finetune_(watched(), few(splits.train), FinetuningConfig(epochs=1), control=control)
         return tmp_path / "state.pt"
 
-    def refusal(self, file, splits, model=None, **settings):
+    def refusal(self, file, splits, model=None, teacher=None, **settings):
         model = model or watched()
         before = snapshot(model)
+        config, control = (
+            FinetuningConfig(**{"epochs": 1, **settings}),
+            RunControl(checkpoint=file, resume=True),
+        )
         with pytest.raises(PruningError) as caught:
-            finetune_(model, few(splits.train), **{"epochs": 1, **settings}, checkpoint=file, resume=True)
+            finetune_(model, few(splits.train), config, teacher=teacher, control=control)
         assert_untouched(model, before)
         return str(caught.value)
 
@@ -459,18 +491,18 @@ def test_wrong_arguments(splits):
     model, other = watched(), nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     before = snapshot(model)
     with pytest.raises(UnknownNameError, match=r"no part named 'gate'\. Did you mean 'gates'?"):
-        finetune_(model, images, part="gate", epochs=1)
+        finetune_(model, images, FinetuningConfig(part="gate", epochs=1))
     with pytest.raises(PruningError, match="the network has no runtime gates to train"):
-        finetune_(model, images, part="gates", epochs=1)
+        finetune_(model, images, FinetuningConfig(part="gates", epochs=1))
     with pytest.raises(PruningError, match="epochs must be 1 or more, got 0"):
-        finetune_(model, images, epochs=0)
+        finetune_(model, images, FinetuningConfig(epochs=0))
     for name in ("optimizer", "schedule", "precision"):
         with pytest.raises(UnknownNameError, match=f"no {name} named 'best'"):
-            finetune_(model, images, epochs=1, **{name: "best"})
+            finetune_(model, images, FinetuningConfig(epochs=1, **{name: "best"}))
     with pytest.raises(PruningError, match="learning_rate must be above 0 and finite, got 0"):
-        finetune_(model, images, epochs=1, learning_rate=0)
+        finetune_(model, images, FinetuningConfig(epochs=1, learning_rate=0))
     with pytest.raises(PruningError, match=r"the teacher returned logits \[64, 3\], the network \[64, 10\]"):
-        finetune_(model, few(splits.train, 64), teacher=other, epochs=1)
+        finetune_(model, few(splits.train, 64), FinetuningConfig(epochs=1), teacher=other)
     assert_untouched(model, before)
 
 
@@ -479,7 +511,7 @@ def test_a_loss_that_is_not_a_number_says_the_way_out(splits):
     broken = Images(images.images.clone().fill_(float("nan")), images.labels)
     model = watched()
     with pytest.raises(PruningError, match=r"in epoch 1: the loss is nan; try a learning rate below 0\.003"):
-        finetune_(model, broken, epochs=1)
+        finetune_(model, broken, FinetuningConfig(epochs=1))
     assert not model.training
 
 
@@ -502,7 +534,7 @@ def test_what_runs_in_training_alone_takes_no_part(splits):
     small = network.apply(PruningPlan({"stem.0": LayerDecision(0.5, 0.0)})).model
     before, dropped = snapshot(small), []
     small.stem[3].register_forward_hook(lambda dropout, args, output: dropped.append(dropout.training))
-    finetune_(small, few(splits.train), epochs=1)
+    finetune_(small, few(splits.train), FinetuningConfig(epochs=1))
     assert "head.weight" in changed(small, before)
     assert "auxiliary.weight" not in changed(small, before)
     assert all(dropped)

@@ -9,7 +9,7 @@ from prunegym.pruning.errors import DataError, PruningError
 from prunegym.pruning.training.loop import TrainingConfig, TrainingLoop, seeded
 
 
-def descent_on(images, recipe, seen=None, **settings):
+def descent_on(images, config, seen=None, **settings):
     """A descent on the mean square of one weight times the pixels; `seen` collects the batches."""
     weight = nn.Parameter(torch.ones(1))
 
@@ -18,7 +18,7 @@ def descent_on(images, recipe, seen=None, **settings):
             seen.append(batch)
         return (weight * batch).square().mean()
 
-    return TrainingLoop([weight], images, recipe, loss_of, **settings), weight
+    return TrainingLoop([weight], images, config, loss_of, **settings), weight
 
 
 def ramp(count=4):

@@ -39,8 +39,8 @@ def descend(precision, *, factor=1.0, epochs=1):
         return output.float().mean() * factor
 
     images = Images(torch.ones(8, 1, 2, 2), torch.zeros(8).long())
-    recipe = TrainingConfig(epochs, 0.1, 8, weight_decay=0)
-    descent = TrainingLoop(list(layer.parameters()), images, recipe, loss_of, precision=precision)
+    config = TrainingConfig(epochs, 0.1, 8, weight_decay=0, precision=precision)
+    descent = TrainingLoop(list(layer.parameters()), images, config, loss_of)
     return seen, list(descent.epochs()), layer, start
 
 
@@ -67,9 +67,8 @@ def test_a_gradient_that_stays_infinite_ends_the_descent():
     descent = TrainingLoop(
         [weight],
         images,
-        TrainingConfig(40, 0.1, 8),
+        TrainingConfig(40, 0.1, 8, precision="float16"),
         lambda batch, labels: weight.sqrt().sum(),
-        precision="float16",
     )
     with pytest.raises(PruningError, match=r"in epoch 1\d: the norm of its gradient is inf"):
         list(descent.epochs())
