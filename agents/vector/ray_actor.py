@@ -98,6 +98,8 @@ def pack(env: GymEnv) -> bytes:
 
 def _importable(name: str) -> bool:
     """Return whether a path leads to a module, as none does to a network's file that was executed."""
-    if "." in name or name == "__main__" or not getattr(sys.modules[name], "__file__", None):
+    file = getattr(sys.modules[name], "__file__", None)
+    if "." in name or name == "__main__" or not file:
         return True  # as its package is; or pickled by value in any case; or built in
-    return any(finder.find_spec(name, None) for finder in sys.meta_path)
+    specs = [finder.find_spec(name, None) for finder in sys.meta_path]
+    return any(spec and spec.origin == file for spec in specs)  # else to a namesake of it

@@ -22,7 +22,7 @@ import sys, warnings
 
 class Blocked:
     def find_spec(self, name, *_):
-        if name.partition(".")[0] in {"pruning", "envs", "agents", "scripts", "tests"}:
+        if name.partition(".")[0] in {"prunegym", "pruning", "envs", "agents", "scripts", "tests"}:
             raise ImportError(name)
 
 sys.meta_path.insert(0, Blocked())
@@ -125,6 +125,6 @@ def test_the_form_graph_opens_from_its_export(tmp_path):
 
 def test_nothing_of_ours_was_at_hand(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", SINGLE_PROCESS + "import pruning"], capture_output=True, check=False
+        [sys.executable, "-c", SINGLE_PROCESS + "import prunegym"], capture_output=True, check=False
     )
-    assert b"ImportError: pruning" in done.stderr
+    assert b"ImportError: prunegym" in done.stderr
