@@ -290,7 +290,7 @@ def test_the_marginal_price_is_never_negative():
 
 
 def test_there_is_no_price_where_a_little_skipping_changes_nothing(env, monkeypatch):
-    monkeypatch.setattr(prunegym.envs.input_pruning, "NUDGE", 1e-4)
+    monkeypatch.setattr(prunegym.envs.input_pruning, "PRICE_STEP", 1e-4)
     assert env.marginal_price() == 0.0
 
 

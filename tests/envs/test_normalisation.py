@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prunegym.envs import Budget, BudgetRange, LayerObservation
-from prunegym.envs.normalisation import LEAST_DEVIATION, ObservationNormalizer
+from prunegym.envs.normalisation import MIN_SCORE_STD, ObservationNormalizer
 from prunegym.envs.observation import CONTEXT
 from tests.envs.conftest import make_small_env
 
@@ -24,12 +24,12 @@ def seen(scores, row):
 
 
 def test_scores_are_deviations_from_the_mean_clipped_at_one():
-    usual = features(depth=[0.1, 0.3], units=[0.5, 0.5 + LEAST_DEVIATION], kernel=[0.0, 1.0])
+    usual = features(depth=[0.1, 0.3], units=[0.5, 0.5 + MIN_SCORE_STD], kernel=[0.0, 1.0])
     scores = ObservationNormalizer(usual)  # means 0.2, 0.51, 0.5; deviations 0.1, too little, 0.5
     (row,) = features(depth=[0.25], units=[0.61], kernel=[0.0])
     found = seen(scores, row)
     assert (found.depth, found.kernel) == pytest.approx((0.5, -1.0), abs=1e-6)
-    assert found.units == pytest.approx(0.61 - 0.5 - LEAST_DEVIATION / 2, abs=1e-6)
+    assert found.units == pytest.approx(0.61 - 0.5 - MIN_SCORE_STD / 2, abs=1e-6)
     (row,) = features(depth=[0.9], units=[0.5], kernel=[0.5])
     assert seen(scores, row).depth == 1.0
     assert scores.normalize(row).dtype == np.float32
@@ -63,7 +63,7 @@ def test_uniform_pruning_observes_scores_around_zero(network, monkeypatch):
     varying = [name not in CONTEXT for name in FIELDS]
     assert scores._mean[varying] == pytest.approx(rows.mean(0)[varying], abs=1e-6)
     spread = rows.std(0)
-    expected = np.where(spread < LEAST_DEVIATION, 1.0, spread)
+    expected = np.where(spread < MIN_SCORE_STD, 1.0, spread)
     assert scores._deviation[varying] == pytest.approx(expected[varying], abs=1e-5)
 
 

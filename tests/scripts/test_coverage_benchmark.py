@@ -50,14 +50,14 @@ def test_a_job_yields_its_result_or_why_there_is_none(job, result):
 
 
 def test_a_job_that_is_not_done_in_time_does_not_hold_up_the_others(monkeypatch):
-    monkeypatch.setattr(limited, "PATIENCE", 5)
+    monkeypatch.setattr(limited, "SECONDS_PER_PROCESSOR_SECOND", 5)
     jobs = {"stuck": lambda: time.sleep(60), "fast": lambda: {"done": True}}
     found = dict(run_limited(jobs, Limits(seconds=1, gigabytes=16), side_by_side=2))
     assert found == {"fast": {"done": True}, "stuck": {"failed": "not done after 5 s"}}
 
 
 def test_processor_time_is_what_is_limited_not_waiting_for_it(monkeypatch):
-    monkeypatch.setattr(limited, "PATIENCE", 60)
+    monkeypatch.setattr(limited, "SECONDS_PER_PROCESSOR_SECOND", 60)
     found = dict(run_limited({"busy": lambda: sum(count())}, Limits(seconds=1, gigabytes=16), side_by_side=1))
     assert found == {"busy": {"failed": "not done after 1 s of processor time"}}
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern, WhiteKernel
 
-from prunegym.agents.dyna_ppo.gaussian_process import JITTER, PRIORS, REACH, GaussianProcess
+from prunegym.agents.dyna_ppo.gaussian_process import JITTER, MAX_PRIOR_STDS, PRIORS, GaussianProcess
 
 
 def fitted(inputs, targets, tuned_on=150):
@@ -86,4 +86,4 @@ def test_examples_that_differ_in_nothing_or_wildly_are_taken(inputs, targets):
     process = fitted(inputs, targets)
     assert np.isfinite(process.predict(inputs)).all()
     for name, (likely, sure) in PRIORS.items():
-        assert (process._logs[name] - likely).abs().max() <= REACH * sure + 1e-9
+        assert (process._logs[name] - likely).abs().max() <= MAX_PRIOR_STDS * sure + 1e-9

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from prunegym.agents.dyna_ppo.loss_model import FURTHER, LEAST_SHARE, LossModel
+from prunegym.agents.dyna_ppo.loss_model import MAX_LOG_EXTRAPOLATION, MIN_RELATIVE_LOSS, LossModel
 from prunegym.agents.rollout import EpisodeResult
 
 GROUPS = ("stem", "block", "head")
@@ -130,9 +130,9 @@ def test_nothing_is_predicted_far_beyond_what_was_seen(drawn):
     seen = np.log([np.exp(20 * row[0]) for row in rows])
     for row in drawn:
         assert (
-            seen.min() - FURTHER - 1e-6
+            seen.min() - MAX_LOG_EXTRAPOLATION - 1e-6
             <= np.log(model.predict(plan(row), 1.0))
-            <= seen.max() + FURTHER + 1e-6
+            <= seen.max() + MAX_LOG_EXTRAPOLATION + 1e-6
         )
 
 
@@ -140,7 +140,7 @@ def test_nothing_is_predicted_far_beyond_what_was_seen(drawn):
 @pytest.mark.parametrize("loss", [0.0, 0.7])
 def test_equal_losses_and_none_at_all_are_taken(drawn, count, loss):
     model = learned(drawn[:count], lambda row: loss)
-    assert model.predict(plan(drawn[50]), 1.0) == pytest.approx(max(loss, LEAST_SHARE), rel=0.01)
+    assert model.predict(plan(drawn[50]), 1.0) == pytest.approx(max(loss, MIN_RELATIVE_LOSS), rel=0.01)
 
 
 def test_one_plan_over_and_over_is_taken(drawn):
