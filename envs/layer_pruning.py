@@ -229,6 +229,11 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         """Have the next episode start from what `episode_state` returned."""
         self.np_random.bit_generator.state = state["random"]
 
+    @property
+    def budget(self) -> Budget | BudgetRange:
+        """What may remain."""
+        return self._budget
+
     def set_budget(self, budget: Budget | BudgetRange) -> None:
         """Change what may remain, and begin an episode; of a range, every reset draws one.
 

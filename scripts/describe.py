@@ -13,16 +13,12 @@ from rich.table import Table
 from torch import nn
 
 from prunegym.envs.budget import Limits
-from prunegym.envs.budget_projection import rounded_up, smallest_shares
+from prunegym.envs.budget_projection import rounded_up
+from prunegym.envs.description import describe
 from prunegym.pruning.compensation import COMPENSATIONS
-from prunegym.pruning.cost import CostModel
-from prunegym.pruning.graph import ChannelGraph
-from prunegym.pruning.graph.patterns import restrict
-from prunegym.pruning.latency import LatencyPrices, cached_table
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.storage.compressed import load_compressed
-from prunegym.pruning.surgery.verification import trace
 from prunegym.scripts import options
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.run_folder import compressed_folder, console
@@ -42,19 +38,21 @@ def build_parser() -> options.Parser:
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
     args = build_parser().parse(argv)
-    compensation = COMPENSATIONS[args.compensation]
+    COMPENSATIONS[args.compensation]  # unknown names are refused before the work begins
     model, input_shape = _network(args)
-    whole = trace(model, input_shape)
-    graph = restrict(whole, only=args.only, protect=args.protect)
-    cost = CostModel(graph, model, shifts_bias=compensation.shifts_bias)
-    if (table := cached_table(model, whole)) is not None:
-        cost.latency_of = LatencyPrices(graph, table)
-    limits = Limits(static=args.max_static_ratio)
-    record = describe(graph, cost, limits=limits, round_to=args.round_to)
+    record = describe(
+        model,
+        input_shape,
+        only=args.only,
+        protect=args.protect,
+        limits=Limits(static=args.max_static_ratio),
+        round_to=args.round_to,
+        compensation=args.compensation,
+    )
     if args.json:
         print(json.dumps(record, indent=2))
     else:
-        _show(record, graph)
+        _show(record)
 
 
 def _network(args: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
@@ -74,37 +72,10 @@ def _network(args: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
     return model, network.input_shape
 
 
-def describe(graph: ChannelGraph, cost: CostModel, *, limits: Limits, round_to: int) -> dict[str, Any]:
-    """Return groups and reachable budgets as plain data.
-
-    Each group has `name`, `units`, `layers` (writers), `macs_share` (of the dense MACs, saved if it vanished;
-    null where it is frozen), `frozen` (null or the reason) and `ungated` (null, or why it takes no gate).
-    """
-    shares = dict(
-        zip(
-            (group.name for group in graph.prunable),
-            cost.vanishing_shares(CostModel.macs).tolist(),
-            strict=True,
-        )
-    )
-    groups = [
-        {
-            "name": group.name,
-            "units": group.units,
-            "layers": list(group.layers),
-            "macs_share": shares.get(group.name),
-            "frozen": group.frozen,
-            "ungated": group.ungated,
-        }
-        for group in graph.groups
-    ]
-    reachable = smallest_shares(cost, limits, round_to=round_to) if graph.prunable else {}
-    return {"groups": groups, "budgets": {name: [share, 1.0] for name, share in reachable.items()}}
-
-
-def _show(record: dict[str, Any], graph: ChannelGraph) -> None:
+def _show(record: dict[str, Any]) -> None:
+    prunable = sum(group["frozen"] is None for group in record["groups"])
     table = Table(
-        title=f"{len(graph.prunable)} prunable channel groups, {graph.macs / 1e6:.3f} M MACs",
+        title=f"{prunable} prunable channel groups, {record['macs'] / 1e6:.3f} M MACs",
         title_justify="left",
     )
     for heading in ("group", "units", "writers", "MACs saved", "runtime gate", "frozen"):

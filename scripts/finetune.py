@@ -12,8 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
-from prunegym.pruning.data import Images, absolute
+from prunegym.envs import Budget, count_classes, trains_itself
+from prunegym.envs.training_data import TrainingData
+from prunegym.pruning.data import Images, absolute, check_labels
 from prunegym.pruning.evaluation.comparison import typical_image
 from prunegym.pruning.evaluation.evaluate import Evaluation, evaluate
 from prunegym.pruning.files import write_json
@@ -40,7 +43,6 @@ from prunegym.pruning.training.optimizers import OPTIMIZERS, SCHEDULES
 from prunegym.pruning.training.precision import PRECISIONS
 from prunegym.scripts import options
 from prunegym.scripts.cli import run_verb
-from prunegym.scripts.curves import Curves
 from prunegym.scripts.run_folder import (
     METRICS,
     check_out,
@@ -50,7 +52,8 @@ from prunegym.scripts.run_folder import (
     run_config,
     show,
 )
-from prunegym.scripts.training_data import DISTILLATION, LABELS, Material, material_of
+
+LABELS, DISTILLATION = "labels", "distillation"
 
 
 def build_parser() -> options.Parser:
@@ -122,24 +125,38 @@ def _run(args: argparse.Namespace, source: Path, processes: ProcessGroup) -> Non
     _check(args, loaded.model)
     _complete(args, loaded)
     check_out(args.out, args)
-    material = material_of(args, loaded)
+    data = _training_data(args, loaded)
     before = copy.deepcopy(loaded.model).to(options.device_of(args))
-    share = _mean_share(before, material.validation)
+    share = _mean_share(before, data.validation)
     processes.wait()  # until all have seen what the folder held
     if not args.resume and not processes.number:
         open_run(args.out, run_config(args), overwrite=args.overwrite)
-    epochs = _finetune(loaded.model.to(options.device_of(args)), material, args, processes)
+    epochs = _finetune(loaded.model.to(options.device_of(args)), data, args, processes)
     if processes.number:
         return
     if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
         open_run(args.out, run_config(args), overwrite=False)
     if share is not None:  # other features, other decisions
-        images = material.validation
-        wanted, _ = predictions(material.dense or before, images.batches())
+        images = data.validation
+        wanted, _ = predictions(data.dense or before, images.batches())
         typical = images.take(torch.arange(len(images))).to(options.device_of(args))
         fit_input_statistics_(loaded.model, typical, wanted)
         keep_budget_(loaded.model, images, share)
-    _write(args, loaded, {"before": before, "after": loaded.model}, material, epochs)
+    _write(args, loaded, {"before": before, "after": loaded.model}, data, epochs)
+
+
+def _training_data(args: argparse.Namespace, loaded: LoadedNetwork) -> TrainingData:
+    """Load or make all images.
+
+    Raises:
+        PruningError: images or weights are missing, damaged, or do not fit the network.
+    """
+    known = args.weights is not None or trains_itself(loaded.network.name, args.data)
+    if args.learn == LABELS and not known:
+        splits = options.splits_of(args, loaded.network)
+        check_labels(splits, count_classes(loaded.model, loaded.network))
+        return TrainingData.from_splits(splits, validate=args.validate)
+    return TrainingData.from_task(options.task_of(args, Budget({"macs": 1.0})), validate=args.validate)
 
 
 def _check(args: argparse.Namespace, model: nn.Module) -> None:
@@ -200,18 +217,18 @@ def _mean_share(model: nn.Module, images: Images) -> float | None:
 
 
 def _finetune(
-    model: nn.Module, material: Material, args: argparse.Namespace, processes: ProcessGroup
+    model: nn.Module, data: TrainingData, args: argparse.Namespace, processes: ProcessGroup
 ) -> tuple[Epoch, ...]:
     if not args.epochs:  # which `_check` lets through for this alone
-        reestimate_(model, material.images, processes)
+        reestimate_(model, data.images, processes)
         return ()
     with closing(Curves(args.out / "tensorboard")) as curves:
         return finetune_(
             model,
-            material.images,
+            data.images,
             _config(args),
-            teacher=material.dense if args.learn == DISTILLATION else None,
-            validation=material.validation if args.validate else None,
+            teacher=data.dense if args.learn == DISTILLATION else None,
+            validation=data.validation if args.validate else None,
             control=RunControl(
                 processes, args.out / "checkpoint" / "state.pt", resume=args.resume, on_epoch=curves.write
             ),
@@ -223,10 +240,10 @@ def _write(
     args: argparse.Namespace,
     loaded: LoadedNetwork,
     models: dict[str, nn.Module],
-    material: Material,
+    data: TrainingData,
     epochs: tuple[Epoch, ...],
 ) -> None:
-    rows = _rows(args, loaded, models, material)
+    rows = _rows(args, loaded, models, data)
     manifest = replace(loaded.manifest, data=absolute(args.eval_data or args.data), evaluation=rows["after"])
     save_compressed(args.out / "compressed", loaded, manifest)
     record = {
@@ -241,20 +258,42 @@ def _write(
 
 
 def _rows(
-    args: argparse.Namespace, loaded: LoadedNetwork, models: dict[str, nn.Module], material: Material
+    args: argparse.Namespace, loaded: LoadedNetwork, models: dict[str, nn.Module], data: TrainingData
 ) -> dict[str, Evaluation]:
     """Measure all networks; their latencies, as they are deployed, in turn within one run."""
     shape = loaded.network.input_shape
     macs = dict.fromkeys(models, loaded.manifest.evaluation.macs)
-    if material.dense is not None:
-        models = {"dense": material.dense, **models}
-        macs["dense"] = find_groups(material.dense, shape).macs
+    if data.dense is not None:
+        models = {"dense": data.dense, **models}
+        macs["dense"] = find_groups(data.dense, shape).macs
     fast = {name: deployed(model, shape) for name, model in models.items()}
-    latencies = measure_latency(fast, typical_image(models.values(), material.test))
+    latencies = measure_latency(fast, typical_image(models.values(), data.test))
     return {
-        name: replace(evaluate(model, material.test, macs=macs[name]), latency_ms=latencies[name])
+        name: replace(evaluate(model, data.test, macs=macs[name]), latency_ms=latencies[name])
         for name, model in models.items()
     }
+
+
+class Curves:
+    """What epochs come to, in TensorBoard; nothing is written before there is something to see."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def write(self, epoch: Epoch) -> None:
+        """Add an epoch."""
+        self._writer = self._writer or SummaryWriter(str(self._folder))
+        for name in ("loss", "learning_rate", "accuracy"):
+            value = getattr(epoch, name)
+            if value is not None:
+                self._writer.add_scalar(f"finetune/{name}", value, epoch.number)
+        self._writer.flush()  # an epoch can take minutes; whoever watches wants to see it now
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 if __name__ == "__main__":

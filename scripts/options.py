@@ -20,6 +20,7 @@ from prunegym.envs import (
     load_task,
     parse_budget,
     task_env,
+    trains_itself,
 )
 from prunegym.envs.budget import leading_measure
 from prunegym.pruning.apply import Method
@@ -339,6 +340,24 @@ def task_of(
         download=args.download,
         progress=not args.quiet,
     )
+
+
+def networks_of(args: argparse.Namespace) -> list[tuple[str, Path | None]]:
+    """Return the networks to learn on, and their weights.
+
+    Raises:
+        UsageError: one is named twice, or without the weights it needs.
+    """
+    found = [(args.model, args.weights)]
+    for text in args.also:
+        name, equals, weights = text.partition("=")
+        if not equals and not trains_itself(name, args.data):
+            raise UsageError(f"{name} is untrained: name its trained weights with --also {name}=WEIGHTS")
+        found.append((name, Path(weights) if equals else None))
+    names = [name for name, _ in found]
+    if len(set(names)) < len(names):
+        raise UsageError(f"a network is named twice among {', '.join(names)}; name each once")
+    return found
 
 
 def splits_of(args: argparse.Namespace, network: NetworkSpec) -> ImageSplits:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from prunegym.agents.learning.policies import action_mode
+from prunegym.agents.reuse import apply_policy, policy_folder
 from prunegym.envs import ALLOCATIONS, LayerPruningEnv, Task, even_plan
 from prunegym.pruning.cost import plan_widths
 from prunegym.pruning.evaluation.comparison import measure_rows
@@ -20,7 +21,6 @@ from prunegym.pruning.storage.compressed import save_compressed
 from prunegym.scripts import options
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.latency import predicted_and_measured
-from prunegym.scripts.policies import apply_policy, policy_folder
 from prunegym.scripts.run_folder import (
     METRICS,
     check_empty,

@@ -6,29 +6,18 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from prunegym.agents import (
-    ALGORITHMS,
-    SEARCHES,
-    EpisodeLog,
-    EpisodeResult,
-    LearningResult,
-    choose_on_validation,
-    deterministic,
-    run_episode,
-    save_policy,
-)
+from prunegym.agents import ALGORITHMS, SEARCHES, EpisodeLog, save_policy
+from prunegym.agents.comparison import Comparison, ComparisonConfig, compare
 from prunegym.agents.interface import GymEnv
 from prunegym.agents.learning.algorithms import read_overrides, with_overrides
+from prunegym.agents.learning.policies import Policy
 from prunegym.agents.learning.training import learn
 from prunegym.agents.pictures import reasons
-from prunegym.agents.search import search
-from prunegym.agents.vector.make import vectorized
+from prunegym.agents.reuse import load_initial_policy, plans_within, policy_folder, shared_env
 from prunegym.agents.vector.ray_connection import connected
 from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, Task
 from prunegym.pruning.evaluation.comparison import measure_rows
@@ -40,7 +29,6 @@ from prunegym.pruning.storage.compressed import folder_written_whole, save_compr
 from prunegym.scripts import options
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.latency import predicted_and_measured
-from prunegym.scripts.policies import initial_policy, policy_folder, train_for_reuse
 from prunegym.scripts.report import write_pictures
 from prunegym.scripts.run_folder import (
     EPISODES,
@@ -118,7 +106,7 @@ def _train(out: Path, args: argparse.Namespace, budget: Budget | BudgetRange) ->
     if args.also or isinstance(budget, BudgetRange):
         if args.algo not in ALGORITHMS:
             raise options.UsageError(f"{args.algo} searches for one plan; give one network and one budget")
-        train_for_reuse(out, args, budget, _learn)
+        _train_for_reuse(out, args, budget)
     else:
         _train_for_one(out, args, budget)
 
@@ -126,88 +114,105 @@ def _train(out: Path, args: argparse.Namespace, budget: Budget | BudgetRange) ->
 def _train_for_one(out: Path, args: argparse.Namespace, budget: Budget) -> None:
     """Find a plan for one network within one budget."""
     task = options.task_of(args, budget)
-    env = own = options.env_of(task, args, **options.reward_settings(args))
+    env = acting_env = options.env_of(task, args, **options.reward_settings(args))
     if args.algo in ALGORITHMS and ALGORITHMS[args.algo].actions != env.action_mode:
-        # baselines keep to the centred actions
-        own = options.env_of(
+        acting_env = options.env_of(
             task, args, actions=ALGORITHMS[args.algo].actions, **options.reward_settings(args)
         )
-    policy = initial_policy(own, args)  # refused before a run begins
+    config = ComparisonConfig(
+        algorithm=args.algo,
+        episodes=args.episodes,
+        baselines=args.baselines,
+        seed=args.seed,
+        hyperparameters=read_overrides(args.hyper),
+        initial_policy=_initial_policy(acting_env, args),  # refused before a run begins
+        n_envs=args.n_envs,
+        cluster=args.cluster,
+    )
+
+    def rewrite_config() -> None:
+        if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
+            open_run(out, run_config(args), overwrite=False)
+
     if not args.resume:
         open_run(out, run_config(args), overwrite=args.overwrite)
-    even = EpisodeResult.from_dict(env.evaluate(env.allocation("uniform")))
-    # no one may use more than uniform does, so that a better row is not a row with a little more to spend
-    spent = Budget({name: env.shares(even.plan)[name] for name in budget.shares})
-    env.set_budget(spent)
-    if own is not env:
-        own.set_budget(spent)
-    log = EpisodeLog(out / EPISODES)
-    found = _search(own, args.algo, args, log) if args.algo in SEARCHES else _learn(own, out, args, log, even)
-    if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
-        open_run(out, run_config(args), overwrite=False)
-    chosen = {"uniform": even}
-    for name in args.baselines:
-        if name != args.algo:
-            chosen[name] = _baseline(env, name, args, log)
-    name = "learned" if isinstance(found, LearningResult) else args.algo
-    candidates = {"final": found.final, "best": found.best}
-    if policy is not None:
-        candidates["initial"] = run_episode(own, deterministic(policy.build(own)))
-    chosen[name] = choose_on_validation(env, list(candidates.values()))
-    if isinstance(found, LearningResult):
+    found = compare(
+        env,
+        config,
+        acting_env=acting_env,
+        out=out,
+        resume=args.resume,
+        progress=not args.quiet,
+        on_learned=rewrite_config,
+    )
+    if found.learned is not None:
         with folder_written_whole(out / "policy") as folder:
-            save_policy(found.model, own, folder, learned_on=options.learned_on(args))
-    _write(out, env, task, args, chosen, candidates)
+            save_policy(found.learned.model, acting_env, folder, learned_on=options.learned_on(args))
+    _write(out, env, task, args, found)
 
 
-def _learn(
-    env: GymEnv,
-    out: Path,
-    args: argparse.Namespace,
-    log: EpisodeLog,
-    uniform: EpisodeResult | None = None,
-) -> LearningResult:
-    return learn(
+def _train_for_reuse(out: Path, args: argparse.Namespace, budget: Budget | BudgetRange) -> None:
+    """Learn one policy on several networks, or for a range of budgets; write it and what it does on each."""
+    tasks = {
+        name: options.task_of(args, budget, model=name, weights=weights)
+        for name, weights in options.networks_of(args)
+    }
+    settings = {"actions": ALGORITHMS[args.algo].actions, **options.reward_settings(args)}
+    envs = {name: options.env_of(task, args, **settings) for name, task in tasks.items()}
+    env = shared_env(envs)
+    policy = _initial_policy(env, args)  # refused before a run begins
+    if not args.resume:
+        open_run(out, run_config(args), overwrite=args.overwrite)
+    learned = learn(
         env,
         algorithm=args.algo,
         episodes=args.episodes,
         seed=args.seed,
         hyperparameters=read_overrides(args.hyper),
-        initial_policy=initial_policy(env, args),
+        initial_policy=policy,
         n_envs=args.n_envs,
         cluster=args.cluster,
         tensorboard_log=out / "tensorboard",
         progress=not args.quiet,
-        log=log,
-        uniform=uniform,
+        log=EpisodeLog(out / EPISODES),
         checkpoint=out / "checkpoint",
         resume=args.resume,
     )
+    if args.resume:
+        open_run(out, run_config(args), overwrite=False)
+    with folder_written_whole(out / "policy") as folder:
+        save_policy(learned.model, env, folder, learned_on=options.learned_on(args))
+    rows: dict[str, Evaluation] = {}
+    for name, task in tasks.items():
+        plans = {"dense": PruningPlan(), **plans_within(envs[name], task.budget, learned.model)}
+        named = {f"{name} {row}": plan for row, plan in plans.items()}
+        rows |= measure_rows(envs[name].network, named, task.test_metric).evaluations
+    record = {
+        "rows": {name: row.to_dict() for name, row in rows.items()},
+        "gated_groups": {},
+        "verdict": _reuse_verdict(rows),
+    }
+    write_json(out / METRICS, record)
+    write_pictures(out)
+    show(record, f"one policy, {args.episodes} evaluations, {options.judged_on(args)}", as_json=args.json)
+    print(f"written to {out}; apply it with: prunegym prune --policy {out / 'policy'} ...", file=sys.stderr)
 
 
-def _baseline(env: LayerPruningEnv, name: str, args: argparse.Namespace, log: EpisodeLog) -> EpisodeResult:
-    """Return the plan of a baseline: an allocation, or what a search with as many evaluations found."""
-    if name == "sensitivity":
-        return EpisodeResult.from_dict(env.evaluate(env.allocation(name)))
-    found = _search(env, name, args, log)
-    return choose_on_validation(env, [found.final, found.best])
+def _initial_policy(env: GymEnv, args: argparse.Namespace) -> Policy | None:
+    if args.init_policy is None:
+        return None
+    return load_initial_policy(
+        policy_folder(args.init_policy), env, algorithm=args.algo, hyperparameters=read_overrides(args.hyper)
+    )
 
 
-def _search(env: LayerPruningEnv, name: str, args: argparse.Namespace, log: EpisodeLog) -> Any:
-    log.take_up(env, name, 0)
-    envs = vectorized(env, n_envs=args.n_envs, cluster=args.cluster)
-    try:
-        return search(
-            envs,
-            name,
-            gated=env.gated,
-            episodes=args.episodes,
-            seed=args.seed,
-            progress=not args.quiet,
-            on_episode=partial(log.append, name),
-        )
-    finally:
-        envs.close()
+def _reuse_verdict(rows: Mapping[str, Evaluation]) -> str:
+    gains = []
+    for name, row in rows.items():
+        if name.endswith(" learned"):
+            gain = row.quality - rows[name.removesuffix("learned") + "uniform"].quality
+            gains.append(f"{100 * gain:+.1f}" if row.score is None else f"{gain:+.4g}")
+    return f"learned against uniform{', in points' if row.score is None else ''}: {', '.join(gains)}"
 
 
 def _write(
@@ -215,15 +220,14 @@ def _write(
     env: LayerPruningEnv,
     task: Task,
     args: argparse.Namespace,
-    chosen: Mapping[str, EpisodeResult],
-    candidates: Mapping[str, EpisodeResult],
+    found: Comparison,
 ) -> None:
+    name, chosen = found.name, found.chosen
     plans = {
         "dense": PruningPlan(),
         **{name: PruningPlan.from_dict(one.plan) for name, one in chosen.items()},
     }
     rows = measure_rows(env.network, plans, task.test_metric)
-    name = list(chosen)[-1]
     plans[name].save(out / "plan.json")
     save_compressed(
         out / "compressed",
@@ -232,16 +236,17 @@ def _write(
     )
     facts = env.group_summary()
     predicted = predicted_and_measured(env.network, rows, name, plans[name], task.budget)
-    even, found = (env.shares(chosen[row].plan) for row in ("uniform", name))
-    latency = found["latency"] / even["latency"] if predicted else None
+    even, mine = (env.shares(chosen[row].plan) for row in ("uniform", name))
+    latency = mine["latency"] / even["latency"] if predicted else None
     record = {
         "rows": {row: one.to_dict() for row, one in rows.evaluations.items()},
         "gated_groups": rows.gated,
         **predicted,
         "verdict": verdict(rows.evaluations, name, latency=latency),
-        f"{name}_is": next(CANDIDATES[key] for key, one in candidates.items() if one is chosen[name]),
+        f"{name}_is": CANDIDATES[found.winner],
         "candidates": {
-            name: {**one.to_dict(), "validation": env.validate(one.plan)} for name, one in candidates.items()
+            key: {**one.to_dict(), "validation": env.validate(one.plan)}
+            for key, one in found.candidates.items()
         },
         "plans": {name: one.plan for name, one in chosen.items()},
         "groups": facts,

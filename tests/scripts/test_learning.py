@@ -147,7 +147,9 @@ def test_a_policy_goes_on_within_another_budget(run_cli, flags, for_reuse, tmp_p
 def test_the_policy_that_learning_began_from_stays_a_candidate(
     run_cli, flags, for_reuse, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("prunegym.scripts.train.choose_on_validation", lambda env, candidates: candidates[-1])
+    monkeypatch.setattr(
+        "prunegym.agents.comparison.choose_on_validation", lambda env, candidates: candidates[-1]
+    )
     init = ["--init-policy", for_reuse / "policy", "--episodes", "9", "--budget", "macs=0.2", "--baselines"]
     assert run_cli("train", *flags, *init, "--out", tmp_path / "on").code == 0
     metrics = read(tmp_path / "on" / "metrics.json")

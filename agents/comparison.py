@@ -1,0 +1,155 @@
+"""A fair comparison: an agent or a search, its baselines and uniform pruning, with equal means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prunegym.agents.episode_log import EpisodeLog
+from prunegym.agents.errors import AgentError
+from prunegym.agents.learning.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
+from prunegym.agents.learning.policies import Policy
+from prunegym.agents.learning.training import LearningResult, learn
+from prunegym.agents.rollout import EpisodeResult, deterministic, run_episode
+from prunegym.agents.search import SEARCHES, SearchResult, choose_on_validation, search
+from prunegym.agents.vector.make import vectorized
+from prunegym.envs import ALLOCATIONS, Budget, LayerPruningEnv
+
+EPISODES = "episodes.jsonl"
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """What is compared, and how much each method may spend."""
+
+    algorithm: str = DEFAULT_ALGORITHM  # a name in ALGORITHMS or SEARCHES
+    episodes: int = 200  # evaluations for the algorithm, and for each baseline that searches
+    baselines: Sequence[str] = ("random",)  # names in SEARCHES or ALLOCATIONS
+    seed: int = 0
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    initial_policy: Policy | None = None  # to continue from; stays a candidate, unchanged
+    n_envs: int = 1
+    cluster: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The plans that were found within the cost of the uniform one."""
+
+    name: str  # of the algorithm's row: "learned", or the name of a search
+    learned: LearningResult | None  # None of a search, which learns no policy
+    chosen: Mapping[str, EpisodeResult]  # "uniform", the baselines, and last the algorithm, under `name`
+    candidates: Mapping[str, EpisodeResult]  # "final", "best" and, if there is one, "initial"
+
+    @property
+    def winner(self) -> str:
+        """Which candidate was chosen on the validation images."""
+        return next(key for key, one in self.candidates.items() if one is self.chosen[self.name])
+
+
+def compare(
+    env: LayerPruningEnv,
+    config: ComparisonConfig,
+    *,
+    acting_env: LayerPruningEnv | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    on_learned: Callable[[], None] | None = None,
+) -> Comparison:
+    """Find a plan for one network within one budget, and let baselines do the same with equal means.
+
+    1. The uniform plan within the budget is evaluated. From then on the budget is exactly what that plan
+       leaves of each measure, so that no method wins by spending more of the budget.
+    2. The algorithm and each baseline that searches may evaluate `episodes` plans on the reward images.
+    3. Each method has two candidates: its final answer, and the best plan that it saw. A policy to continue
+       from adds a third, at one more evaluation. The validation images choose between them.
+    4. Test images are not used at all: what is reported on them has had no influence on any choice.
+
+    Args:
+        env: the environment for baselines, with centred actions; its budget becomes that of the uniform plan.
+        config: what is compared.
+        acting_env: the environment of the algorithm where its actions have another meaning (see
+            `Algorithm.actions`), on the same network and budget; `env` by default.
+        out: the folder that keeps `episodes.jsonl`, checkpoints and curves; None for none.
+        resume: continue from what `out` keeps.
+        progress: show bars on standard error.
+        on_learned: called when the algorithm has finished, before the baselines begin.
+
+    Raises:
+        AgentError: an algorithm or baseline is unknown, or `learn` refuses something.
+    """
+    for name in (config.algorithm, *config.baselines):
+        if name not in ALGORITHMS and name not in ALLOCATIONS:
+            SEARCHES[name]  # unknown names are refused before the work begins
+    budget = env.budget
+    if not isinstance(budget, Budget):
+        raise AgentError(f"methods are compared within one budget, got the range {budget}; choose one")
+    acting_env = acting_env or env
+    uniform = EpisodeResult.from_dict(env.evaluate(env.allocation("uniform")))
+    shares = env.shares(uniform.plan)
+    spent = Budget({name: shares[name] for name in budget.shares})
+    env.set_budget(spent)
+    if acting_env is not env:
+        acting_env.set_budget(spent)
+    log = EpisodeLog(out / EPISODES) if out else None
+    learned: LearningResult | None = None
+    found: LearningResult | SearchResult
+    if config.algorithm in ALGORITHMS:
+        found = learned = learn(
+            acting_env,
+            algorithm=config.algorithm,
+            episodes=config.episodes,
+            seed=config.seed,
+            hyperparameters=config.hyperparameters,
+            initial_policy=config.initial_policy,
+            n_envs=config.n_envs,
+            cluster=config.cluster,
+            tensorboard_log=out / "tensorboard" if out else None,
+            progress=progress,
+            log=log,
+            uniform=uniform,
+            checkpoint=out / "checkpoint" if out else None,
+            resume=resume,
+        )
+    else:
+        found = _search(acting_env, config.algorithm, config, log, progress=progress)
+    if on_learned is not None:
+        on_learned()
+    chosen = {"uniform": uniform}
+    for baseline in config.baselines:
+        if baseline in ALLOCATIONS:
+            chosen[baseline] = EpisodeResult.from_dict(env.evaluate(env.allocation(baseline)))
+        elif baseline != config.algorithm:
+            result = _search(env, baseline, config, log, progress=progress)
+            chosen[baseline] = choose_on_validation(env, [result.final, result.best])
+    candidates = {"final": found.final, "best": found.best}
+    if config.initial_policy is not None:
+        unchanged = config.initial_policy.build(acting_env)
+        candidates["initial"] = run_episode(acting_env, deterministic(unchanged))
+    name = config.algorithm if learned is None else "learned"
+    chosen[name] = choose_on_validation(env, list(candidates.values()))
+    return Comparison(name, learned, chosen, candidates)
+
+
+def _search(
+    env: LayerPruningEnv, name: str, config: ComparisonConfig, log: EpisodeLog | None, *, progress: bool
+) -> SearchResult:
+    if log is not None:
+        log.take_up(env, name, 0)
+    envs = vectorized(env, n_envs=config.n_envs, cluster=config.cluster)
+    try:
+        return search(
+            envs,
+            name,
+            gated=env.gated,
+            episodes=config.episodes,
+            seed=config.seed,
+            progress=progress,
+            on_episode=partial(log.append, name) if log is not None else None,
+        )
+    finally:
+        envs.close()
