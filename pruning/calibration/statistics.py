@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from prunegym.pruning.calibration.moments import MAX_FULL_INPUTS, FullSums, Moments, SampledRows
-from prunegym.pruning.calibration.unfolding import unfolded
+from prunegym.pruning.calibration.collectors import (
+    ChannelValues,
+    Collector,
+    SecondMoments,
+    UnfoldedRows,
+    mean_over_positions,
+    root_mean_square,
+)
+from prunegym.pruning.calibration.moments import Moments
 from prunegym.pruning.errors import DataError
-from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.graph import ChannelGraph, ChannelGroup
 from prunegym.pruning.graph.interpreter import Lockstep
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.surgery.cutting import TRANSPOSED
@@ -69,48 +76,48 @@ def calibrate(graph: ChannelGraph, inputs: CalibrationInputs, *, seed: int = 0) 
     Raises:
         DataError: the network's activations are not finite.
     """
-    model = inputs.reference
     generator = torch.Generator().manual_seed(seed)
-    readers = {name for name in _readers(graph) if not isinstance(model.get_submodule(name), TRANSPOSED)}
-    sums: dict[str, FullSums | SampledRows] = {}
-    pooled: dict[str, list[Tensor]] = {group.layers[0]: [] for group in graph.prunable if not group.ungated}
-    gated = [reader.owner for group in graph.prunable if not group.ungated for reader in group.readers]
-    magnitudes: dict[str, list[Tensor]] = {name: [] for name in gated}
-    means: dict[str, list[Tensor]] = {name: [] for name in gated}
-    rows: dict[str, list[Tensor]] = {name: [] for name in gated if name in readers}
-    each = max(1, GATED_ROWS // sum(map(len, inputs.batches)))  # of every image
-
-    def watch(name: str, x: Tensor) -> None:
-        module = model.get_submodule(name)
-        if name in readers:
-            u = unfolded(module, x, generator)
-            if name not in sums:
-                sums[name] = SampledRows() if u.size(2) > MAX_FULL_INPUTS else FullSums(u)
-            sums[name].add(u)
-        flat = _by_channel(module, x)
-        if name in pooled:
-            pooled[name].append(flat.mean(2))
-        if name in magnitudes:
-            magnitudes[name].append(flat.square().mean(2).sqrt())
-            means[name].append(flat.mean(2))
-        if name in rows:
-            rows[name].append(unfolded(module, x, generator, positions=each))
-
-    observe(graph, inputs, {*readers, *pooled, *magnitudes}, watch)
+    model = inputs.reference
+    readers = _readers(graph.prunable)
+    refitted = [name for name in readers if not isinstance(model.get_submodule(name), TRANSPOSED)]
+    gated = [group for group in graph.prunable if not group.ungated]
+    behind_gates = _readers(gated)
+    n_images = sum(map(len, inputs.batches))
+    # moments before rows: of a layer that both want, they draw their positions in this order
+    moments = SecondMoments(refitted, generator)
+    pooled = ChannelValues([group.layers[0] for group in gated], mean_over_positions)
+    magnitudes = ChannelValues(behind_gates, root_mean_square)
+    means = ChannelValues(behind_gates, mean_over_positions)
+    rows = UnfoldedRows(
+        [name for name in behind_gates if name in refitted], generator, max(1, GATED_ROWS // n_images)
+    )
+    _collect(graph, inputs, (moments, pooled, magnitudes, means, rows))
     calibration = Calibration(
-        moments={name: found.moments() for name, found in sums.items()},
-        pooled={name: torch.cat(found) for name, found in pooled.items()},
-        magnitudes={name: torch.cat(found) for name, found in magnitudes.items()},
-        means={name: torch.cat(found) for name, found in means.items()},
-        rows={name: torch.cat(found, dim=1) for name, found in rows.items()},
+        moments=moments.result(),
+        pooled=pooled.result(),
+        magnitudes=magnitudes.result(),
+        means=means.result(),
+        rows=rows.result(),
         inputs=inputs,
     )
     _check_finite(calibration)
     return calibration
 
 
-def _readers(graph: ChannelGraph) -> list[str]:
-    return list(dict.fromkeys(reader.owner for group in graph.prunable for reader in group.readers))
+def _readers(groups: Iterable[ChannelGroup]) -> list[str]:
+    return list(dict.fromkeys(reader.owner for group in groups for reader in group.readers))
+
+
+def _collect(graph: ChannelGraph, inputs: CalibrationInputs, collectors: Sequence[Collector]) -> None:
+    """Run the network on its calibration inputs, and show each collector the layers that it wants."""
+
+    def watch(name: str, x: Tensor) -> None:
+        for collector in collectors:
+            if collector.wants(name):
+                collector.add(name, inputs.reference.get_submodule(name), x)
+
+    wanted = [name for name in graph.layers if any(collector.wants(name) for collector in collectors)]
+    observe(graph, inputs, wanted, watch)
 
 
 @torch.no_grad()
@@ -166,10 +173,3 @@ def _check_finite(calibration: Calibration) -> None:
     for name, moments in calibration.moments.items():
         if not moments.mean.isfinite().all():
             raise DataError(f"the inputs of layer {name} are not finite on the calibration images")
-
-
-def _by_channel(module: nn.Module, x: Tensor) -> Tensor:
-    """Return [images, channels, positions]."""
-    if x.dim() == 2:
-        return x[:, :, None]
-    return x.flatten(1, -2).mT if isinstance(module, nn.Linear) else x.flatten(2)

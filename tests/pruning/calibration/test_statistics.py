@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunegym.pruning.calibration import moments, statistics
+from prunegym.pruning.calibration import collectors, moments
 from prunegym.pruning.calibration.moments import FullCovariance, SampledCovariance
 from prunegym.pruning.calibration.statistics import calibrate, real_images
 from prunegym.pruning.calibration.unfolding import POSITIONS_PER_IMAGE, unfolded
@@ -210,7 +210,7 @@ class TestCovariances:
 
 
 def test_a_wide_reader_keeps_an_even_sample_of_centred_rows(monkeypatch):
-    monkeypatch.setattr(statistics, "MAX_FULL_INPUTS", 10)
+    monkeypatch.setattr(collectors, "MAX_FULL_INPUTS", 10)
     monkeypatch.setattr(moments, "N_SAMPLED_ROWS", 20)
     model = randomised(nn.Sequential(unit(3, 6), unit(6, 8), Head(8)))
     graph, images = find_groups(model, (3, 6, 6)), EXAMPLES["plain"].images()
