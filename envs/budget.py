@@ -21,7 +21,7 @@ MEASURES: Mapping[str, Callable[[CostModel, Widths], int]] = {
 
 def priced(cost: CostModel) -> dict[str, Callable[[CostModel, Widths], int]]:
     """Return the measures that have a price: latency does once there is a table."""
-    return {name: price for name, price in MEASURES.items() if name != "latency" or cost.latency_of}
+    return {name: price for name, price in MEASURES.items() if name != "latency" or cost.prices_latency}
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,9 @@ def describe(
     """
     whole = trace(model, input_shape)
     graph = restrict(whole, only=only, protect=protect)
-    cost = CostModel(graph, model, shifts_bias=COMPENSATIONS[compensation].shifts_bias)
-    if (table := cached_table(model, whole)) is not None:
-        cost.latency_of = LatencyPrices(graph, table)
+    table = cached_table(model, whole)
+    latency = None if table is None else LatencyPrices(graph, table)
+    cost = CostModel(graph, model, shifts_bias=COMPENSATIONS[compensation].shifts_bias, latency=latency)
     names = (group.name for group in graph.prunable)
     shares = dict(zip(names, cost.vanishing_shares(CostModel.macs).tolist(), strict=True))
     groups = [

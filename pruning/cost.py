@@ -148,13 +148,21 @@ class CostModel:
     Args:
         graph: the network's groups.
         model: the dense network.
-        shifts_bias: whether the compensation moves a lost mean into a bias (`Compensation.shifts_bias`):
+        shifts_bias: whether the compensation moves a removed mean into a bias (`Compensation.shifts_bias`):
             a reader that has neither a bias nor a BatchNorm to absorb it then gains one.
+        latency: unit counts [groups] -> nanoseconds; without it latency has no price.
     """
 
-    def __init__(self, graph: ChannelGraph, model: nn.Module, *, shifts_bias: bool = False) -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        model: nn.Module,
+        *,
+        shifts_bias: bool = False,
+        latency: Callable[[Counts], int] | None = None,
+    ) -> None:
         self.groups = graph.prunable
-        self.latency_of: Callable[[Counts], int] | None = None  # nanoseconds, once there is a table
+        self._latency = latency
         axes = Axes(graph)
         self._macs = _bilinear(_mac_rows(graph, axes), len(self.groups))
         self._params = _bilinear(_parameter_rows(graph, model, axes), len(self.groups))
@@ -165,6 +173,11 @@ class CostModel:
         self._gate_inputs = _bilinear(_gate_rows(graph, axes), len(self.groups))
         self._new_biases = _new_biases(graph, model, axes) if shifts_bias else []
         self._units = np.array([group.units for group in self.groups], dtype=np.int64)
+
+    @property
+    def prices_latency(self) -> bool:
+        """Whether latency has a price."""
+        return self._latency is not None
 
     @property
     def dense(self) -> Widths:
@@ -196,11 +209,11 @@ class CostModel:
         Raises:
             BudgetError: there is no table.
         """
-        if self.latency_of is None:
+        if self._latency is None:
             raise BudgetError(
                 "latency has no price before `PrunableNetwork.enable_latency_prices_` has found its table"
             )
-        return self.latency_of(widths.kept)
+        return self._latency(widths.kept)
 
     def vanishing_shares(self, price: Callable[[CostModel, Widths], int]) -> NDArray[np.float64]:
         """Return, for each group, the share of a dense price saved if it vanished: [groups].

@@ -67,19 +67,24 @@ class PrunableNetwork:
             raise PlanError(f"no channel group may be pruned: {'; '.join(reasons)}")
         self.calibration = calibrate(self.graph, calibration, seed=seed)
         self.cost = CostModel(self.graph, model, shifts_bias=compensation.shifts_bias)
-        self.latency: LatencyTable | None = None  # what `cost` prices latency by
+        self.latency: LatencyTable | None = None  # the table by which `cost` prices latency
 
     def enable_latency_prices_(self, table: LatencyTable | None = None) -> None:
-        """Have `cost` price latency too.
+        """Replace `cost` by one that prices latency too.
 
         Args:
-            table: of this network; that of the device it is on unless given, see `latency_table`.
+            table: the latency table of this network; None: that of the device it is on, see `latency_table`.
 
         Raises:
             BudgetError: the table is of another network.
         """
         self.latency = table or latency_table(self.model, self._whole_graph)
-        self.cost.latency_of = LatencyPrices(self.graph, self.latency)
+        self.cost = CostModel(
+            self.graph,
+            self.model,
+            shifts_bias=COMPENSATIONS[self.method.compensation].shifts_bias,
+            latency=LatencyPrices(self.graph, self.latency),
+        )
 
     @cached_property
     def scores(self) -> dict[str, Tensor]:

@@ -32,28 +32,10 @@ class LayerSums:
     def __init__(self, graph: ChannelGraph, layers: Sequence[LayerTimes]) -> None:
         axes = Axes(graph)
         rows = [(name, times) for times in layers for name in times.layers]  # one for each call
-        grids = [
-            *((name, "in", one.inputs) for name, one in rows),
-            *((name, "out", one.outputs) for name, one in rows),
-        ]
-        widths = [
-            axes.positions(name, axis, grid[-1]) if len(grid) > 1 else (float(grid[-1]), axes.constant()[1])
-            for name, axis, grid in grids
-        ]
-        self._always = np.array([fixed for fixed, _ in widths]).astype(np.int64)  # [2 rows]: inputs, outputs
-        self._per_unit = np.stack([units for _, units in widths]).astype(np.int64)  # [2 rows, groups]
-        intervals = [_intervals(grid) for _, _, grid in grids]
-        self._intervals = np.concatenate(intervals, axis=1)
-        self._first_width = _starts([part.shape[1] for part in intervals])
-        tables = [np.rint(np.array(one.milliseconds) * NANOSECONDS).astype(np.int64) for _, one in rows]
-        columns = np.array([table.shape[1] for table in tables])
-        self._columns = columns
-        self._first_time = _starts([table.size for table in tables])
-        self._corners = np.stack([0 * columns, 0 * columns + 1, columns, columns + 1])  # of a table's cell
-        beyond = np.zeros(
-            int(columns.max()) + 2, dtype=np.int64
-        )  # what the last corners may touch, at weight 0
-        self._times = np.concatenate([*(table.ravel() for table in tables), beyond])
+        inputs = [(name, "in", times.inputs) for name, times in rows]
+        outputs = [(name, "out", times.outputs) for name, times in rows]
+        self._widths = _Widths(axes, [*inputs, *outputs])
+        self._tables = _Tables([times for _, times in rows])
         self._values = _values(graph, axes)
 
     def nanoseconds(self, counts: Counts) -> int:
@@ -62,18 +44,62 @@ class LayerSums:
         Args:
             counts: units of each prunable group, [groups].
         """
-        widths = self._always + self._per_unit @ counts
-        low, part, gap = self._intervals[:, self._first_width + widths].reshape(3, 2, -1)
-        cell = self._first_time + low[0] * self._columns + low[1]
+        low, part, gap = self._widths.places(counts).reshape(3, 2, -1)
         rest = gap - part
         weights = np.stack([rest[0] * rest[1], rest[0] * part[1], part[0] * rest[1], part[0] * part[1]])
-        times = (self._times[cell + self._corners] * weights).sum(0) // (gap[0] * gap[1])
+        times = (self._tables.corners(low[0], low[1]) * weights).sum(0) // (gap[0] * gap[1])
         return int(times.sum())
 
     def values(self, counts: Counts) -> int:
         """Return how many values the layers write for one image."""
         fixed, per_unit = self._values
         return fixed + int(per_unit @ counts)
+
+
+class _Widths:
+    """Widths of layers' axes, and where these lie on the grids that a table was measured at.
+
+    Args:
+        axes: positions per unit of each axis.
+        grids: for each row its layer, "in" or "out", and the widths that were timed.
+    """
+
+    def __init__(self, axes: Axes, grids: Sequence[tuple[str, str, Sequence[int]]]) -> None:
+        widths = [
+            axes.positions(name, axis, grid[-1]) if len(grid) > 1 else (float(grid[-1]), axes.constant()[1])
+            for name, axis, grid in grids
+        ]
+        self._always = np.array([fixed for fixed, _ in widths]).astype(np.int64)  # [rows]
+        self._per_unit = np.stack([units for _, units in widths]).astype(np.int64)  # [rows, groups]
+        intervals = [_intervals(grid) for _, _, grid in grids]
+        self._intervals = np.concatenate(intervals, axis=1)  # those of all grids, one after the other
+        self._starts = _starts([part.shape[1] for part in intervals])
+
+    def places(self, counts: Counts) -> Integers:
+        """Return, for each row, the interval, how far into it, and how long that is: [3, rows]."""
+        return self._intervals[:, self._starts + self._always + self._per_unit @ counts]
+
+
+class _Tables:
+    """The times of all rows, in nanoseconds, as one array.
+
+    Args:
+        rows: the times of each row.
+    """
+
+    def __init__(self, rows: Sequence[LayerTimes]) -> None:
+        tables = [np.rint(np.array(times.milliseconds) * NANOSECONDS).astype(np.int64) for times in rows]
+        self._columns = columns = np.array([table.shape[1] for table in tables])
+        self._starts = _starts([table.size for table in tables])
+        self._corners = np.stack([0 * columns, 0 * columns + 1, columns, columns + 1])  # of a cell
+        beyond = np.zeros(
+            int(columns.max()) + 2, dtype=np.int64
+        )  # the last corners may lie here, at weight 0
+        self._times = np.concatenate([*(table.ravel() for table in tables), beyond])
+
+    def corners(self, row: Integers, column: Integers) -> Integers:
+        """Return the times at the four corners of one cell of each table: [4, rows]."""
+        return self._times[self._starts + row * self._columns + column + self._corners]
 
 
 def _intervals(grid: Sequence[int]) -> Integers:
@@ -104,11 +130,11 @@ def _values(graph: ChannelGraph, axes: Axes) -> tuple[int, Integers]:
 
 
 class LatencyPrices:
-    """Foretells the latency of plans on one network.
+    """Predicts the latency of plans on one network.
 
     Args:
-        graph: of the network, patterns applied.
-        table: of the same network.
+        graph: the network's groups, patterns applied.
+        table: the latency table of the same network.
 
     Raises:
         BudgetError: the table is of another network.

@@ -111,36 +111,38 @@ class _SlicedLayer(nn.Module):
 
     def __init__(self, layer: Any, gated: _Gated) -> None:
         super().__init__()
-        device = gated.outputs[0][0].bias.device if gated.outputs else gated.inputs[0][0].bias.device
         self._decides = gated.decides
-        self._read = SelectedAxis(gated.inputs, device) if gated.inputs else None
-        self._written = SelectedAxis(gated.outputs, device) if gated.outputs else None
+        self._read = _selected(gated.inputs)
+        self._written = _selected(gated.outputs)
+        self._axes = [axis for axis in (self._read, self._written) if axis is not None]
+        self._varies = any(axis.varies for axis in self._axes)
         self._unread = _fill_by_channel(gated.reads)
         self._pointwise = _is_pointwise(layer)
-        self._by_input = self._weights_by_input(layer)
-        self._steps: list[Slice | FilledBias] = []
-        self._parts: dict[str, Slice] = {}  # by the attribute of the layer that they are
+        self._by_input = self._weights_by_input(layer)  # before its weight is replaced
         fills = gated.reads and not isinstance(layer, TRANSPOSED)
         self._bias = filled_bias(layer, gated.reads) if fills else None
-        for name in ("weight", "bias", "running_mean", "running_var"):  # one entry per output
-            whole = getattr(layer, name, None)
-            if whole is not None or (name == "bias" and self._bias):
-                delattr(layer, name)  # a plain tensor takes its place, which each image fills anew
-                setattr(layer, name, self._sliced(name, whole, layer))
+        self._steps: list[Slice | FilledBias] = []  # in the order in which each image takes them
+        self._parts: dict[str, Slice] = {}  # attribute of the layer -> its slice
+        self._replace_tensors_(layer)
         carries = self._written is not None and not gated.decides
-        self._told = _size_that_forward_looks_at(layer) if carries else None
-        self._axes = [axis for axis in (self._read, self._written) if axis is not None]
-        self._counts: list[int] = []  # of the axes, that all is sized for
+        self._size_attribute = _size_attribute(layer) if carries else None
+        self._counts: list[int] = []  # the lengths of `_axes` that all tensors have now
         self.layer = layer
         self._fit_()
-        self._varies = any(axis.varies for axis in self._axes)
 
-    def _sliced(self, name: str, whole: Tensor | None, layer: Any) -> Tensor:
-        """Plan the slice that each image needs of a tensor; return where it will be."""
-        if name == "bias" and self._bias is not None:
-            self._steps.append(self._bias)
-            whole = self._bias.part
-        assert whole is not None  # else there is a bias of fills
+    def _replace_tensors_(self, layer: Any) -> None:
+        """Put a plain tensor, filled anew for each image, in the place of each that has an entry per output."""
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            whole = getattr(layer, name, None)
+            if name == "bias" and self._bias is not None:
+                self._steps.append(self._bias)
+                whole = self._bias.part
+            if whole is not None:
+                delattr(layer, name)
+                setattr(layer, name, self._sliced(name, whole, layer))
+
+    def _sliced(self, name: str, whole: Tensor, layer: Any) -> Tensor:
+        """Plan the slice of a tensor that each image needs; return the tensor that will hold it."""
         if name != "weight":
             step = Slice(whole.detach(), self._written)
         else:  # of a transposed convolution by input, then by output of one conv group; of others vice versa
@@ -181,8 +183,8 @@ class _SlicedLayer(nn.Module):
             setattr(self.layer, name, step.part)
         if self._by_input is not None:
             self._by_input.fit()
-        if self._told is not None and self._written is not None:
-            name, channels = self._told
+        if self._size_attribute is not None and self._written is not None:
+            name, channels = self._size_attribute
             setattr(self.layer, name, self._written.count // channels)
         self._counts = counts
 
@@ -220,8 +222,12 @@ class _SlicedLayer(nn.Module):
         return output.reshape(1, -1, *_output_size(layer, x))
 
 
+def _selected(gated: GatedAxis) -> SelectedAxis | None:
+    return SelectedAxis(gated, gated[0][0].bias.device) if gated else None
+
+
 def _is_pointwise(layer: Any) -> bool:
-    """Whether a layer is a convolution that sees each place by itself, and all of them."""
+    """Return whether a layer is a 1x1 convolution without stride and padding."""
     plain = isinstance(layer, nn.Conv2d) and layer.stride == (1, 1) and layer.padding == (0, 0)
     return plain and layer.kernel_size == (1, 1)
 
@@ -245,8 +251,8 @@ def _fill_by_channel(reads: list[tuple[Choice, GatedInput]]) -> Tensor | None:
     return torch.stack([one.fill_by_channel() for _, one in reads]).sum(0).detach()[None]
 
 
-def _size_that_forward_looks_at(layer: Any) -> tuple[str, int] | None:
-    """Return the attribute of a carrier, and its output channels for each one that it counts."""
+def _size_attribute(layer: Any) -> tuple[str, int] | None:
+    """Return the attribute of a carrier that its `forward` looks at, and the output channels it counts as 1."""
     depthwise = isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.in_channels
     if depthwise and not isinstance(layer, TRANSPOSED):
         return "groups", layer.out_channels // layer.in_channels

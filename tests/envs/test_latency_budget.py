@@ -34,9 +34,7 @@ def table_of(name, device=additive):
 @cache
 def noisy_cost(name):
     model, graph, _ = example(name)
-    cost = CostModel(graph, model)
-    cost.latency_of = LatencyPrices(graph, table_of(name, noisy()))
-    return cost, graph
+    return CostModel(graph, model, latency=LatencyPrices(graph, table_of(name, noisy()))), graph
 
 
 def timed_env(name="residual", **settings):
