@@ -1,1 +1,1 @@
-"""Carry pruning decisions out on PyTorch networks, with data if there is some, and price them."""
+"""Apply pruning plans to PyTorch networks, with data if there is some, and price them."""

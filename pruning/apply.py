@@ -1,4 +1,4 @@
-"""Carry a plan out: the order of operations, written once."""
+"""Apply a plan: the order of operations, written once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prunegym.pruning.surgery.cutting import Structure, axis_cuts, cut_
 
 @dataclass(frozen=True)
 class Method:
-    """How a plan is carried out, by registered names."""
+    """The registered methods by which a plan is applied."""
 
     criterion: str = "l1"
     compensation: str = "least-squares"
@@ -35,7 +35,7 @@ DEFAULT_METHOD = Method()
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed network and how its shape differs from the dense one's."""
+    """A compressed network, the difference of its shape from the dense one, and its gates."""
 
     model: nn.Module
     structure: Structure
@@ -58,13 +58,13 @@ def apply_plan(
 
     Args:
         model: the dense network.
-        graph: its groups, from `trace`.
-        plan: ratios per group; groups it does not name stay whole.
-        calibration: of the dense network.
+        graph: the network's groups, from `trace`.
+        plan: ratios per group; groups that it does not name stay whole.
+        calibration: statistics of the dense network.
         method: criterion, compensation and rounding.
-        scores: what `score_units` returned for the same network and criterion, if it is at hand.
-        counts: by group, the units that run for each calibration image, int64 [images], while gates and
-            weights are fitted; those of the plan where there are none.
+        scores: the result of `score_units` for the same network and criterion, if it is at hand.
+        counts: group -> units that run for each calibration image, int64 [images], while gates and weights
+            are fitted; other groups run as many as the plan says.
 
     Raises:
         PlanError: the plan asks for what the network cannot do.
@@ -89,14 +89,18 @@ def apply_plan(
     attach_gates_(model, gates)
     if compensation.finish_ is not None and (cuts or executed):
         compensation.finish_(model, planned)
-    structure = replace(structure, biases=_gained_biases(dense, model, graph))
-    return Compressed(model, structure, gates.sites, widths)
+    gained = (
+        name
+        for name in graph.layers
+        if model.get_submodule(name).bias is not None and dense.get_submodule(name).bias is None
+    )
+    return Compressed(model, replace(structure, biases=tuple(gained)), gates.sites, widths)
 
 
 def _fitted_gates(
     model: nn.Module, planned: PlannedCut, compensation: Compensation, counts: Mapping[str, Tensor]
 ) -> RuntimeGates:
-    """Fit gates, and what reads through them, on the network before the cut; return those for after it."""
+    """Fit gates, and the layers that read through them, before the cut; return the gates for after it."""
     gates = RuntimeGates(
         tuple(gate_site(model, planned.graph.group(name), runs) for name, runs in planned.executed.items())
     )
@@ -120,10 +124,3 @@ def score_units(
 ) -> dict[str, Tensor]:
     """Return the scores of every prunable group's units, [units] each; they depend on no plan."""
     return {group.name: CRITERIA[criterion](model, group, calibration) for group in graph.prunable}
-
-
-def _gained_biases(dense: nn.Module, model: nn.Module, graph: ChannelGraph) -> tuple[str, ...]:
-    def has_bias(network: nn.Module, layer: str) -> bool:
-        return network.get_submodule(layer).bias is not None
-
-    return tuple(name for name in graph.layers if has_bias(model, name) and not has_bias(dense, name))

@@ -38,5 +38,5 @@ class ExportError(PruningError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says, without its line breaks."""
+    """Return the message of an error on one line."""
     return " ".join(str(error).split())

@@ -27,26 +27,22 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp made it private; a result is an ordinary file
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp made it private; a result is an ordinary file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:
-    """Return where things that can be made again are kept between runs.
+    """Return the folder for files that can be made again, kept between runs.
 
     `$PRUNEGYM_CACHE`, `$XDG_CACHE_HOME/prunegym` or `~/.cache/prunegym`; it need not exist yet.
     """
     if folder := os.environ.get("PRUNEGYM_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunegym"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -74,8 +70,8 @@ def _refuse_constant(name: str) -> float:
 
 
 def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
         raise ValueError(f"the key {twice!r} is given twice")
-    return found
+    return entries

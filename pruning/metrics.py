@@ -28,10 +28,10 @@ def predictions(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
     """
     device = next(model.parameters()).device
     with evaluating(model):
-        found = [(model(images.to(device)), labels.to(device)) for images, labels in batches]
-    if not found:
+        pairs = [(model(images.to(device)), labels.to(device)) for images, labels in batches]
+    if not pairs:
         raise DataError("there is no image to evaluate on; give at least one")
-    logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    logits, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     if logits.dim() != 2 or len(logits) != len(labels):
         raise DataError(
             f"expected logits of shape [images, classes], the network returned {tuple(logits.shape)}"
@@ -46,32 +46,31 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 def divergence(logits: Tensor, dense_logits: Tensor) -> float:
     """Return the mean Kullback-Leibler divergence KL(dense || compressed) over images, in nats."""
-    dense, compressed = (functional.log_softmax(found.double(), dim=1) for found in (dense_logits, logits))
+    dense, compressed = (functional.log_softmax(each.double(), dim=1) for each in (dense_logits, logits))
     return float(functional.kl_div(compressed, dense, reduction="batchmean", log_target=True))
 
 
 def divergences(logits: Tensor, dense_log_probabilities: Tensor) -> Tensor:
     """Return KL(dense || compressed) of each image, in nats: [N], from [N, classes] each."""
-    found = functional.kl_div(
-        logits.log_softmax(1), dense_log_probabilities, reduction="none", log_target=True
-    )
-    return found.sum(1)
+    log_probabilities = logits.log_softmax(1)
+    terms = functional.kl_div(log_probabilities, dense_log_probabilities, reduction="none", log_target=True)
+    return terms.sum(1)
 
 
 @torch.no_grad()
 def scored(function: ScoreFunction, model: nn.Module) -> float:
-    """Return what a user's function says of a network: of a copy, in evaluation mode, without gradients.
+    """Return a user's score of a copy of a network, in evaluation mode and without gradients.
 
     Raises:
         DataError: it raised an error, or returned no finite number.
     """
     try:
-        found = float(function(copy.deepcopy(model).eval()))
-    except Exception as error:  # a stranger's function may raise anything
+        score = float(function(copy.deepcopy(model).eval()))
+    except Exception as error:  # user code may raise anything
         raise DataError(
             f"the score function failed ({type(error).__name__}: {one_line(error)}); "
             "it must return a number for a network"
         ) from error
-    if not math.isfinite(found):
-        raise DataError(f"the score function returned {found}; it must return a finite number")
-    return found
+    if not math.isfinite(score):
+        raise DataError(f"the score function returned {score}; it must return a finite number")
+    return score

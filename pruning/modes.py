@@ -1,4 +1,4 @@
-"""Modes of a network and what of it takes gradients, put back as they were."""
+"""Modes of a network, and which of its parameters take gradients, changed for a block and put back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def taking_gradients(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Have these parameters of a network, and no others, take gradients for the block; none is left."""
+    """Let these parameters of a network, and no others, take gradients for the block; no gradient is left."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     for parameter in parameters:

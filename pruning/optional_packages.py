@@ -1,4 +1,4 @@
-"""Packages that only some work needs: imported when it does, or refused with what to install."""
+"""Optional dependencies: imported when they are needed, or refused with what to install."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def imported(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Return a module of a package that is not always installed.
 
     Args:
-        module: its name, such as `torchvision.models`.
-        extra: of `prunegym`, which installs the package.
-        purpose: what needs it, for the error.
+        module: the name of the module, such as `torchvision.models`.
+        extra: the extra of `prunegym` that installs the package.
+        purpose: the work that needs it, for the error.
 
     Raises:
         PruningError: the package is missing, or does not fit the installed torch.
@@ -41,7 +41,7 @@ def imported(module: str, *, extra: str, purpose: str) -> ModuleType:
 
 
 def despite_torchvision(load: Callable[[], Loaded]) -> Loaded:
-    """Return what `load` returns, which may import torchvision where its compiled half does not fit torch.
+    """Return `load()`, which may import torchvision where its compiled half does not fit torch.
 
     As beside a CPU build of torch: its Python half then refuses to load for want of a few operators on
     detectors' boxes. Classifiers and folders of images need no more than that half, so they are declared.

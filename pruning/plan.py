@@ -1,4 +1,4 @@
-"""What was decided: a static and a runtime ratio for each channel group. No torch in here."""
+"""Pruning plans: a static and a runtime ratio for each channel group. No torch in here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLAN_VERSION = 1
 
 
 def kept_units(units: int, ratio: float, *, round_to: int = 1) -> int:
-    """Return how many of `units` stay when the share `ratio` is pruned; never 0, never above `units`.
+    """Return how many of `units` are kept when the share `ratio` is pruned; never 0, never above `units`.
 
     Rounded half up, then to a multiple of `round_to`, but never below one; all of them stay all of them.
     """
@@ -27,10 +27,10 @@ def kept_units(units: int, ratio: float, *, round_to: int = 1) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LayerDecision:
-    """What was chosen for one channel group; both are shares pruned, in [0, 1)."""
+    """The two ratios of one channel group; both are shares pruned, in [0, 1)."""
 
     static_ratio: float = 0.0  # of all units: removed by surgery
-    runtime_ratio: float = 0.0  # of the survivors: skipped by the gate, per input
+    runtime_ratio: float = 0.0  # of the kept units: skipped by the gate, per input
 
     def validate(self, name: str) -> None:
         """Raise PlanError if a ratio is not a number in [0, 1)."""

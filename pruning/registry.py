@@ -1,4 +1,4 @@
-"""A dictionary with manners: refuses duplicates, suggests the nearest name, lists the rest."""
+"""Registries: dictionaries that refuse duplicates, suggest the nearest name and list the rest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that files its argument under `name`; a second of that name is refused."""
+        """Return a decorator that registers its argument as `name`; a second of that name is refused."""
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
 

@@ -1,4 +1,4 @@
-"""Trace a model and tie its channels into groups that live and die together."""
+"""Trace a model and find its groups of coupled channels, which are removed together or not at all."""
 
 from prunegym.pruning.graph.grouping import find_groups
 from prunegym.pruning.graph.records import ChannelGraph, ChannelGroup, LayerShape, Member, ShapeConstant

@@ -43,13 +43,12 @@ def at_first(index: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 class Channels:
-    """All channel numbers of one trace: which are tied together, which are frozen and why."""
+    """All channel numbers of one trace: which are coupled, which are frozen and why."""
 
     def __init__(self) -> None:
         self._parent = torch.empty(0, dtype=torch.long)
-        self._opaque: dict[
-            int, str
-        ] = {}  # stand for a whole value: they freeze what they meet, and tie nothing
+        # numbers that stand for a whole value, and why: they freeze the channels they meet, and couple none
+        self._opaque: dict[int, str] = {}
         self._frozen: list[tuple[Tensor, str]] = []
 
     def create(self, count: int) -> Tensor:
@@ -82,7 +81,7 @@ class Channels:
         return core.expand(index.shape)
 
     def tie(self, a: Tensor, b: Tensor) -> None:
-        """Let the channels of two index tensors of one shape live and die together, entry by entry."""
+        """Couple the channels of two index tensors of one shape, entry by entry."""
         pairs = torch.stack([self.find(a).flatten(), self.find(b).flatten()])
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs >= 0).all(0)]
         opaque = torch.isin(pairs, torch.tensor(list(self._opaque), dtype=torch.long))
@@ -110,7 +109,7 @@ class Channels:
         return reasons
 
     def separate(self, index: Tensor, *, preferred: Sequence[int] = ()) -> Tensor:
-        """Tie channels until the index tensor varies along one dimension only, and return it settled.
+        """Couple channels until the index tensor varies along one dimension only, and return it settled.
 
         A tensor from which entries were cut must still be a box. The dimension that keeps the most
         choice is kept, among the preferred ones if it varies along any; of equals the last, which is the

@@ -1,4 +1,4 @@
-"""From tied channel numbers to named groups of units."""
+"""Named groups of units, from the channel numbers that were coupled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Unit = dict[int, list[int]]  # slot number -> positions of the unit in it
 
 
 def find_groups(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
-    """Trace a network and tie its channels into groups (architecture decision 5).
+    """Trace a network and find its groups of coupled channels (see docs/decisions.md, D5).
 
     Args:
         model: any module whose `forward` takes one batch of images; it is not changed.
@@ -29,66 +29,67 @@ def find_groups(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
         UntraceableModelError: the network cannot be traced or does not run on such an image.
     """
     traced = trace_program(model, input_shape)
-    walk = propagate(traced, input_shape, rule_for)
-    _freeze_shared_parameters(traced, walk)
+    propagation = propagate(traced, input_shape, rule_for)
+    _freeze_shared_parameters(traced, propagation)
     return ChannelGraph(
-        groups=_groups(walk),
-        layers=walk.layers,
-        constants={key: constant for key, constant in walk.constants.items() if constant.size},
+        groups=_groups(propagation),
+        layers=propagation.layers,
+        constants={key: constant for key, constant in propagation.constants.items() if constant.size},
         program=copy.deepcopy(traced.graph),
         input_shape=tuple(input_shape),
-        other_macs=max(0, walk.counted_macs - sum(layer.macs for layer in walk.layers.values())),
+        other_macs=max(
+            0, propagation.counted_macs - sum(layer.macs for layer in propagation.layers.values())
+        ),
     )
 
 
-def _freeze_shared_parameters(traced: nn.Module, walk: ChannelPropagation) -> None:
+def _freeze_shared_parameters(traced: nn.Module, propagation: ChannelPropagation) -> None:
     owners = defaultdict(set)
     for name, parameter in traced.named_parameters(remove_duplicate=False):
         owners[id(parameter)].add(name.rpartition(".")[0])
     shared = set().union(*(names for names in owners.values() if len(names) > 1))
-    for slot in walk.slots.values():
+    for slot in propagation.slots.values():
         if slot.owner in shared:
-            walk.channels.freeze(slot.ids, f"{slot.owner} shares its weights with another layer")
+            propagation.channels.freeze(slot.ids, f"{slot.owner} shares its weights with another layer")
 
 
-def _groups(walk: ChannelPropagation) -> tuple[ChannelGroup, ...]:
-    slots = list(walk.slots.values())
-    by_fate: dict[tuple[tuple[int, int], ...], list[tuple[int, Unit]]] = defaultdict(list)
-    for number, unit in _units(walk, slots).items():
+def _groups(propagation: ChannelPropagation) -> tuple[ChannelGroup, ...]:
+    slots = list(propagation.slots.values())
+    alike: dict[tuple[tuple[int, int], ...], list[tuple[int, Unit]]] = defaultdict(list)
+    for number, unit in _units(propagation, slots).items():
         writers = [slot for slot in unit if slots[slot].role == "writers"]
         if writers:
-            # units of one fate: the same number of channels in the same layers, so one price for each
+            # a group's units have the same number of channels in the same layers, so one price for each
             layers = sorted(slot for slot in unit if slots[slot].role != "constants")
-            fate = tuple((slot, len(unit[slot])) for slot in layers)
-            by_fate[fate].append((number, unit))
-    frozen = walk.channels.frozen_reasons()
-    found = []
-    for units in by_fate.values():
+            alike[tuple((slot, len(unit[slot])) for slot in layers)].append((number, unit))
+    frozen = propagation.channels.frozen_reasons()
+    groups = []
+    for units in alike.values():
         reasons = {frozen.get(number) for number, _ in units}
         for reason in reasons:
             members = [unit for number, unit in units if frozen.get(number) == reason]
-            found.append(_group(walk, slots, members, reason))
-    return _named(found, list(walk.layers))
+            groups.append(_group(propagation, slots, members, reason))
+    return _named(groups, list(propagation.layers))
 
 
-def _units(walk: ChannelPropagation, slots: Sequence[Slot]) -> dict[int, Unit]:
+def _units(propagation: ChannelPropagation, slots: Sequence[Slot]) -> dict[int, Unit]:
     units: dict[int, Unit] = defaultdict(lambda: defaultdict(list))
     for number, slot in enumerate(slots):
-        for position, channel in enumerate(walk.channels.find(slot.ids).tolist()):
+        for position, channel in enumerate(propagation.channels.find(slot.ids).tolist()):
             if channel >= 0:
                 units[channel][number].append(position)
     return units
 
 
 def _group(
-    walk: ChannelPropagation, slots: Sequence[Slot], units: list[Unit], frozen: str | None
+    propagation: ChannelPropagation, slots: Sequence[Slot], units: list[Unit], frozen: str | None
 ) -> ChannelGroup:
     members: dict[str, list[Member]] = defaultdict(list)
     for number in sorted(set().union(*units)):
         slot = slots[number]
         channels = tuple(tuple(unit.get(number, ())) for unit in units)
         members[slot.role].append(Member(slot.owner, channels, slot.axis))
-    order = list(walk.layers)
+    order = list(propagation.layers)
     writers = sorted(members.pop("writers"), key=lambda member: order.index(member.owner))
     group = ChannelGroup(
         name=writers[0].owner,
@@ -100,18 +101,18 @@ def _group(
         constants=tuple(members["constants"]),
         frozen=frozen or ("it is a single unit" if len(units) == 1 else None),
     )
-    return replace(group, ungated=_why_ungated(group, walk))
+    return replace(group, ungated=_why_ungated(group, propagation))
 
 
-def _why_ungated(group: ChannelGroup, walk: ChannelPropagation) -> str | None:
-    """A gate silences channels between one writer and its readers; only per-channel operators lie there."""
+def _why_ungated(group: ChannelGroup, propagation: ChannelPropagation) -> str | None:
+    """Return why a gate cannot silence channels between one writer and its readers; None if it can."""
     if group.frozen is not None:
         return "it is frozen"
     if len(group.writers) > 1:
         return "several layers write these channels"
     if not group.readers:
         return "no layer reads these channels"
-    shapes = [walk.layers[member.owner] for member in (*group.writers, *group.readers)]
+    shapes = [propagation.layers[member.owner] for member in (*group.writers, *group.readers)]
     if any(shape.calls > 1 for shape in shapes):
         return "a layer that writes or reads them is called more than once"
     if not all(shape.by_image for shape in shapes):

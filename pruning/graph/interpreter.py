@@ -1,4 +1,4 @@
-"""Run a network and variants of it side by side, operator by operator."""
+"""An fx interpreter that runs several weight sets of one network side by side, operator by operator."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from prunegym.pruning.graph.tracing import BATCH_NORMS, argument_value, run_node
 
 
 class Lockstep:
-    """All variants of a network on the same images, each operator in all of them before the next.
+    """Interpreter of a traced program that runs each operator in all variants of a network before the next.
 
-    Iterate over it: each node comes up before it runs, and its inputs in each variant can be looked at with
+    Iterate over it: each node is yielded before it runs, and its inputs in each variant can be looked at with
     `inputs`. The variants' weights may be changed on the way, and values replaced.
 
     Args:
-        graph: its `program` is followed.
-        variants: the network and copies of it, with the weights and modules each has at the moment.
-        images: [N, C, H, W], on the variants' device.
-        layerwise: a seed. Every layer then reads what the statistics of the BatchNorms before it say, instead
-            of what came out of the layers before it (Horton et al. 2022): one Gaussian N(beta, gamma^2) per
-            BatchNorm, passed on through activations and joins. What `inputs` shows is one layer further: such
-            inputs pushed through their writer, whose weights tie its channels to each other.
+        graph: the network's groups; its `program` is followed.
+        variants: the network and copies of it, with the weights and modules that each has at the moment.
+        images: the images that all variants run on, [N, C, H, W], on the variants' device.
+        layerwise: a seed. Every layer then reads noise with the statistics of the BatchNorms before it, not
+            the outputs of the layers before it (Horton et al. 2022): one Gaussian N(beta, gamma^2) per
+            BatchNorm, passed on through activations and joins. `inputs` is one layer further: such noise
+            after its writer, whose weights correlate its channels.
     """
 
     def __init__(
@@ -49,45 +49,34 @@ class Lockstep:
             if node.op == "output":
                 return
             yield node
-            self._run(node)
+            layer = self._graph.layers.get(str(node.target)) if node.op == "call_module" else None
+            mixes_channels = layer is not None and not layer.depthwise
+            for lane in self._lanes:
+                source = self._fresh if self._fresh and mixes_channels else lane
+                lane.run(node, self._images, source)
+            if self._fresh:
+                self._fresh.run(node, self._images, self._fresh)
             for read in node.all_input_nodes:
                 uses[read] -= 1
                 if not uses[read]:
-                    self._forget(read)
+                    for lane in (*self._lanes, *([self._fresh] if self._fresh else [])):
+                        del lane.values[read]
 
     def inputs(self, node: fx.Node) -> list[Any]:
         """Return the first input of a node in each variant."""
         return [lane.argument(node.args[0]) for lane in self._lanes]
 
     def values(self, node: fx.Node) -> list[Any]:
-        """Return what each variant made of a node that has run and is still to be used."""
+        """Return the value of a node in each variant; it has run and is still to be used."""
         return [lane.values[node] for lane in self._lanes]
 
     def replace(self, node: fx.Node, variant: int, value: Tensor) -> None:
-        """Put another value in the place of a node's, for what comes after it."""
+        """Replace the value of a node in one variant, for the nodes after it."""
         self._lanes[variant].values[node] = value
-
-    def _run(self, node: fx.Node) -> None:
-        for lane in self._lanes:
-            source = self._fresh if self._fresh and self._mixes_channels(node) else lane
-            lane.run(node, self._images, source)
-        if self._fresh:
-            self._fresh.run(node, self._images, self._fresh)
-
-    def _forget(self, node: fx.Node) -> None:
-        for lane in self._lanes:
-            del lane.values[node]
-        if self._fresh:
-            del self._fresh.values[node]
-
-    def _mixes_channels(self, node: fx.Node) -> bool:
-        """Whether the node is a layer that mixes channels; a depthwise convolution carries them."""
-        layer = self._graph.layers.get(str(node.target)) if node.op == "call_module" else None
-        return layer is not None and not layer.depthwise
 
 
 class _Lane:
-    """One variant's way through the program."""
+    """One variant of the network, and the values of its nodes so far."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -110,7 +99,7 @@ class _Lane:
 
 
 class _GaussianLane(_Lane):
-    """What the statistics of the BatchNorms say: nothing ties one channel, or one place, to another."""
+    """Noise with the statistics of the BatchNorms: independent between channels and between places."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         super().__init__(model)
@@ -121,16 +110,12 @@ class _GaussianLane(_Lane):
         if not isinstance(module, BATCH_NORMS):
             return super()._value(node, images, args, kwargs)
         noise = torch.randn(args[0].shape, generator=self._generator).to(args[0])
+        shape = (1, -1, *[1] * (noise.dim() - 2))
         if type(module) not in BATCH_NORMS and module.running_var is not None:
-            return module(_with_statistics(noise, module))  # it does more, as timm's, which activate too
+            # it does more, as timm's, which activate too: it gets noise of the mean and variance it knows
+            known: Any = module
+            deviation = (known.running_var + known.eps).sqrt()
+            return known(noise * deviation.view(shape) + known.running_mean.view(shape))
         if not module.affine:
             return noise
-        shape = (1, -1, *[1] * (noise.dim() - 2))
         return noise.mul_(module.weight.detach().abs().view(shape)).add_(module.bias.detach().view(shape))
-
-
-def _with_statistics(noise: Tensor, batch_norm: Any) -> Tensor:
-    """Return noise [N, C, ...] of mean 0 and variance 1 with the mean and variance that a BatchNorm knows."""
-    shape = (1, -1, *[1] * (noise.dim() - 2))
-    deviation = (batch_norm.running_var + batch_norm.eps).sqrt()
-    return noise * deviation.view(shape) + batch_norm.running_mean.view(shape)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,36 +20,40 @@ from prunegym.pruning.graph.tracing import BATCH, BATCH_NORMS
 @layer_rule(
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear
 )
-def weight_layer(walk: ChannelPropagation, call: Call) -> Any:
+def weight_layer(propagation: ChannelPropagation, call: Call) -> Any:
     """A layer that reads all channels of its input and writes new ones; a depthwise one carries them."""
     module: Any = call.module
     dim = call.value.dim() - 1 if isinstance(module, nn.Linear) else 1
     if not _is_plain(call, dim):
-        return walk.freeze(call, f"no rule for {type(module).__name__}")
+        return propagation.freeze(call, f"no rule for {type(module).__name__}")
     shape = _layer_shape(call, module)
-    _record_layer(walk, shape)
-    if _is_touched_by_hooks(module):
-        return walk.freeze(call, f"{shape.name} has forward hooks, such as a runtime gate's or weight_norm's")
-    cin = walk.along(call.index_args[0], dim, call)
+    propagation.add_layer(shape)
+    if module._forward_pre_hooks:  # such as the older weight_norm and spectral_norm
+        return propagation.freeze(
+            call, f"{shape.name} has forward hooks, such as a runtime gate's or weight_norm's"
+        )
+    cin = propagation.along(call.index_args[0], dim, call)
     if cin is None:
-        cin = walk.channels.opaque((shape.cin,), f"{shape.name} reads its channels across another dimension")
+        cin = propagation.channels.opaque(
+            (shape.cin,), f"{shape.name} reads its channels across another dimension"
+        )
     if shape.depthwise:
         cout = cin.repeat_interleave(shape.cout // shape.cin)
-        walk.add_slot("carriers", shape.name, cout)
+        propagation.add_slot("carriers", shape.name, cout)
         return spread(cout, call.value.shape, dim)
-    known = walk.slots.get(("writers", shape.name))
-    cout = known.ids if known else walk.channels.create(shape.cout)
+    known = propagation.slots.get(("writers", shape.name))
+    cout = known.ids if known else propagation.channels.create(shape.cout)
     for ids in (cin, cout):
         by_group = ids.reshape(shape.conv_groups, -1)
-        walk.channels.tie(by_group, by_group[:1].expand_as(by_group).contiguous())
-    walk.add_slot("readers", shape.name, cin)
-    walk.add_slot("writers", shape.name, cout)
+        propagation.channels.tie(by_group, by_group[:1].expand_as(by_group).contiguous())
+    propagation.add_slot("readers", shape.name, cin)
+    propagation.add_slot("writers", shape.name, cout)
     return spread(cout, call.value.shape, dim)
 
 
 @torch.no_grad()
 def _is_plain(call: Call, dim: int) -> bool:
-    """Whether a variant does no more with its weights than torch's own layer, as when it pads by itself.
+    """Return whether a variant does no more with its weights than torch's layer, as when it pads by itself.
 
     One that standardises or scales them would not take what compensation puts in their place.
     """
@@ -105,44 +108,32 @@ def _sole_batch_norm(call: Call) -> str | None:
     return name if known and not shared and batch_norm.running_mean is not None else None
 
 
-def _record_layer(walk: ChannelPropagation, shape: LayerShape) -> None:
-    earlier = walk.layers.get(shape.name)
-    if earlier is not None:  # called again: the work adds up, and no BatchNorm may absorb a shift for both
-        positions = earlier.positions + shape.positions
-        shape = replace(shape, positions=positions, calls=earlier.calls + 1, batch_norm=None)
-    walk.layers[shape.name] = shape
-
-
-def _is_touched_by_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_pre_hooks)  # such as the older weight_norm and spectral_norm
-
-
 @layer_rule(*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-def per_channel_norm(walk: ChannelPropagation, call: Call) -> Any:
+def per_channel_norm(propagation: ChannelPropagation, call: Call) -> Any:
     """One set of values per channel; the channels pass through."""
-    ids = walk.along(call.index_args[0], 1, call)
+    ids = propagation.along(call.index_args[0], 1, call)
     if ids is None or call.value.shape != call.args[0].shape:
-        return walk.freeze(call, f"{call.name} normalises across channels")
-    walk.add_slot("carriers", call.name, ids)
+        return propagation.freeze(call, f"{call.name} normalises across channels")
+    propagation.add_slot("carriers", call.name, ids)
     return spread(ids, call.value.shape, 1)
 
 
 @layer_rule(nn.PReLU)
-def prelu(walk: ChannelPropagation, call: Call) -> Any:
+def prelu(propagation: ChannelPropagation, call: Call) -> Any:
     """One slope per channel, or one for all."""
     module: Any = call.module
-    return pointwise(walk, call) if module.num_parameters == 1 else per_channel_norm(walk, call)
+    return pointwise(propagation, call) if module.num_parameters == 1 else per_channel_norm(propagation, call)
 
 
 @layer_rule(nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d, nn.RMSNorm)
 @function_rule(F.layer_norm, F.group_norm, F.local_response_norm, F.normalize)
-def mixing_norm(walk: ChannelPropagation, call: Call) -> Any:
-    """A norm over several channels changes its value when one of them goes."""
-    walk.channels.freeze(call.index_args[0], f"{call.name} mixes channels")
+def mixing_norm(propagation: ChannelPropagation, call: Call) -> Any:
+    """A norm over several channels changes its value when one of them is removed."""
+    propagation.channels.freeze(call.index_args[0], f"{call.name} mixes channels")
     return call.index_args[0]
 
 
 @function_rule(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.linear, F.batch_norm)
-def bare_weights(walk: ChannelPropagation, call: Call) -> Any:
-    """What a layer would do, with weights that were computed, as by weight standardisation."""
-    return walk.freeze(call, f"{call.name} has weights that are no layer's own")
+def bare_weights(propagation: ChannelPropagation, call: Call) -> Any:
+    """A layer's operation with weights that were computed, as by weight standardisation."""
+    return propagation.freeze(call, f"{call.name} has weights that are no layer's own")

@@ -15,7 +15,7 @@ def restrict(graph: ChannelGraph, *, only: Sequence[str] = (), protect: Sequence
     """Return the graph with the groups frozen that the user wants left alone.
 
     Args:
-        graph: of the network.
+        graph: the network's groups.
         only: if there are any, a group is admitted if all its writers match one of them.
         protect: a group is frozen if any of its writers matches one of them.
 

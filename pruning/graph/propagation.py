@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ Rule = Callable[["ChannelPropagation", Call], Any]  # returns the index tensor(s
 
 @dataclass
 class ChannelPropagation:
-    """What is gathered on the way through the network."""
+    """The channel numbers, axes, layers and constants found on the way through a network."""
 
     channels: Channels = field(default_factory=Channels)
     slots: dict[tuple[str, str], Slot] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class ChannelPropagation:
     counted_macs: int = 0  # by torch's own counter, of one image
 
     def add_slot(self, role: str, owner: str, ids: Tensor, axis: int = 0) -> Tensor:
-        """File which channels an axis holds; a layer that is called again ties the two calls."""
+        """Record which channels an axis holds; another call of a layer couples the channels of both."""
         slot = self.slots.setdefault((role, owner), Slot(role, owner, ids, axis))
         if slot.ids is not ids:
             self.channels.tie(slot.ids, ids)
@@ -81,10 +81,18 @@ class ChannelPropagation:
         return slot.ids
 
     def add_constant(self, node: fx.Node, path: tuple[str | int, ...], ids: Tensor) -> None:
-        """File a size written into `forward` that counts the channels `ids`."""
+        """Record a size written into `forward` that counts the channels `ids`."""
         key = ":".join([node.name, *map(str, path)])
         self.constants[key] = ShapeConstant(key=key, node=node.name, path=path, size=len(ids))
         self.add_slot("constants", key, ids)
+
+    def add_layer(self, shape: LayerShape) -> None:
+        """Record a layer; if it is called again, the work adds up."""
+        earlier = self.layers.get(shape.name)
+        if earlier is not None:  # no BatchNorm may absorb a shift for both calls
+            positions = earlier.positions + shape.positions
+            shape = replace(shape, positions=positions, calls=earlier.calls + 1, batch_norm=None)
+        self.layers[shape.name] = shape
 
     def parameter(self, name: str, value: Tensor) -> Tensor:
         """Return the index tensor of a bare tensor: one with a single axis may hold a value per channel."""
@@ -120,7 +128,7 @@ class ChannelInterpreter(fx.Interpreter):
 
     def __init__(self, traced: fx.GraphModule, rules: Callable[[Call], Rule | None]) -> None:
         super().__init__(traced)
-        self.walk = ChannelPropagation()
+        self.propagation = ChannelPropagation()
         self._rules = rules
         self._index: dict[str, Any] = {}
 
@@ -132,7 +140,7 @@ class ChannelInterpreter(fx.Interpreter):
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         call = Call(n, module, args, kwargs, index_args, index_kwargs, value)
         index = self._shadow(call)
-        self._index[n.name] = _map_tensors(self.walk.channels.settle, index)
+        self._index[n.name] = _map_tensors(self.propagation.channels.settle, index)
         return value
 
     def _index_of(self, node: fx.Node, arguments: Any) -> Any:
@@ -141,24 +149,21 @@ class ChannelInterpreter(fx.Interpreter):
     def _shadow(self, call: Call) -> Any:
         if call.node.op == "output":
             for index in call.indices():
-                self.walk.channels.freeze(index, "it is the network's output")
+                self.propagation.channels.freeze(index, "it is the network's output")
             return None
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(call.value)):
             return call.value  # sizes and numbers: known, and no channels in them
         if call.node.op == "placeholder":
-            return self.walk.opaque_like(call.value, "it is the network's input")
+            return self.propagation.opaque_like(call.value, "it is the network's input")
         if call.node.op == "get_attr":
-            return self.walk.parameter(str(call.node.target), call.value)
+            return self.propagation.parameter(str(call.node.target), call.value)
         rule = self._rules(call)
         if rule is None:
-            return self.walk.freeze(call, call.node.meta.get(UNTRACED) or f"no rule for {_kind(call)}")
+            kind = call.name if call.module is None else type(call.module).__name__
+            return self.propagation.freeze(call, call.node.meta.get(UNTRACED) or f"no rule for {kind}")
         if not call.args:
-            return self.walk.freeze(call, f"{call.name} takes its input by keyword")
-        return rule(self.walk, call)
-
-
-def _kind(call: Call) -> str:
-    return type(call.module).__name__ if call.module is not None else call.name
+            return self.propagation.freeze(call, f"{call.name} takes its input by keyword")
+        return rule(self.propagation, call)
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -181,17 +186,14 @@ def propagate(
         with counter:  # in a run of its own: every operation on an index tensor would pass through it too
             fx.Interpreter(traced).run(example.clone())
         interpreter.run(example)
-    except Exception as error:  # whatever a stranger's forward raises
+    except Exception as error:  # user code may raise anything
         cause = " ".join(str(error).partition("While executing %")[0].split())  # fx adds its graph
         raise UntraceableModelError(
             f"the network does not run on an image of shape {tuple(input_shape)}: {cause}"
         ) from error
-    interpreter.walk.counted_macs = _convolution_macs(counter)
-    return interpreter.walk
-
-
-def _convolution_macs(counter: FlopCounterMode) -> int:
-    """Return the multiply-adds of one image that torch spent on convolutions and on matrices of weights."""
+    # those that torch spent on convolutions and on matrices of weights
     flops = counter.get_flop_counts()["Global"]
     counted = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
-    return sum(flops.get(operator, 0) for operator in counted) // (2 * BATCH)  # a MAC is 2 FLOPs
+    total = sum(flops.get(operator, 0) for operator in counted)
+    interpreter.propagation.counted_macs = total // (2 * BATCH)  # a MAC is 2 FLOPs
+    return interpreter.propagation

@@ -1,4 +1,4 @@
-"""What a trace finds: which channels live and die together, and what each layer costs."""
+"""Records of a traced network: groups of coupled channels, shapes of layers, sizes written into `forward`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import fx
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """The positions that one tensor axis gives to a group.
+    """The positions along one tensor axis that belong to a group.
 
     `owner` is a layer's name, a parameter's name (with the `axis` it is sliced along), or the key of a
     shape constant. `channels[u]` are the positions of unit `u`: [units, channels per unit].
@@ -24,7 +24,7 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that must live and die together, in units that go together.
+    """Coupled channels, divided into units: a unit's channels are removed together or not at all.
 
     Writers produce the channels, readers consume them, carriers hold one value per channel (BatchNorm,
     depthwise convolution), parameters do so without a layer around them, constants are sizes written
@@ -53,19 +53,19 @@ class ChannelGroup:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ChannelGroup:
         """Build a group from what `to_dict` returned, also after a round trip through JSON."""
-        roles = ("writers", "carriers", "readers", "parameters", "constants")
-        members = {role: tuple(_member(entry) for entry in data[role]) for role in roles}
+        members = {
+            role: tuple(
+                Member(entry["owner"], tuple(map(tuple, entry["channels"])), entry["axis"])
+                for entry in data[role]
+            )
+            for role in ("writers", "carriers", "readers", "parameters", "constants")
+        }
         return cls(**{**data, **members})
-
-
-def _member(entry: Mapping[str, Any]) -> Member:
-    channels = tuple(tuple(positions) for positions in entry["channels"])
-    return Member(owner=entry["owner"], channels=channels, axis=entry["axis"])
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What a convolution or linear layer computes for one image."""
+    """Size and cost of a convolution or linear layer, for one image."""
 
     name: str
     cin: int
@@ -86,7 +86,7 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class ShapeConstant:
-    """A size written into `forward` that counts channels: it changes when they go.
+    """A size written into `forward` that counts channels: it changes when they are removed.
 
     `path` leads to the literal in the node's arguments, e.g. ("args", 1, 0); for `split` and `chunk`,
     which are rewritten with explicit sizes, it is ("split", piece).
@@ -100,7 +100,7 @@ class ShapeConstant:
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """Everything pruning needs to know of a network's structure."""
+    """The structure of a network: its channel groups, layers, shape constants and traced program."""
 
     groups: tuple[ChannelGroup, ...]  # in the order of their first writers
     layers: Mapping[str, LayerShape]

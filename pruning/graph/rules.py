@@ -1,6 +1,6 @@
 """One small rule per operation that computes; operations that only move data run on the index tensor.
 
-What is in none of the tables has no rule: the walk freezes the channels it touches, and says so.
+An operation in none of the tables has no rule: the channels it touches are frozen, with that reason.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def rule_for(call: Call) -> Rule | None:
 
 
 def layer_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
-    """Return a decorator that files a rule for layers of exactly these types."""
+    """Return a decorator that registers a rule for layers of exactly these types."""
 
     def file(rule: Rule) -> Rule:
         LAYER_RULES.update(dict.fromkeys(types, rule))
@@ -43,7 +43,7 @@ def layer_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 
 def function_rule(*targets: Any) -> Callable[[Rule], Rule]:
-    """Return a decorator that files a rule for functions, and for methods or foreign functions by name."""
+    """Return a decorator that registers a rule for functions; methods and foreign functions go by name."""
 
     def file(rule: Rule) -> Rule:
         FUNCTION_RULES.update(dict.fromkeys(targets, rule))
@@ -70,7 +70,7 @@ def function_rule(*targets: Any) -> Callable[[Rule], Rule]:
     "neg", "contiguous", "clone", "detach", "float", "half", "double", "to", "type", "type_as", "cpu",
     "cuda",
 )  # fmt: skip
-def pointwise(walk: ChannelPropagation, call: Call) -> Any:
+def pointwise(propagation: ChannelPropagation, call: Call) -> Any:
     """Every entry on its own: the channels pass through."""
     return call.index_args[0]
 
@@ -81,49 +81,51 @@ def pointwise(walk: ChannelPropagation, call: Call) -> Any:
     torch.div, torch.multiply, torch.subtract, torch.true_divide, torch.pow, torch.maximum, torch.minimum,
     "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "pow", "multiply", "maximum", "minimum",
 )  # fmt: skip
-def join(walk: ChannelPropagation, call: Call) -> Any:
-    """Entry by entry over two tensors: their channels live and die together."""
+def join(propagation: ChannelPropagation, call: Call) -> Any:
+    """Work entry by entry on two tensors, whose channels are then coupled."""
     indices = (*call.index_args, *call.index_kwargs.values())
     nodes = (*call.node.args, *call.node.kwargs.values())
     operands = [pair for pair in zip(indices, nodes, strict=True) if isinstance(pair[0], Tensor)]
     result, source = operands[0]
     for index, node in operands[1:]:
-        result = _join_pair(walk, call, (result, source), (index, node))
+        result = _join_pair(propagation, call, (result, source), (index, node))
     return result.expand(call.value.shape)
 
 
 def _join_pair(
-    walk: ChannelPropagation, call: Call, one: tuple[Tensor, Any], other: tuple[Tensor, Any]
+    propagation: ChannelPropagation, call: Call, first: tuple[Tensor, Any], second: tuple[Tensor, Any]
 ) -> Tensor:
-    shape = torch.broadcast_shapes(one[0].shape, other[0].shape)
-    a, b = (index.view((1,) * (len(shape) - index.dim()) + tuple(index.shape)) for index, _ in (one, other))
+    shape = torch.broadcast_shapes(first[0].shape, second[0].shape)
+    a, b = (
+        index.view((1,) * (len(shape) - index.dim()) + tuple(index.shape)) for index, _ in (first, second)
+    )
     for small, large in ((a, b), (b, a)):
         if any(small.size(dim) == 1 for dim in varying(large)) and bool((small >= 0).any()):
-            # one channel spread over many: it is read here, not tied
-            walk.channels.freeze(small, f"{call.name} spreads it over other channels")
+            # one channel spread over many: it is read here, not coupled
+            propagation.channels.freeze(small, f"{call.name} spreads it over other channels")
             return large.expand(shape)
-    a, b = (walk.channels.separate(index.expand(shape)) for index in (a, b))
-    for index, (plain, source) in ((a, other), (b, one)):
+    a, b = (propagation.channels.separate(index.expand(shape)) for index in (a, b))
+    for index, (plain, source) in ((a, second), (b, first)):
         if bool((index >= 0).any()) and bool((plain < 0).any()):
-            _meet_constant(walk, call, index, plain, source)
+            _meet_constant(propagation, call, index, plain, source)
     shared = [dim for dim in range(len(shape)) if dim not in {*varying(a), *varying(b)}]
     core_a, core_b = torch.broadcast_tensors(at_first(a, shared), at_first(b, shared))
-    walk.channels.tie(core_a, core_b)
-    return walk.channels.separate(torch.where(core_a >= 0, core_a, core_b).expand(shape))
+    propagation.channels.tie(core_a, core_b)
+    return propagation.channels.separate(torch.where(core_a >= 0, core_a, core_b).expand(shape))
 
 
 def _meet_constant(
-    walk: ChannelPropagation, call: Call, index: Tensor, constant: Tensor, source: Any
+    propagation: ChannelPropagation, call: Call, index: Tensor, constant: Tensor, source: Any
 ) -> None:
-    """A constant of one value per channel must be cut with them: a parameter can be, others cannot."""
+    """Couple a constant of one value per channel with the channels: a parameter can be cut, others cannot."""
     offset = index.dim() - constant.dim()
     dims = [dim for dim in varying(index) if dim >= offset and constant.size(dim - offset) > 1]
     if not dims:
         return
     if source.op == "get_attr" and bool((constant < 0).all()):
-        walk.add_slot("parameters", str(source.target), profile(index, dims[0]), axis=dims[0] - offset)
+        propagation.add_slot("parameters", str(source.target), profile(index, dims[0]), axis=dims[0] - offset)
     else:
-        walk.channels.freeze(index, f"{call.name} joins it with a constant per channel")
+        propagation.channels.freeze(index, f"{call.name} joins it with a constant per channel")
 
 
 @layer_rule(
@@ -138,11 +140,11 @@ def _meet_constant(
     F.lp_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool1d,
     F.adaptive_max_pool2d, F.adaptive_max_pool3d, F.interpolate, F.upsample, torch.max_pool2d,
 )  # fmt: skip
-def within_channel(walk: ChannelPropagation, call: Call) -> Any:
-    """Works on each channel's positions alone."""
-    ids = walk.along(call.index_args[0], 1, call) if isinstance(call.value, Tensor) else None
+def within_channel(propagation: ChannelPropagation, call: Call) -> Any:
+    """Work on each channel's positions alone."""
+    ids = propagation.along(call.index_args[0], 1, call) if isinstance(call.value, Tensor) else None
     if ids is None:
-        return walk.freeze(call, f"{call.name} works across channels")
+        return propagation.freeze(call, f"{call.name} works across channels")
     return spread(ids, call.value.shape, 1)
 
 
@@ -151,26 +153,26 @@ def within_channel(walk: ChannelPropagation, call: Call) -> Any:
     torch.logsumexp, torch.argmax, torch.norm, "mean", "sum", "amax", "amin", "max", "min", "var", "std",
     "argmax", "norm",
 )  # fmt: skip
-def reduction(walk: ChannelPropagation, call: Call) -> Any:
-    """Reduces dimensions; those over channels change their value when one goes."""
+def reduction(propagation: ChannelPropagation, call: Call) -> Any:
+    """Reduce dimensions; a reduction over channels changes its value when one is removed."""
     if isinstance(call.argument(1, "other"), Tensor):
-        return join(walk, call)  # torch.max(a, b)
+        return join(propagation, call)  # torch.max(a, b)
     index = call.index_args[0]
     dims = call.argument(2 if call.name == "norm" else 1, "dim")
     dims = range(index.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
     reduced = {dim % index.dim() for dim in dims}
     if reduced & set(varying(index)):
-        return walk.freeze(call, f"{call.name} reduces over channels")
+        return propagation.freeze(call, f"{call.name} reduces over channels")
     first = at_first(index, sorted(reduced))
     return pytree.tree_map_only(Tensor, lambda value: first.reshape(value.shape), call.value)
 
 
 @layer_rule(nn.Softmax, nn.LogSoftmax)
 @function_rule(F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
-def softmax(walk: ChannelPropagation, call: Call) -> Any:
-    """Mixes the entries along one dimension."""
+def softmax(propagation: ChannelPropagation, call: Call) -> Any:
+    """Mix the entries along one dimension."""
     index = call.index_args[0]
     dim = call.module.dim if call.module is not None else call.argument(1, "dim")
     if dim is None or dim % index.dim() in varying(index):
-        walk.channels.freeze(index, f"{call.name} mixes channels")
+        propagation.channels.freeze(index, f"{call.name} mixes channels")
     return index

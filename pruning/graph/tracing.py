@@ -33,7 +33,7 @@ def trace_program(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModul
     model = copy.deepcopy(model).eval()
     try:
         graph = ModuleTracer(example_image(model, input_shape)).trace(model)
-    except Exception as error:  # whatever a stranger's forward raises on a symbolic input
+    except Exception as error:  # user code may raise anything on a symbolic input
         raise UntraceableModelError(
             f"torch.fx cannot trace {type(model).__name__}: {one_line(error)}; "
             "its forward must not branch or loop on the values of tensors"
@@ -42,9 +42,9 @@ def trace_program(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModul
 
 
 def is_layer_variant(module: nn.Module) -> bool:
-    """Whether a module is a variant of a convolution, linear layer or BatchNorm, with no more weights.
+    """Return whether a module is a convolution, linear layer or BatchNorm, or a variant without more weights.
 
-    Such as one that pads its input by itself, or has its activation built in. It is not followed into, for
+    Such as one that pads its input by itself, or has its activation built in. It is not followed into, since
     layers are known by their weights; the trial cuts of `trace` find out if its forward does more.
     """
     tensors = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
@@ -52,14 +52,14 @@ def is_layer_variant(module: nn.Module) -> bool:
 
 
 def example_image(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
-    """Return a batch of noise, [BATCH, *input_shape], where and as the model's parameters are."""
+    """Return a batch of noise, [BATCH, *input_shape], of the device and type of the model's parameters."""
     reference = next(iter(model.parameters()), torch.empty(0))
     example = torch.randn((BATCH, *input_shape), generator=torch.Generator().manual_seed(0))
     return example.to(reference.device, reference.dtype)
 
 
 class ModuleTracer(fx.Tracer):
-    """A tracer that knows the sizes of things, and takes a module that it cannot follow as one operator.
+    """An fx tracer that knows sizes, and takes a module that it cannot follow as one operator.
 
     A `forward` may branch and loop on sizes: they are those of the example, to which the program is then
     tied. What else stops torch.fx stops it only inside the innermost module around it.
@@ -73,7 +73,7 @@ class ModuleTracer(fx.Tracer):
         self._computing = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is one operator of the program."""
+        """Return whether a module is one operator of the program."""
         return is_layer_variant(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
@@ -85,29 +85,26 @@ class ModuleTracer(fx.Tracer):
         last, stack = next(reversed(self.graph.nodes), None), self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception as error:  # whatever a stranger's forward raises on a symbolic input
+        except Exception as error:  # user code may raise anything on a symbolic input
             self.module_stack = stack
-            self._erase_after(last)
+            for node in reversed(self.graph.nodes):  # those of the failed attempt
+                if node is last:
+                    break
+                self.graph.erase_node(node)
             proxy = self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
             proxy.node.meta[UNTRACED] = f"torch.fx cannot trace {type(m).__name__}: {one_line(error)}"
             return proxy
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Return what stands for a module's attribute."""
+        """Return the proxy of a module's attribute; while sizes are computed, its value."""
         return attr_val if self._computing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def _erase_after(self, last: fx.Node | None) -> None:
-        for node in reversed(self.graph.nodes):
-            if node is last:
-                return
-            self.graph.erase_node(node)
-
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return what stands for the value of a node while a forward is followed."""
+        """Return the proxy of a node's value while a forward is followed."""
         return _SizedProxy(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Return what a branch on a size sees; a branch on values is refused."""
+        """Return the truth value of a size; a branch on the values of tensors is refused."""
         size = self.size(obj)
         return super().to_bool(obj) if size is None else bool(size)
 
@@ -128,17 +125,16 @@ class ModuleTracer(fx.Tracer):
         self._computing = True
         try:
             for node in self.graph.nodes:  # in the order of execution; most networks never ask
-                if node not in self._known:
-                    self._known[node] = self._computed(node)
+                if node in self._known:
+                    continue
+                if node.op == "placeholder":
+                    self._known[node] = argument_value(node, self._example)
+                else:
+                    args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._known.__getitem__)
+                    self._known[node] = run_node(self.root, node, args, kwargs)
         finally:
             self._computing = False
         return self._known[wanted]
-
-    def _computed(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            return argument_value(node, self._example)
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda read: self._known[read])
-        return run_node(self.root, node, args, kwargs)
 
 
 class _SizedProxy(fx.Proxy):

@@ -131,7 +131,7 @@ class _SlicedLayer(nn.Module):
         self._fit_()
 
     def _replace_tensors_(self, layer: Any) -> None:
-        """Put a plain tensor, filled anew for each image, in the place of each that has an entry per output."""
+        """Replace each tensor that has an entry per output by a plain one, filled anew for each image."""
         for name in ("weight", "bias", "running_mean", "running_var"):
             whole = getattr(layer, name, None)
             if name == "bias" and self._bias is not None:
@@ -252,7 +252,7 @@ def _fill_by_channel(reads: list[tuple[Choice, GatedInput]]) -> Tensor | None:
 
 
 def _size_attribute(layer: Any) -> tuple[str, int] | None:
-    """Return the attribute of a carrier that its `forward` looks at, and the output channels it counts as 1."""
+    """Return the size that a carrier's `forward` looks at, and the output channels that it counts as one."""
     depthwise = isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.in_channels
     if depthwise and not isinstance(layer, TRANSPOSED):
         return "groups", layer.out_channels // layer.in_channels

@@ -1,4 +1,4 @@
-"""The only place that changes the shape of a weight or a shape constant."""
+"""Cut channels: the only module that changes the shape of a weight or a shape constant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prunegym.pruning.errors import PruningError
 from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.modes import evaluating
 
-KeptUnits = Mapping[str, Tensor]  # group -> ascending numbers of the units that stay; unnamed: all stay
+KeptUnits = Mapping[str, Tensor]  # group -> numbers of the kept units, ascending; unnamed: all are kept
 Form = Literal["module", "graph"]
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -23,7 +23,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 @dataclass(frozen=True, slots=True)
 class AxisCut:
-    """The positions that stay along one axis: a layer's outputs, its inputs, or a bare parameter's `dim`."""
+    """The kept positions along one axis: a layer's outputs, its inputs, or a bare parameter's `dim`."""
 
     owner: str
     axis: Literal["out", "in", "parameter"]
@@ -33,10 +33,10 @@ class AxisCut:
 
 @dataclass(frozen=True)
 class Structure:
-    """How a cut network differs in shape from the dense one: enough to cut a fresh one alike.
+    """The difference in shape between a cut network and the dense one: enough to cut a fresh one alike.
 
     `form` is "module" where the user's own `forward` still runs on the smaller weights, and "graph" where
-    the traced program with new `constants` has to take its place (architecture decision 6).
+    the traced program with new `constants` has to take its place (see docs/decisions.md, D6).
     """
 
     cuts: tuple[AxisCut, ...] = ()
@@ -56,28 +56,26 @@ class Structure:
 
 
 def axis_cuts(model: nn.Module, graph: ChannelGraph, kept: KeptUnits) -> tuple[AxisCut, ...]:
-    """Return the positions that stay along every axis that loses some; constants are not among them."""
-    gone: dict[tuple[str, str, int], set[int]] = defaultdict(set)
+    """Return the kept positions along every axis that is cut; constants are not among them."""
+    removed: dict[tuple[str, str, int], set[int]] = defaultdict(set)
     for group in graph.groups:
-        pruned = _pruned_units(group.units, kept.get(group.name))
+        units = _removed_units(group.units, kept.get(group.name))
         roles = {"out": (*group.writers, *group.carriers), "in": group.readers, "parameter": group.parameters}
         for axis, members in roles.items():
             for member in members:
-                positions = (channel for unit in pruned for channel in member.channels[unit])
-                gone[member.owner, axis, member.axis].update(positions)
-    return tuple(
-        AxisCut(owner, axis, _kept_positions(axis_size(model, owner, axis, dim), lost), dim)  # type: ignore[arg-type]
-        for (owner, axis, dim), lost in gone.items()
-        if lost
-    )
+                positions = (channel for unit in units for channel in member.channels[unit])
+                removed[member.owner, axis, member.axis].update(positions)
+    cuts = []
+    for (owner, axis, dim), absent in removed.items():
+        if absent:
+            size = axis_size(model, owner, axis, dim)
+            stay = tuple(position for position in range(size) if position not in absent)
+            cuts.append(AxisCut(owner, axis, stay, dim))  # type: ignore[arg-type]
+    return tuple(cuts)
 
 
-def _pruned_units(units: int, kept: Tensor | None) -> list[int]:
+def _removed_units(units: int, kept: Tensor | None) -> list[int]:
     return [] if kept is None else sorted(set(range(units)) - set(kept.tolist()))
-
-
-def _kept_positions(size: int, lost: set[int]) -> tuple[int, ...]:
-    return tuple(position for position in range(size) if position not in lost)
 
 
 def axis_size(model: nn.Module, owner: str, axis: str, dim: int = 0) -> int:
@@ -102,9 +100,9 @@ def kept_constants(graph: ChannelGraph, kept: KeptUnits) -> dict[str, int]:
     """Return the new value of every shape constant that changes."""
     values = {key: constant.size for key, constant in graph.constants.items()}
     for group in graph.groups:
-        pruned = _pruned_units(group.units, kept.get(group.name))
+        units = _removed_units(group.units, kept.get(group.name))
         for member in group.constants:
-            values[member.owner] -= sum(len(member.channels[unit]) for unit in pruned)
+            values[member.owner] -= sum(len(member.channels[unit]) for unit in units)
     return {key: value for key, value in values.items() if value != graph.constants[key].size}
 
 
@@ -151,13 +149,13 @@ def rebuild_(model: nn.Module, graph: ChannelGraph | None, structure: Structure)
 
 def _cut_layers_(model: nn.Module, cuts: Iterable[AxisCut]) -> None:
     # outputs first: a grouped convolution cut to one input per group would pass for a depthwise one
-    for one in sorted(cuts, key=lambda one: one.axis == "in"):
-        kept = torch.tensor(one.kept, dtype=torch.long)
-        if one.axis == "parameter":
-            owner, _, name = one.owner.rpartition(".")
-            _slice_(model.get_submodule(owner), name, one.dim, kept)
+    for cut in sorted(cuts, key=lambda cut: cut.axis == "in"):
+        kept = torch.tensor(cut.kept, dtype=torch.long)
+        if cut.axis == "parameter":
+            owner, _, name = cut.owner.rpartition(".")
+            _slice_(model.get_submodule(owner), name, cut.dim, kept)
         else:
-            _cut_layer_(model.get_submodule(one.owner), one.axis, kept)
+            _cut_layer_(model.get_submodule(cut.owner), cut.axis, kept)
 
 
 def _cut_layer_(module: Any, axis: str, kept: Tensor) -> None:
@@ -211,16 +209,17 @@ def _graph_form(model: nn.Module, graph: ChannelGraph, constants: Mapping[str, i
         if constant.path[0] == "split":
             pieces[constant.node][int(constant.path[1])] = value
         else:
-            _set_literal_(nodes[constant.node], constant.path, value)
+            node, (holder, *path) = nodes[constant.node], constant.path
+            setattr(node, str(holder), _replaced(getattr(node, str(holder)), path, value))
     for name, sizes in pieces.items():
-        _set_pieces_(nodes[name], [sizes[number] for number in sorted(sizes)])
+        _split_by_sizes_(nodes[name], [sizes[number] for number in sorted(sizes)])
     module = fx.GraphModule(model, program, class_name=type(model).__name__)
     _adopt_(module, model)
     return module
 
 
 def _adopt_(program: nn.Module, model: nn.Module) -> None:
-    """Give a program's modules also what `forward` never touches: the state-dict keys stay."""
+    """Register in a program also the tensors that `forward` never touches: the state-dict keys stay."""
     for name, parameter in model._parameters.items():
         program.register_parameter(name, parameter)
     for name, buffer in model._buffers.items():
@@ -231,13 +230,8 @@ def _adopt_(program: nn.Module, model: nn.Module) -> None:
             _adopt_(program.get_submodule(name), child)
 
 
-def _set_literal_(node: fx.Node, path: tuple[str | int, ...], value: int) -> None:
-    holder, *inner = path
-    changed = _replaced(getattr(node, str(holder)), inner, value)
-    setattr(node, str(holder), changed)
-
-
 def _replaced(holder: Any, path: list[str | int], value: int) -> Any:
+    """Return a copy of nested arguments with the entry at `path` replaced."""
     if not path:
         return value
     first, *rest = path
@@ -250,7 +244,8 @@ def _replaced(holder: Any, path: list[str | int], value: int) -> Any:
     return type(holder)([*holder[:index], _replaced(holder[index], rest, value), *holder[index + 1 :]])
 
 
-def _set_pieces_(node: fx.Node, sizes: list[int]) -> None:
+def _split_by_sizes_(node: fx.Node, sizes: list[int]) -> None:
+    """Replace a `split` or `chunk` by a split into pieces of these sizes."""
     dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     with node.graph.inserting_before(node):
         explicit = node.graph.call_function(torch.split, (node.args[0], sizes, dim))
@@ -265,12 +260,12 @@ def attempt(model: nn.Module, example: Tensor) -> Any:
 
 @torch.no_grad()
 def _own_forward_agrees(model: nn.Module, program: fx.GraphModule, graph: ChannelGraph) -> bool:
-    """Whether the user's own forward still runs on the cut layers and computes what the program does."""
+    """Return whether the user's own forward runs on the cut layers and computes what the program does."""
     parameter = next(model.parameters())
     example = torch.randn((2, *graph.input_shape), generator=torch.Generator().manual_seed(1))
     example = example.to(parameter.device, parameter.dtype)
     try:
         with evaluating(model, program):
             return torch.equal(attempt(model, example), attempt(program, example))
-    except Exception:  # a constant in the stranger's forward no longer fits: whatever it raises
+    except Exception:  # a constant in user code no longer fits, and it may raise anything
         return False

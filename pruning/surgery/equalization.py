@@ -52,7 +52,7 @@ def fuse_batch_norms(model: nn.Module, graph: ChannelGraph) -> nn.Module:
 
 
 def replace_module_(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put a module in the place of another, by whatever names that goes: `forward` may use any of them."""
+    """Replace a module under all of its names: `forward` may use any of them."""
     old = model.get_submodule(name)
     for other, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
@@ -78,7 +78,7 @@ def equalize(model: nn.Module, graph: ChannelGraph) -> Equalization:
 
     Args:
         model: the dense network; it is not changed.
-        graph: its groups.
+        graph: the network's groups.
     """
     model = fuse_batch_norms(model, graph)
     members = (member for group in graph.groups for member in (*group.writers, *group.readers))
@@ -106,7 +106,7 @@ def folded(equalization: Equalization) -> nn.Module:
 
 
 class _Ranges:
-    """What the search for scales needs to know of a layer, and its two vectors so far."""
+    """The largest weights of a layer, and its two vectors as found so far."""
 
     def __init__(self, module: nn.Module) -> None:
         blocks = _blocks(module, module.weight.detach().double())  # type: ignore[operator]
@@ -117,12 +117,12 @@ class _Ranges:
             for count in (outputs, inputs)
         )
 
-    def of_outputs(self) -> Tensor:
+    def output_ranges(self) -> Tensor:
         """Return the largest weight of each row, [cout]."""
         groups = len(self._largest)
         return (self._largest / self.v_in.view(groups, 1, -1)).amax(2).flatten() / self.v_out
 
-    def of_inputs(self) -> Tensor:
+    def input_ranges(self) -> Tensor:
         """Return the largest weight of each column, [cin]."""
         groups = len(self._largest)
         return (self._largest / self.v_out.view(groups, -1, 1)).amax(1).flatten() / self.v_in
@@ -134,8 +134,10 @@ def _balance_(graph: ChannelGraph, layers: Mapping[str, _Ranges]) -> float:
     for group in graph.groups:
         if not group.readers:
             continue
-        produced = _per_unit(group.writers, [layers[member.owner].of_outputs() for member in group.writers])
-        consumed = _per_unit(group.readers, [layers[member.owner].of_inputs() for member in group.readers])
+        produced = _per_unit(
+            group.writers, [layers[member.owner].output_ranges() for member in group.writers]
+        )
+        consumed = _per_unit(group.readers, [layers[member.owner].input_ranges() for member in group.readers])
         alive = (produced > 0) & (consumed > 0)
         scale = torch.where(alive, consumed / produced, 1.0).sqrt()
         for member in group.writers:

@@ -1,4 +1,4 @@
-"""Trace a network, and believe only what is seen: cutting a group must equal silencing it."""
+"""Trace a network and verify its groups by trial cuts: cutting a group must equal silencing it."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def silenced(model: nn.Module, graph: ChannelGraph, kept: KeptUnits) -> Iterator
     """Yield the model with the pruned units' values set to zero at every reader's input."""
     masks: dict[str, Tensor] = {}
     for group in graph.groups:
-        gone = set(range(group.units)) - set(kept[group.name].tolist()) if group.name in kept else set()
+        removed = set(range(group.units)) - set(kept[group.name].tolist()) if group.name in kept else set()
         for member in group.readers:
             mask = masks.setdefault(member.owner, torch.ones(graph.layers[member.owner].cin))
-            mask[[channel for unit in gone for channel in member.channels[unit]]] = 0
+            mask[[channel for unit in removed for channel in member.channels[unit]]] = 0
     handles = [
         model.get_submodule(name).register_forward_pre_hook(_masking(mask)) for name, mask in masks.items()
     ]
@@ -89,13 +89,16 @@ def _masking(mask: Tensor) -> Any:
 
 @torch.no_grad()
 def _agrees(model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> bool:
-    """Whether cutting equals silencing with some units gone, and with all but one."""
+    """Return whether cutting equals silencing with some units removed, and with all but one."""
     generator = torch.Generator().manual_seed(0)
-    for choose in (_some_units, _one_unit):
-        kept = {group.name: choose(group.units, generator) for group in groups}
-        if not _trial_agrees(model, graph, kept, generator):
-            return False
-    return True
+    some = {}
+    for group in groups:
+        count = max(1, round(0.6 * group.units))
+        some[group.name] = torch.randperm(group.units, generator=generator)[:count].sort().values
+    if not _trial_agrees(model, graph, some, generator):
+        return False
+    one = {group.name: torch.randint(group.units, (1,), generator=generator) for group in groups}
+    return _trial_agrees(model, graph, one, generator)
 
 
 @torch.no_grad()
@@ -120,7 +123,7 @@ def in_double(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     double = copy.deepcopy(model).cpu().double().eval()  # not every device knows double precision
     try:
         attempt(double, torch.zeros((2, *input_shape), dtype=torch.double))
-    except Exception:  # a stranger's forward casts to another type, and then raises anything
+    except Exception:  # user code may cast to another type, and then raise anything
         return model
     return double
 
@@ -130,7 +133,7 @@ def _trial_agrees(model: nn.Module, graph: ChannelGraph, kept: KeptUnits, genera
     example = torch.randn((2, *graph.input_shape), generator=generator).to(parameter.device, parameter.dtype)
     try:
         small = attempt(cut(model, graph, kept), example)
-    except Exception as error:  # a stranger's forward may raise anything once its sizes change
+    except Exception as error:  # user code may raise anything once its sizes change
         logger.debug("a trial cut failed: %s", error)
         return False
     dense = model(example)
@@ -139,27 +142,14 @@ def _trial_agrees(model: nn.Module, graph: ChannelGraph, kept: KeptUnits, genera
     return _close(small, expected, dense)
 
 
-def _some_units(units: int, generator: torch.Generator) -> Tensor:
-    stay = torch.randperm(units, generator=generator)[: max(1, round(0.6 * units))]
-    return stay.sort().values
-
-
-def _one_unit(units: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(units, (1,), generator=generator)
-
-
 def _close(value: Any, expected: Any, dense: Any) -> bool:
-    """Whether a cut gives what silencing gives, by what silencing changes and by what rounding may."""
-    outputs = zip(_tensors(value), _tensors(expected), _tensors(dense), strict=True)
-    return all(
-        one.shape == other.shape and bool((one - other).abs().max() <= _allowed(other, whole))
-        for one, other, whole in outputs
-    )
-
-
-def _allowed(expected: Tensor, dense: Tensor) -> Tensor:
-    rounding = 1e-9 if expected.dtype == torch.double else 1e-3
-    return 1e-3 * (expected - dense).abs().max() + rounding * (1e-6 + expected.abs().max())
+    """Return whether outputs agree, as far as silencing changes them and as rounding may."""
+    for found, wanted, whole in zip(_tensors(value), _tensors(expected), _tensors(dense), strict=True):
+        rounding = 1e-9 if wanted.dtype == torch.double else 1e-3
+        allowed = 1e-3 * (wanted - whole).abs().max() + rounding * (1e-6 + wanted.abs().max())
+        if found.shape != wanted.shape or not bool((found - wanted).abs().max() <= allowed):
+            return False
+    return True
 
 
 def _tensors(value: Any) -> list[Tensor]:
