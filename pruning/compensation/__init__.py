@@ -1,4 +1,4 @@
-"""What the kept channels do for the lost ones: one module per method, each in the registry."""
+"""Compensation: adjust the kept channels to make up for the removed ones; one module per method."""
 
 from prunegym.pruning.compensation import (
     distillation,

@@ -22,11 +22,10 @@ LEARNING_RATE = 1e-3
 
 @torch.enable_grad()  # whatever the caller is doing
 def _follow_(model: nn.Module, planned: PlannedCut) -> None:
-    """Train all weights of the cut network, so that layers which lack inputs give what they gave.
+    """Train all weights of the cut network so that the outputs of layers with removed inputs are as before.
 
-    Features are matched, not logits: on distilled images the divergence of the logits cost ResNet-56 thirty
-    points. BatchNorms keep their statistics. Noise, which does not run through the dense network itself,
-    gives nothing to follow, and nothing is done.
+    Features are matched, not logits (docs/decisions.md, D21). BatchNorms keep their statistics. Noise does
+    not run through the dense network itself, so there is nothing to follow, and nothing is done.
     """
     inputs = planned.calibration.inputs
     if inputs.reference is not planned.dense:
@@ -66,7 +65,7 @@ COMPENSATIONS.register("distillation")(
 
 @dataclass(frozen=True)
 class _Output:
-    """Where the output of a layer that lost inputs is compared, and which of its channels are left."""
+    """The place where the output of a layer with removed inputs is compared, and its kept channels."""
 
     module: str  # the layer, or the BatchNorm behind it
     kept: tuple[int, ...] | None  # None: all
@@ -74,38 +73,38 @@ class _Output:
 
     def distance(self, dense: dict[str, Tensor], compressed: dict[str, Tensor]) -> Tensor:
         """Return the mean square of the difference, as a share of the dense output's variance."""
-        target, found = dense[self.module], compressed[self.module]
+        target, output = dense[self.module], compressed[self.module]
         if self.kept is not None:
             target = target.index_select(self.dim, torch.tensor(self.kept, device=target.device))
         variance = target.movedim(self.dim, 0).flatten(1).var(1, correction=0).mean()
-        least = torch.finfo(variance.dtype).eps * (1 + target.square().mean())  # images may all be alike
-        return (found - target).square().mean() / torch.maximum(variance, least)
+        minimum = torch.finfo(variance.dtype).eps * (1 + target.square().mean())  # images may all be alike
+        return (output - target).square().mean() / torch.maximum(variance, minimum)
 
 
 def _outputs(planned: PlannedCut) -> list[_Output]:
     kept = {cut.owner: cut.kept for cut in planned.cuts if cut.axis == "out"}
-    found = []
+    outputs = []
     gated = (planned.graph.group(name).readers for name in planned.executed)
     lacking = (cut.owner for cut in planned.cuts if cut.axis == "in")
     for name in dict.fromkeys([*lacking, *(reader.owner for readers in gated for reader in readers)]):
         module = planned.dense.get_submodule(name)
         at = planned.graph.layers[name].batch_norm or name
-        found.append(_Output(at, kept.get(name), -1 if isinstance(module, nn.Linear) else 1))
-    return found
+        outputs.append(_Output(at, kept.get(name), -1 if isinstance(module, nn.Linear) else 1))
+    return outputs
 
 
 @contextmanager
 def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Yield what each of the modules returned at the last call."""
-    found: dict[str, Tensor] = {}
+    """Yield the output of each of the modules at its last call."""
+    outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         # a copy: what comes next may work in place
-        return lambda module, args, output: found.__setitem__(name, output.clone())
+        return lambda module, args, output: outputs.__setitem__(name, output.clone())
 
     handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
-        yield found
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""Units are clustered, and each cluster becomes one unit (Wang et al. 2025, "Model Folding")."""
+"""Folding: units are clustered, and each cluster becomes one unit (Wang et al. 2025, "Model Folding")."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ COMPENSATIONS.register("folding")(Compensation(_folding_, shifts_bias=False))
 
 
 def unit_features(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> Tensor:
-    """Return what units are clustered by: [rows / sigma | gamma | readers' columns] of each, [units, ...]."""
+    """Return the features to cluster units by: [rows / sigma | gamma | readers' columns], [units, ...]."""
     every = torch.arange(group.units)
     features = []
     for writer in group.writers:
@@ -68,7 +68,7 @@ def unit_features(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) ->
 
 
 def _combine_(view: Tensor, member: Member, combination: Tensor, kept: Tensor) -> None:
-    """Put combinations of all units, [kept, units], in the places of the kept ones."""
+    """Replace the kept units by combinations of all units, [kept, units]."""
     everything = view[select_channels(view, unit_places(member, torch.arange(combination.size(1))))]
     combined = torch.tensordot(combination.to(everything), everything, dims=1)
     view[select_channels(view, unit_places(member, kept))] = combined
@@ -77,7 +77,7 @@ def _combine_(view: Tensor, member: Member, combination: Tensor, kept: Tensor) -
 def _repair_variance_(
     model: nn.Module, planned: PlannedCut, writer: Member, members: Tensor, kept: Tensor
 ) -> None:
-    """Scale the writer's BatchNorm up by what averaging took from the variance (Fold-AR)."""
+    """Scale the writer's BatchNorm up to restore the variance that averaging took away (Fold-AR)."""
     name = planned.graph.layers[writer.owner].batch_norm
     batch_norm: Any = model.get_submodule(name) if name else None
     if batch_norm is not None and batch_norm.affine:
@@ -109,18 +109,18 @@ def k_means(points: Tensor, count: int) -> Tensor:
 
     Args:
         points: [points, dimensions], at least `count` of them.
-        count: clusters.
+        count: the number of clusters.
     """
     generator = torch.Generator().manual_seed(0)
     if points.size(1) > len(points):
         points = torch.linalg.qr(points.T, mode="r").R.T  # the same distances in fewer dimensions
-    found = [_lloyd(points, _spread_seeds(points, count, generator)) for _ in range(RESTARTS)]
-    costs = [float((points - _means(points, labels, count)[labels]).square().sum()) for labels in found]
-    return found[costs.index(min(costs))]
+    clusterings = [_lloyd(points, _spread_seeds(points, count, generator)) for _ in range(RESTARTS)]
+    costs = [float((points - _means(points, labels, count)[labels]).square().sum()) for labels in clusterings]
+    return clusterings[costs.index(min(costs))]
 
 
 def _spread_seeds(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw each first centre with a chance that grows with its distance from those before it (k-means++)."""
+    """Draw each first centre with a chance that grows with its distance from earlier ones (k-means++)."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     nearest = torch.full((len(points),), torch.inf, dtype=points.dtype)
     while len(chosen) < count:
@@ -136,20 +136,15 @@ def _lloyd(points: Tensor, centres: Tensor) -> Tensor:
     for _ in range(MAX_ROUNDS):
         before, distances = labels, torch.cdist(points, centres)
         labels = distances.argmin(1)
-        _fill_empty_(labels, distances)
+        sizes = labels.bincount(minlength=len(centres))
+        for cluster in (sizes == 0).nonzero()[:, 0]:  # takes the farthest point of those that are not alone
+            own = distances.gather(1, labels[:, None])[:, 0]
+            labels[torch.where(sizes[labels] > 1, own, -1.0).argmax()] = cluster
+            sizes = labels.bincount(minlength=len(centres))
         if torch.equal(labels, before):
             break
         centres = _means(points, labels, len(centres))
     return labels
-
-
-def _fill_empty_(labels: Tensor, distances: Tensor) -> None:
-    """Give each empty cluster the farthest point of those that have company."""
-    sizes = labels.bincount(minlength=distances.size(1))
-    for cluster in (sizes == 0).nonzero()[:, 0]:
-        own = distances.gather(1, labels[:, None])[:, 0]
-        labels[torch.where(sizes[labels] > 1, own, -1.0).argmax()] = cluster
-        sizes = labels.bincount(minlength=distances.size(1))
 
 
 def _means(points: Tensor, labels: Tensor, count: int) -> Tensor:

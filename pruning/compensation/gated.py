@@ -21,7 +21,7 @@ from prunegym.pruning.compensation.sampled_rows import fit_change
 from prunegym.pruning.runtime.fitting import choose_by_, fit_fill_, seen_by_gate
 from prunegym.pruning.runtime.gates import GatedInput, constant_response, gates_of
 
-PIXELS = 2**20  # of as many images as take part: a choice for each input generalises by images
+PIXELS = 2**20  # of all images that take part: a choice for each input generalises by images
 ROWS = 2**14  # of images and positions together, where there are so many
 MIN_POSITIONS = 16
 ROUNDS = 1
@@ -29,11 +29,11 @@ ROUNDS = 1
 
 @torch.no_grad()
 def refit_gated_(model: nn.Module, planned: PlannedCut) -> None:
-    """Refit every gated reader, and what its gate chooses by, on inputs of the dense network.
+    """Refit every gated reader, and the scores of its gate, on inputs of the dense network.
 
     Args:
-        model: compensated but not yet cut, with gates attached and fitted; changed in place.
-        planned: the cut.
+        model: the compensated network, not yet cut, with gates attached and fitted; changed in place.
+        planned: the planned cut.
     """
     gates = gates_of(model)
     assert gates is not None  # there is one, or there would be nothing to refit
@@ -52,7 +52,7 @@ def refit_gated_(model: nn.Module, planned: PlannedCut) -> None:
 
 @dataclass(frozen=True)
 class GatedRows:
-    """What a reader would read of some images if nothing was skipped, and the gates that skip."""
+    """Inputs of a reader with nothing skipped, and the gates that skip some."""
 
     rows: Tensor  # [conv groups, rows, dimensions], by image and position
     means: Tensor  # over all positions, [images, cin]
@@ -60,7 +60,7 @@ class GatedRows:
 
 
 def positions_of(images: int) -> int:
-    """Return how many positions of each image take part."""
+    """Return the number of positions of each image that take part."""
     return max(MIN_POSITIONS, ROWS // images)
 
 
@@ -74,46 +74,46 @@ def refit_reader_(
     *,
     rounds: int,
 ) -> None:
-    """Fit a reader to what its gates let through; change what they choose by, and their fills, as well.
+    """Fit a reader to the inputs that its gates let through; refit the gates' scores and fills as well.
 
     With the gates as they are, the weights are those of least squares on masked inputs. With these weights,
     the worth of a unit for an image is known: how much larger the reader's squared error is without it. The
     gate is fitted to that, and the weights again, `rounds` times; the round of least error is kept. A gate
-    with further readers keeps its choice. Without gates it is least squares on what the cut leaves.
+    with further readers keeps its choice. Without gates it is least squares on the kept inputs.
 
     Args:
-        model: changed in place; the reader has its dense weights.
-        planned: the cut.
-        name: of the reader.
-        inputs: of the reader.
-        target: its output for them, without bias: [conv groups, rows, cout / groups].
-        rounds: how often the gate is fitted.
+        model: the network, changed in place; the reader has its dense weights.
+        planned: the planned cut.
+        name: the name of the reader.
+        inputs: the reader's inputs.
+        target: the reader's output for them, without bias: [conv groups, rows, cout / groups].
+        rounds: the number of times that the gate is fitted.
     """
     module: Any = model.get_submodule(name)
     gated = inputs.gated
-    problem = _MaskedReader(module, inputs, target, _stays(planned, name, module))
+    problem = _MaskedReader(module, inputs, target, _is_kept(planned, name, module))
     alone = len(gated) == 1 and len(gated[0].gate.fill) == 1
     best, state = None, _state(gated)
     for round_ in range(rounds + 1 if alone else 1):
         if alone:
             fit_fill_(gated[0], inputs.means)
-        found = problem.solve()
-        if best is None or found.error < best.error:
-            best, state = found, _state(gated)
+        solution = problem.solve()
+        if best is None or solution.error < best.error:
+            best, state = solution, _state(gated)
         if alone and round_ < rounds:
-            choose_by_(gated[0].gate, problem.worth(found))
-    for one, (weights, mask) in zip(gated, state, strict=True):
-        one.gate.load_state_dict(weights)
-        one.gate.mask = mask
+            choose_by_(gated[0].gate, problem.worth(solution))
+    for gated_input, (weights, mask) in zip(gated, state, strict=True):
+        gated_input.gate.load_state_dict(weights)
+        gated_input.gate.mask = mask
     assert best is not None  # there is a round 0
     module.weight.copy_(best.weight.view_as(module.weight))
     shift = best.shift
-    for one in gated:  # the fit counts from the fills, the gates add them
-        shift = shift - constant_response(module, one.fill_by_channel()[None])[0]
+    for gated_input in gated:  # the fit counts from the fills, the gates add them
+        shift = shift - constant_response(module, gated_input.fill_by_channel()[None])[0]
     shift_output_(model, planned.graph.layers[name], shift)
 
 
-def _stays(planned: PlannedCut, name: str, module: Any) -> Tensor:
+def _is_kept(planned: PlannedCut, name: str, module: Any) -> Tensor:
     cin, kernel = module.weight.size(1), module.weight[0, 0].numel()
     for cut in planned.cuts:
         if cut.owner == name and cut.axis == "in":
@@ -136,15 +136,15 @@ class _Solution:
 
 
 class _MaskedReader:
-    """Least squares of a reader's output on inputs of which the gates let some through."""
+    """Least squares of a reader's output on the inputs that the gates let through."""
 
-    def __init__(self, module: Any, inputs: GatedRows, target: Tensor, stays: Tensor) -> None:
+    def __init__(self, module: Any, inputs: GatedRows, target: Tensor, is_kept: Tensor) -> None:
         self._weight = grouped_rows(module)
         self._kernel = module.weight[0, 0].numel()
         self._rows = inputs.rows
         self._target = target
         self._gated = inputs.gated
-        self._stays = stays.to(target.device)
+        self._is_kept = is_kept.to(target.device)
         self._positions = inputs.rows.size(1) // len(inputs.means)
 
     def solve(self) -> _Solution:
@@ -153,12 +153,12 @@ class _MaskedReader:
         for one in self._gated:
             mask = self._by_dimension(one.mask()).repeat_interleave(self._positions, dim=1)
             seen = (seen - self._by_dimension(one.fill_by_channel()[None])) * mask
-        seen, weight = seen[:, :, self._stays], self._weight[:, :, self._stays]
+        seen, weight = seen[:, :, self._is_kept], self._weight[:, :, self._is_kept]
         lacking = self._target - seen @ weight.mT
         change, shift = fit_change(seen, lacking)
         change = change.to(weight)
         refitted = torch.zeros_like(self._weight)
-        refitted[:, :, self._stays] = weight + change
+        refitted[:, :, self._is_kept] = weight + change
         residual = lacking - seen @ change.mT - shift[:, None].to(weight)
         return _Solution(refitted, shift.flatten(), residual, float(residual.square().mean()))
 
@@ -172,7 +172,12 @@ class _MaskedReader:
         runs = one.gate.mask.repeat_interleave(self._positions, dim=0)
         inner, square = torch.zeros_like(runs), torch.zeros_like(runs)
         centred = self._rows - self._by_dimension(one.fill_by_channel()[None])
-        for group, dimensions in enumerate(self._unit_dimensions(one)):  # [units, dimensions of each]
+        channels = self._weight.size(2) // self._kernel  # of one conv group
+        units = len(one.gate.bias)
+        conv_group, channel = one.positions // channels, one.positions % channels
+        ordered = channel[(conv_group * units + one.units).argsort(stable=True)]
+        places = ordered.view(len(self._weight), units, -1, 1) * self._kernel + torch.arange(self._kernel)
+        for group, dimensions in enumerate(places.flatten(2)):  # [units, dimensions of each]
             weight = solution.weight[group][:, dimensions]  # [outputs, units, dimensions of each]
             sent = centred[group][:, dimensions]
             inner += (sent * (solution.residual[group] @ solution.weight[group])[:, dimensions]).sum(2)
@@ -186,12 +191,3 @@ class _MaskedReader:
     def _by_dimension(self, values: Tensor) -> Tensor:
         """Return values of input channels, [n, cin], for each dimension: [conv groups, n, dimensions]."""
         return values.unflatten(1, (len(self._weight), -1)).movedim(1, 0).repeat_interleave(self._kernel, 2)
-
-    def _unit_dimensions(self, one: GatedInput) -> Tensor:
-        """Return the dimensions of each unit in each conv group: [conv groups, units, dimensions of each]."""
-        channels = self._weight.size(2) // self._kernel  # of one conv group
-        units = len(one.gate.bias)
-        group, channel = one.positions // channels, one.positions % channels
-        ordered = channel[(group * units + one.units).argsort(stable=True)]
-        places = ordered.view(len(self._weight), units, -1, 1) * self._kernel + torch.arange(self._kernel)
-        return places.flatten(2)

@@ -1,4 +1,4 @@
-"""Each reader trained on its own towards the dense layer's output: the published way (Horton et al. 2022)."""
+"""Layer-wise SGD: each reader is trained alone towards the dense layer's output (Horton et al. 2022)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from prunegym.pruning.threads import one_thread
 
 ITERATIONS = 200
 MINI_BATCH = 256  # rows, each what the kernel sees at one place
-RELATIVE_STEP = 0.2  # of the layer's mean weight, at first; from 0.1 to 0.3 ResNet-20 fares alike
+RELATIVE_STEP = 0.2  # of the layer's mean weight, at first (docs/decisions.md, D22)
 READERS_AT_ONCE = 16  # whose inputs are held in memory together; one pass over the images each time
 
 
 @torch.no_grad()
 def _layerwise_sgd_(model: nn.Module, planned: PlannedCut) -> None:
-    """Train every reader with lost inputs in equalized coordinates, and fold the result back."""
+    """Train every reader with removed inputs in equalized coordinates, and fold the result back."""
     equalization = equalize(planned.dense, planned.graph)
     cuts = [cut for cut in planned.cuts if cut.axis == "in" and cut.owner in planned.calibration.moments]
     for start in range(0, len(cuts), READERS_AT_ONCE):
@@ -52,7 +52,7 @@ def _train_(
 
 
 class _Student:
-    """A reader that learns a change of its weights on the kept inputs, to stand in for the lost ones.
+    """A reader that learns a change of its weights on the kept inputs, to stand in for the removed ones.
 
     All in equalized coordinates: inputs times v_in, outputs over v_out and behind the BatchNorm.
     """
@@ -62,12 +62,12 @@ class _Student:
         equalized: Any = equalization.model.get_submodule(cut.owner)
         shape = planned.graph.layers[cut.owner]
         groups, cin = shape.conv_groups, shape.cin // shape.conv_groups
-        self._stays = kept_dimensions(torch.tensor(cut.kept), cin, shape.kernel)
+        self._is_kept = kept_dimensions(torch.tensor(cut.kept), cin, shape.kernel)
         weight: Tensor = equalized.weight
         self._weight = weight.flatten(1).unflatten(0, (groups, -1))  # [groups, outputs, dims]
         self._v_in = equalization.v_in[cut.owner].view(groups, 1, cin).repeat_interleave(shape.kernel, 2)
         self._back = _undo_rows(planned.dense, shape, equalization.v_out[cut.owner]).view(groups, -1, 1)
-        # of its own, so that what a layer learns does not hang on which others are cut
+        # one generator per layer, so that the result does not depend on which others are cut
         self._generator = torch.Generator().manual_seed(0)
         self._inputs: list[Tensor] = []
         self._targets: list[Tensor] = []
@@ -75,23 +75,23 @@ class _Student:
     def watch(self, x: Tensor) -> None:
         """Take in a batch of the dense layer's inputs."""
         u = unfolded(self._dense, x, self._generator) * self._v_in.to(x)
-        self._inputs.append(u[:, :, self._stays])
-        self._targets.append(u[:, :, ~self._stays] @ self._weight[:, :, ~self._stays].mT)
+        self._inputs.append(u[:, :, self._is_kept])
+        self._targets.append(u[:, :, ~self._is_kept] @ self._weight[:, :, ~self._is_kept].mT)
 
     def trained(self) -> Tensor:
-        """Return the weight learned, in the dense layer's own coordinates and shape; zero on lost inputs."""
+        """Return the learned weight in the dense layer's coordinates and shape; zero on removed inputs."""
         inputs, targets = torch.cat(self._inputs, 1), torch.cat(self._targets, 1)
         with one_thread():
             change = _fit(inputs, targets, RELATIVE_STEP * float(self._weight.abs().mean()), self._generator)
         dense = self._dense.weight.flatten(1).unflatten(0, self._weight.shape[:2])
         learned = torch.zeros_like(dense)
-        unscaled = change.mT * (self._v_in[:, :, self._stays] * self._back)
-        learned[:, :, self._stays] = dense[:, :, self._stays] + unscaled.to(dense)
+        unscaled = change.mT * (self._v_in[:, :, self._is_kept] * self._back)
+        learned[:, :, self._is_kept] = dense[:, :, self._is_kept] + unscaled.to(dense)
         return learned.reshape(self._dense.weight.shape)
 
 
 def _undo_rows(dense: nn.Module, shape: LayerShape, v_out: Tensor) -> Tensor:
-    """Return what leads from a layer's equalized output back to the one before its BatchNorm, [cout]."""
+    """Return the factors from a layer's equalized output back to the output before its BatchNorm, [cout]."""
     if shape.batch_norm is None:
         return v_out
     scale, _ = batch_norm_line(dense.get_submodule(shape.batch_norm))
@@ -104,7 +104,7 @@ def _fit(inputs: Tensor, targets: Tensor, step: float, generator: torch.Generato
     Args:
         inputs: [conv groups, rows, kept dimensions].
         targets: [conv groups, rows, outputs].
-        step: how far an entry goes in an iteration at first.
+        step: the change of an entry in an iteration, at first.
         generator: draws the mini-batches.
 
     Returns:

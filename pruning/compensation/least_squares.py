@@ -1,4 +1,4 @@
-"""Ridge regression of the lost inputs on the kept ones, from cached moments; no forward pass."""
+"""Ridge regression of the removed inputs on the kept ones, from cached moments; no forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, P
 
 
 def least_squares_(model: nn.Module, planned: PlannedCut) -> None:
-    """Refit each reader on its kept inputs to the dense layer's output (architecture decision 3)."""
+    """Refit each reader on its kept inputs to the dense layer's output (see docs/decisions.md, D3)."""
     for cut in planned.cuts:
         moments = planned.calibration.moments.get(cut.owner)
         if cut.axis == "in" and moments is not None:
@@ -30,29 +30,27 @@ COMPENSATIONS.register("least-squares")(Compensation(least_squares_, shifts_bias
 
 
 def refit(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDGE) -> Tensor:
-    """Return the reader's weight with its lost inputs expressed through the kept ones.
+    """Return the reader's weight with its removed inputs expressed through the kept ones.
 
     W_S = W[:,S] + W[:,R] C[R,S] (C[S,S] + lambda I)^-1 for the kept inputs S and the removed R, in whole
     kernel blocks; zero on R. Ridge on the change, so that on its own data the error is never above dropping.
 
     Args:
         weight: [cout, cin / conv groups, *kernel]; it is not changed.
-        moments: of the layer's unfolded input on the dense network.
-        kept: input channels that stay, of all conv groups, ascending.
+        moments: moments of the layer's unfolded input in the dense network.
+        kept: kept input channels, of all conv groups, ascending.
         ridge: lambda, as a share of the mean input variance.
     """
-    rows = (
-        weight.double().flatten(1).unflatten(0, (len(moments.covariances), -1))
-    )  # [groups, cout / groups, dims]
+    # [groups, cout / groups, dims]
+    rows = weight.double().flatten(1).unflatten(0, (len(moments.covariances), -1))
     cin = weight.size(1)
     block = rows.size(2) // cin
-    stays = kept_dimensions(kept, cin, block)
-    places, gone = stays.nonzero()[:, 0].to(rows.device), (~stays).nonzero()[:, 0].to(rows.device)
+    is_kept = kept_dimensions(kept, cin, block).to(rows.device)
+    kept_dims, removed_dims = is_kept.nonzero()[:, 0], (~is_kept).nonzero()[:, 0]
     refitted = torch.zeros_like(rows)
-    for number, covariance in enumerate(moments.covariances):
-        refitted[number][:, places] = rows[number][:, places] + rows[number][:, gone] @ covariance.regression(
-            gone, places, ridge=ridge
-        )
+    for i, covariance in enumerate(moments.covariances):
+        change = rows[i][:, removed_dims] @ covariance.regression(removed_dims, kept_dims, ridge=ridge)
+        refitted[i][:, kept_dims] = rows[i][:, kept_dims] + change
     return refitted.reshape(weight.shape).to(weight.dtype)
 
 

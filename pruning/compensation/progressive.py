@@ -1,4 +1,4 @@
-"""Least squares in execution order: inputs from the compressed network so far, targets from the dense one."""
+"""Progressive least squares: inputs from the compressed network so far, targets from the dense one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from prunegym.pruning.compensation.readers import (
 )
 from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from prunegym.pruning.compensation.sampled_rows import first_images, input_rows, output_rows
-from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.graph.interpreter import Lockstep
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.runtime.gates import gates_of, pooled_input
@@ -33,11 +32,11 @@ def progressive_(model: nn.Module, planned: PlannedCut) -> None:
     """Refit every layer from the first cut on, in execution order.
 
     Beyond least squares on the dense network's moments: a layer sees its inputs as the compressed layers
-    before it leave them; layers that lost no input are refitted too, since what they read has changed; and
-    the last layer before a residual sum makes up for what the other summand has lost.
+    before it leave them; layers without removed inputs are refitted too, since what they read has changed;
+    and the last layer before a residual sum makes up for the other summand's error (docs/decisions.md, D20).
 
-    That takes images which run through the dense network itself. Of noise, with BatchNorm statistics of its
-    own, the compressed layers make something else with each layer: it is left at plain least squares.
+    That takes images which run through the dense network itself. On noise, with BatchNorm statistics of its
+    own, the compressed layers drift away with each layer: there it is plain least squares.
     """
     inputs = planned.calibration.inputs
     if inputs.reference is not planned.dense or planned.executed:  # gates are fitted to what this leaves
@@ -73,7 +72,7 @@ COMPENSATIONS.register("least-squares-progressive")(
 
 @dataclass(frozen=True)
 class _Job:
-    """A layer to refit, and what enters it in the dense and in the compressed network."""
+    """A layer to refit, and its input in the dense and in the compressed network."""
 
     layer: str
     dense: Tensor
@@ -82,7 +81,7 @@ class _Job:
 
 
 class _ProgressiveRefit:
-    """Refits layers of `model` as a Lockstep of the dense network and it comes to them."""
+    """Refits the layers of `model` in the order in which a Lockstep of it and the dense network runs them."""
 
     def __init__(self, model: nn.Module, planned: PlannedCut, positions: int | None) -> None:
         gates = gates_of(model)
@@ -92,45 +91,48 @@ class _ProgressiveRefit:
         self._gated = gates.by_reader() if gates else {}
         self._graph = planned.graph
         self._dense = planned.dense
-        self._lacking = {cut.owner for cut in planned.cuts if cut.axis == "in"} | self._gated.keys()
+        self._cut = {cut.owner for cut in planned.cuts if cut.axis == "in"} | self._gated.keys()
         self._met: set[str] = set()
         self._waiting: dict[fx.Node, list[_Job]] = defaultdict(list)
 
     def before(self, node: fx.Node, lockstep: Lockstep) -> None:
         """Refit the layer that comes next, or those that waited for the sum that comes next."""
-        # first those with a loss of their own, for the others to see what remains of it
-        for job in sorted(self._waiting.pop(node, ()), key=lambda job: job.layer not in self._lacking):
+        # first the layers with cut inputs, so that the others see the error that these leave
+        for job in sorted(self._waiting.pop(node, ()), key=lambda job: job.layer not in self._cut):
             self._refit_at_sum(job, node, lockstep)
-        if node.op != "call_module" or not self._takes_refit(str(node.target)):
-            return
         name = str(node.target)
+        layer = self._graph.layers.get(name) if node.op == "call_module" else None
+        if layer is None or layer.depthwise or name in self._met:
+            return
+        if not takes_refit(self._model, self._planned, name):
+            return
         self._met.add(name)
-        end, total = _sum_behind(self._graph, node)
+        end = node if layer.batch_norm is None else next(iter(node.users))
+        users = list(end.users)
+        is_sum = len(users) == 1 and users[0].target in ADDITIONS and not users[0].kwargs
         dense, compressed = lockstep.inputs(node)
         job = _Job(name, dense, compressed, end)
-        if total is not None:
-            self._waiting[total].append(job)
-        elif self._has_lost(job):
+        if is_sum and len(users[0].all_input_nodes) == 2:
+            self._waiting[users[0]].append(job)
+        elif self._is_changed(job):
             self._refit(job)
 
-    def _has_lost(self, job: _Job) -> bool:
-        return job.layer in self._lacking or not torch.equal(job.dense, job.compressed)
-
-    def _takes_refit(self, name: str) -> bool:
-        layer = self._graph.layers.get(name)
-        if layer is None or layer.depthwise or name in self._met:
-            return False
-        return takes_refit(self._model, self._planned, name)
+    def _is_changed(self, job: _Job) -> bool:
+        return job.layer in self._cut or not torch.equal(job.dense, job.compressed)
 
     def _refit_at_sum(self, job: _Job, total: fx.Node, lockstep: Lockstep) -> None:
+        """Refit a layer whose output is added to another summand, to make up for that one's error as well.
+
+        See docs/decisions.md, D20.
+        """
         (other,) = (node for node in total.all_input_nodes if node is not job.end)
         dense, compressed = lockstep.values(other)
-        here = lockstep.values(job.end)[0]
-        alike = isinstance(dense, Tensor) and dense.shape == here.shape  # else it is broadcast, or a number
-        lost = dense - compressed if alike else torch.zeros_like(here)
-        if not self._has_lost(job) and not lost.any():
+        own = lockstep.values(job.end)[0]
+        alike = isinstance(dense, Tensor) and dense.shape == own.shape  # else it is broadcast, or a number
+        error = dense - compressed if alike else torch.zeros_like(own)
+        if not self._is_changed(job) and not error.any():
             return
-        self._refit(job, self._before_batch_norm(job.layer, lost))
+        self._refit(job, self._before_batch_norm(job.layer, error))
         layer = self._graph.layers[job.layer]
         value = self._model.get_submodule(job.layer)(job.compressed)
         if layer.batch_norm is not None:
@@ -138,7 +140,7 @@ class _ProgressiveRefit:
         lockstep.replace(job.end, 1, value)
 
     def _before_batch_norm(self, layer: str, change: Tensor) -> Tensor:
-        """Return the change of the layer's output that changes its BatchNorm's output so, or nearly."""
+        """Return the change of a layer's output that changes its BatchNorm's output by `change`, nearly."""
         name = self._graph.layers[layer].batch_norm
         if name is None:
             return change
@@ -159,11 +161,3 @@ class _ProgressiveRefit:
         means = pooled_input(module, job.compressed)
         inputs = GatedRows(rows, means, self._gated.get(job.layer, ()))
         refit_reader_(self._model, self._planned, job.layer, inputs, target, rounds=ROUNDS)
-
-
-def _sum_behind(graph: ChannelGraph, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    """Return the end of a layer and its BatchNorm, and the sum of two that alone uses it, if one does."""
-    end = node if graph.layers[str(node.target)].batch_norm is None else next(iter(node.users))
-    users = list(end.users)
-    is_sum = len(users) == 1 and users[0].target in ADDITIONS and not users[0].kwargs
-    return end, users[0] if is_sum and len(users[0].all_input_nodes) == 2 else None

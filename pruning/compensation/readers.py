@@ -1,4 +1,4 @@
-"""What every refit of a reader needs: the weights it may change, and where a mean goes."""
+"""Shared by every refit of a reader: the weights that may change, and where a shift of the mean goes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def grouped_rows(module: Any) -> Tensor:
 
 
 def kept_dimensions(kept: Tensor, cin: int, kernel: int) -> Tensor:
-    """Return which entries of a row of a reader's flattened weight stay: [cin * kernel], bool.
+    """Return which entries of a row of a reader's flattened weight are kept: [cin * kernel], bool.
 
     Args:
-        kept: input channels that stay, of all conv groups.
+        kept: kept input channels, of all conv groups.
         cin: input channels of one conv group.
         kernel: positions in the kernel.
     """
@@ -30,13 +30,13 @@ def kept_dimensions(kept: Tensor, cin: int, kernel: int) -> Tensor:
 
 
 def takes_refit(model: nn.Module, planned: PlannedCut, name: str) -> bool:
-    """Whether a layer's weights may change at all: a mean must have somewhere to go.
+    """Return whether a layer's weights may change: a shift of its output's mean must have somewhere to go.
 
-    A layer that loses no input must not gain a bias, since the price of a plan does not count one.
+    A layer whose inputs are not cut must not gain a bias, since the price of a plan does not count one.
     """
     module: Any = model.get_submodule(name)
-    loses = any(cut.owner == name and cut.axis == "in" for cut in planned.cuts)
-    shifts = loses or planned.graph.layers[name].batch_norm is not None or module.bias is not None
+    is_cut = any(cut.owner == name and cut.axis == "in" for cut in planned.cuts)
+    shifts = is_cut or planned.graph.layers[name].batch_norm is not None or module.bias is not None
     return shifts and not isinstance(module, TRANSPOSED)
 
 
@@ -57,7 +57,7 @@ def shift_output_(model: nn.Module, layer: LayerShape, shift: Tensor) -> None:
 
 @torch.no_grad()
 def restore_(model: nn.Module, planned: PlannedCut, name: str) -> None:
-    """Give a layer its dense weights back, and its BatchNorm or bias what least squares has moved."""
+    """Restore a layer's dense weights, and the BatchNorm mean or bias that least squares has moved."""
     module: Any = model.get_submodule(name)
     dense: Any = planned.dense.get_submodule(name)
     module.weight.copy_(dense.weight)

@@ -1,4 +1,4 @@
-"""What a compensation is, and what it may look at. A registry: add one module to add a method."""
+"""Records of a compensation and of the cut it is for. A registry: add one module to add a method."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from prunegym.pruning.surgery.cutting import AxisCut, KeptUnits
 
 @dataclass(frozen=True)
 class PlannedCut:
-    """What is about to be cut, and everything that is known of the dense network."""
+    """A cut that is about to be made, and all that is known of the dense network."""
 
     dense: nn.Module  # left as it is
     graph: ChannelGraph
-    kept: KeptUnits  # group -> units that stay, ascending; groups that stay whole are not named
-    cuts: tuple[AxisCut, ...]  # the positions that stay along every axis that loses some
+    kept: KeptUnits  # group -> kept units, ascending; groups that stay whole are not named
+    cuts: tuple[AxisCut, ...]  # the kept positions along every axis that is cut
     calibration: Calibration
     # group -> units that run for each input; groups without a gate are not named
     executed: Mapping[str, int] = field(default_factory=dict)
@@ -28,11 +28,12 @@ class PlannedCut:
 
 @dataclass(frozen=True)
 class Compensation:
-    """A way to make up for lost channels before they are cut.
+    """A method that makes up for removed channels.
 
-    `apply_` changes a full-size copy of the dense network in place; what it leaves in the lost channels does
-    not count, since the cut removes them. Where the plan has gates, they are then attached to the copy and
-    fitted, and `gated_` may change it and them once more. `finish_` changes the weights of the cut network.
+    `apply_` changes a full-size copy of the dense network in place; what it leaves in the removed channels
+    does not count, since they are cut afterwards. Where the plan has gates, they are then attached to the
+    copy and fitted, and `gated_` may change it and them once more. `finish_` changes the weights of the cut
+    network.
     """
 
     apply_: Callable[[nn.Module, PlannedCut], None]
@@ -45,7 +46,7 @@ COMPENSATIONS: Registry[Compensation] = Registry("compensation")
 
 
 def _drop_(model: nn.Module, planned: PlannedCut) -> None:
-    """Leave everything as it is: the lost channels are dropped."""
+    """Leave everything as it is: the removed channels are dropped."""
 
 
 COMPENSATIONS.register("none")(Compensation(_drop_, shifts_bias=False))

@@ -1,4 +1,4 @@
-"""What a layer reads and writes at sampled positions of many images, and fits to it."""
+"""Inputs and outputs of a layer at sampled positions of many images, and least squares on them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from prunegym.pruning.calibration.moments import damped
 from prunegym.pruning.calibration.statistics import CalibrationInputs
 from prunegym.pruning.calibration.unfolding import sampled_positions, unfolded
 
-PIXELS = 2**18  # of as many images as take part, since what all of them leave in a layer is held at once
+PIXELS = 2**18  # of all images that take part, whose features of a layer are held at once
 MIN_IMAGES = 32  # images, however large
 RIDGE = 1e-2  # of the mean input variance: inputs are noisier than those of the dense network
 
 
 def first_images(inputs: CalibrationInputs, *, pixels: int = PIXELS) -> Tensor:
-    """Return as many calibration images as can be held in a network at once, on the network's device."""
+    """Return the first calibration images, as many as a network can hold at once, on the network's device."""
     count = max(MIN_IMAGES, pixels // torch.Size(inputs.shape[1:]).numel())
     return torch.cat(inputs.batches)[:count].to(next(inputs.reference.parameters()).device)
 

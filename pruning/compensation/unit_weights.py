@@ -1,4 +1,4 @@
-"""What a unit is made of: the weights that write it, and the weights that read it."""
+"""Units as weights: those that write a unit and those that read it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class OutputAffine:
 
     @property
     def scale(self) -> Tensor:
-        """What a weighted sum is multiplied by."""
+        """Factor of a weighted sum."""
         return self.gamma / self.sigma
 
     @property
     def offset(self) -> Tensor:
-        """What becomes of a weighted sum of 0."""
+        """Output for a weighted sum of 0."""
         return self.beta - self.scale * self.mean
 
     def select(self, index: Tensor) -> OutputAffine:
@@ -45,7 +45,7 @@ BiasShares = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def output_affine(model: nn.Module, layer: LayerShape) -> OutputAffine:
-    """Return a layer's bias and the BatchNorm that alone follows it; without one it is the bias alone."""
+    """Return a layer's bias and the BatchNorm that alone follows it, if one does, as one affine map."""
     zero = torch.zeros(layer.cout, dtype=torch.float64)
     bias = _values(model.get_submodule(layer.name), "bias", zero)
     if layer.batch_norm is None:
@@ -67,9 +67,10 @@ def _values(module: nn.Module, name: str, absent: Tensor) -> Tensor:
 
 
 def folded_rows(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> tuple[Tensor, Tensor]:
-    """Return what writes each unit, BatchNorms folded in, side by side for all writers.
+    """Return the weights that write each unit, BatchNorms folded in, side by side for all writers.
 
-    A residual stream has one fate, so two units are alike only if they are in every layer that writes them.
+    The channels of a residual stream are coupled, so two units are alike only if they are alike in every
+    layer that writes them.
 
     Returns:
         Rows, [units, summed row lengths], and offsets, [units, channels per unit of all writers], float64.
@@ -92,16 +93,16 @@ class SingleWriterGroup:
     affine: OutputAffine  # of [units]
     has_batch_norm: bool
     kept: Tensor
-    gone: Tensor
+    removed: Tensor
 
 
 def single_writer_groups(planned: PlannedCut) -> Iterator[SingleWriterGroup]:
     """Yield the pruned groups that the publications treat, as they were in the dense network.
 
-    Channels that are constant are among neither the kept nor the lost ones: the published formulas divide
+    Channels that are constant are among neither the kept nor the removed ones: the published formulas divide
     by their weights, variances and factors.
     """
-    for group, kept, gone in pruned_groups(planned):
+    for group, kept, removed in pruned_groups(planned):
         writer = group.writers[0]
         if len(group.writers) > 1 or len(writer.channels[0]) > 1:
             continue
@@ -110,37 +111,37 @@ def single_writer_groups(planned: PlannedCut) -> Iterator[SingleWriterGroup]:
         rows = writer_rows(planned.dense, writer.owner)[places]
         affine = output_affine(planned.dense, layer).select(places)
         varies = (rows.norm(dim=1) > 0) & (affine.gamma != 0) & (affine.variance > 0)
-        kept, gone = kept[varies[kept]], gone[varies[gone]]
-        if len(kept) and len(gone):
-            yield SingleWriterGroup(group, rows, affine, layer.batch_norm is not None, kept, gone)
+        kept, removed = kept[varies[kept]], removed[varies[removed]]
+        if len(kept) and len(removed):
+            yield SingleWriterGroup(group, rows, affine, layer.batch_norm is not None, kept, removed)
 
 
 def redistribute_single_writer_groups_(
     model: nn.Module, planned: PlannedCut, *, by_batch_norm: AffineShares, by_bias: BiasShares
 ) -> None:
-    """Hand over what lone writers' lost units give to the kept ones, by a rule for either kind of layer.
+    """Redistribute removed units of single-writer groups over kept ones, by a rule for each kind of layer.
 
     Args:
-        model: changed in place.
-        planned: the cut.
-        by_batch_norm: (rows, affine, kept, gone) -> shares [len(gone), len(kept)].
-        by_bias: (rows, bias, kept, gone) -> likewise, for a layer without BatchNorm.
+        model: the network, changed in place.
+        planned: the planned cut.
+        by_batch_norm: (rows, affine, kept, removed) -> shares [len(removed), len(kept)].
+        by_bias: (rows, bias, kept, removed) -> likewise, for a layer without BatchNorm.
     """
     for found in single_writer_groups(planned):
         if found.has_batch_norm:
-            shares = by_batch_norm(found.rows, found.affine, found.kept, found.gone)
+            shares = by_batch_norm(found.rows, found.affine, found.kept, found.removed)
         else:
-            shares = by_bias(found.rows, found.affine.beta, found.kept, found.gone)
-        redistribute_(model, found.group, shares, found.kept, found.gone)
+            shares = by_bias(found.rows, found.affine.beta, found.kept, found.removed)
+        redistribute_(model, found.group, shares, found.kept, found.removed)
 
 
 def pruned_groups(planned: PlannedCut) -> Iterator[tuple[ChannelGroup, Tensor, Tensor]]:
-    """Yield each group that loses units, with the numbers of the units it keeps and of those it loses."""
+    """Yield each group that is pruned, with the numbers of its kept units and of its removed ones."""
     for group in planned.graph.groups:
         if group.name in planned.kept:
             kept = planned.kept[group.name].cpu()
-            stays = torch.zeros(group.units, dtype=torch.bool).index_fill_(0, kept, True)
-            yield group, kept, (~stays).nonzero()[:, 0]
+            is_kept = torch.zeros(group.units, dtype=torch.bool).index_fill_(0, kept, True)
+            yield group, kept, (~is_kept).nonzero()[:, 0]
 
 
 def channel_view(tensor: Tensor, layer: nn.Module, axis: Literal["in", "out"]) -> Tensor:
@@ -166,20 +167,23 @@ def unit_places(member: Member, units: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def redistribute_(model: nn.Module, group: ChannelGroup, shares: Tensor, kept: Tensor, gone: Tensor) -> None:
-    """Let every reader see, in the place of each lost unit, its shares of the kept ones.
+def redistribute_(
+    model: nn.Module, group: ChannelGroup, shares: Tensor, kept: Tensor, removed: Tensor
+) -> None:
+    """Change the readers' weights so that each removed unit is replaced by its shares of the kept ones.
 
     Args:
-        model: its readers' weights are changed, in the columns of the kept units.
-        group: whose readers.
-        shares: [len(gone), len(kept)]: unit `gone[r]` is taken for the sum of `shares[r, k]` times `kept[k]`.
-        kept: numbers of units that stay.
-        gone: numbers of units that do not.
+        model: the network; the columns of the kept units in its readers' weights are changed in place.
+        group: the pruned group.
+        shares: [len(removed), len(kept)]: unit `removed[r]` is taken for the sum of `shares[r, k]` times
+            `kept[k]`.
+        kept: numbers of the kept units.
+        removed: numbers of the removed units.
     """
     for reader in group.readers:
         layer: Any = model.get_submodule(reader.owner)
         columns = channel_view(layer.weight, layer, "in")
-        lost = columns[select_channels(columns, unit_places(reader, gone))]
+        weights = columns[select_channels(columns, unit_places(reader, removed))]
         columns[select_channels(columns, unit_places(reader, kept))] += torch.tensordot(
-            shares.T.to(lost), lost, dims=1
+            shares.T.to(weights), weights, dims=1
         )

@@ -1,4 +1,4 @@
-"""Remove one unit at a time, always the one that its readers can best do without."""
+"""Backward elimination: remove one unit at a time, the one that costs its readers least."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prunegym.pruning.graph import ChannelGroup, Member
 @CRITERIA.register("elimination")
 @torch.no_grad()
 def elimination(model: nn.Module, group: ChannelGroup, calibration: Calibration) -> Tensor:
-    """Return how long each unit lasts when the most dispensable one is removed again and again.
+    """Return the rank at which each unit is removed when the least costly one is removed again and again.
 
     A removal costs the output variance that a reader loses although its remaining inputs make up for the unit
     by least squares: as a share of the reader's dense output variance, summed over the readers. All of it
@@ -39,26 +39,24 @@ def elimination(model: nn.Module, group: ChannelGroup, calibration: Calibration)
     ]
     if not parts:
         return l1(model, group, calibration)
-    standing, scores = torch.arange(group.units), torch.empty(group.units, dtype=torch.float64)
+    kept, scores = torch.arange(group.units), torch.empty(group.units, dtype=torch.float64)
     for rank in range(group.units):
-        slot = _cheapest(torch.stack([part.costs() for part in parts]).sum(0).cpu(), standing)
-        scores[standing[slot]] = rank
-        standing = _shortened_(standing, slot)
+        costs = torch.stack([part.costs() for part in parts]).sum(0).cpu()
+        ties = (costs == costs.min()).nonzero()[:, 0]
+        # of equals the highest number is removed: `select` keeps the lower
+        slot = int(ties[kept[ties].argmax()])
+        scores[kept[slot]] = rank
+        kept = _shortened_(kept, slot)
         for part in parts:
             part.remove_(slot)
     return scores
 
 
-def _cheapest(costs: Tensor, standing: Tensor) -> int:
-    ties = (costs == costs.min()).nonzero()[:, 0]
-    return int(ties[standing[ties].argmax()])  # of equals the highest number goes: `select` keeps the lower
-
-
 class _Part(Protocol):
-    """One convolution group of a reader: what it would lose by each unit that still stands."""
+    """One convolution group of a reader, which prices the removal of each kept unit."""
 
     def costs(self) -> Tensor:
-        """Return the share of output variance lost by removing each standing unit: [standing]."""
+        """Return the share of output variance lost by removing each kept unit: [kept]."""
         ...
 
     def remove_(self, slot: int) -> None:
@@ -70,9 +68,13 @@ def _parts(layer: Any, reader: Member, moments: Moments) -> Iterator[_Part]:
     """Yield a reader's convolution groups, scaled so that its output has a variance of one."""
     weight = layer.weight.double()
     by_group = weight.flatten(1).unflatten(0, (len(moments.covariances), -1))  # [groups, cout / groups, dims]
-    inputs = _unit_inputs(reader, weight).to(weight.device)
+    cin, kernel = weight.size(1), weight[0, 0].numel()
+    channels = torch.tensor(reader.channels)
+    channels = channels[channels < cin].unflatten(0, (len(channels), -1))  # alike in every convolution group
+    # [units, inputs per unit]: places in a row of the flattened weight
+    inputs = (channels[:, :, None] * kernel + torch.arange(kernel)).flatten(1).to(weight.device)
     always = torch.ones_like(by_group[0, 0]).index_fill_(0, inputs.flatten(), 0).nonzero()[:, 0]
-    order = torch.cat([always, inputs.flatten()])  # what comes from other groups stays, and makes up for more
+    order = torch.cat([always, inputs.flatten()])  # inputs from other groups are kept, and make up for more
     factors = [covariance.factor(order, ridge=RIDGE) for covariance in moments.covariances]
     pairs = list(zip(by_group[:, :, order], factors, strict=True))
     variance = sum(float((rows @ factor).square().sum()) for rows, factor in pairs)
@@ -84,16 +86,8 @@ def _parts(layer: Any, reader: Member, moments: Moments) -> Iterator[_Part]:
             yield _Dropped(own, factor[len(always) :])
 
 
-def _unit_inputs(reader: Member, weight: Tensor) -> Tensor:
-    """Return where the inputs of each unit lie in a row of the flattened weight: [units, inputs per unit]."""
-    cin, kernel = weight.size(1), weight[0, 0].numel()
-    channels = torch.tensor(reader.channels)
-    by_group = channels[channels < cin].unflatten(0, (len(channels), -1))  # alike in every convolution group
-    return (by_group[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
-
-
 class _Refitted:
-    """A part whose weight W on the standing units is refitted to make up for those removed.
+    """A part whose weight W on the kept units is refitted to make up for those removed.
 
     With P the inverse of the inputs' covariance, removing the inputs R costs tr(W_R P_RR^-1 W_R'), after
     which W_S -= W_R P_RR^-1 P_RS and P_SS -= P_SR P_RR^-1 P_RS.
@@ -101,13 +95,13 @@ class _Refitted:
 
     def __init__(self, weight: Tensor, factor: Tensor) -> None:
         self._block = weight.size(1)
-        self._weight = weight.flatten(0, 1).contiguous()  # W': [standing * block, cout]
-        self._precision = torch.cholesky_inverse(factor)  # P: [standing * block, standing * block]
+        self._weight = weight.flatten(0, 1).contiguous()  # W': [kept * block, cout]
+        self._precision = torch.cholesky_inverse(factor)  # P: [kept * block, kept * block]
 
     def costs(self) -> Tensor:
         """See _Part."""
         blocks = self._precision.unflatten(1, (-1, self._block)).unflatten(0, (-1, self._block))
-        diagonal = blocks.diagonal(dim1=0, dim2=2).movedim(2, 0)  # [standing, block, block]
+        diagonal = blocks.diagonal(dim1=0, dim2=2).movedim(2, 0)  # [kept, block, block]
         return _energy(self._weight.unflatten(0, (-1, self._block)), torch.linalg.inv(diagonal))
 
     def remove_(self, slot: int) -> None:

@@ -1,4 +1,4 @@
-"""Criteria that look at nothing but the weights that write a unit and the BatchNorms that carry it."""
+"""Criteria that look only at the weights that write a unit and the BatchNorms that carry it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from prunegym.pruning.graph.interpreter import BATCH_NORMS
 def l1(model: nn.Module, group: ChannelGroup, calibration: Calibration) -> Tensor:
     """Return the summed magnitude of the weights that write each unit (Li et al. 2017).
 
-    Summed over all writers before ranking: a residual stream has one fate, so a channel that is weak in one
-    block but strong in another must stay.
+    Summed over all writers before ranking: the channels of a residual stream are coupled, so one that is weak
+    in one block but strong in another must be kept.
     """
     scores = [per_unit(member, writer_rows(model, member.owner).abs().sum(1)) for member in group.writers]
     return torch.stack(scores).sum(0)
@@ -26,7 +26,7 @@ def l1(model: nn.Module, group: ChannelGroup, calibration: Calibration) -> Tenso
 def geometric_median(model: nn.Module, group: ChannelGroup, calibration: Calibration) -> Tensor:
     """Return each unit's summed Euclidean distance to all others, by the weights of all its writers.
 
-    What lies in the middle of the others can be replaced by them (FPGM, He et al. 2019).
+    A unit in the middle of the others can be replaced by them (FPGM, He et al. 2019).
     """
     rows = [writer_rows(model, member.owner)[torch.tensor(member.channels)] for member in group.writers]
     points = torch.cat([of_units.flatten(1) for of_units in rows], dim=1)  # [units, weights]

@@ -1,4 +1,4 @@
-"""What a criterion is, what it reads from a writer, and how units are chosen by it."""
+"""The type and registry of criteria, the weights that they read, and the choice of units by score."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
 def per_unit(member: Member, values: Tensor) -> Tensor:
-    """Sum values of one per position over each unit's positions: [positions] -> [units]."""
+    """Sum values over each unit's positions: [positions] -> [units]."""
     return torch.stack([values[list(positions)].sum() for positions in member.channels])
 
 

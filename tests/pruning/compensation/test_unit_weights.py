@@ -122,7 +122,7 @@ class TestLoneWriters:
         kept = {"0.0": torch.tensor([0, 1, 3])}
         (found,) = self.found("plain", kept, change)
         assert found.kept.tolist() == [0, 3]
-        assert found.gone.tolist() == [5]
+        assert found.removed.tolist() == [5]
 
     def test_have_rows_and_statistics_in_the_order_of_the_units(self):
         model, graph, _ = example("chunk-apart")
@@ -131,5 +131,5 @@ class TestLoneWriters:
         torch.testing.assert_close(found.rows, model.conv[0].weight[5:].flatten(1).detach().double())
         assert found.affine.beta.tolist() == model.conv[1].bias[5:].double().tolist()
         assert found.kept.tolist() == [0, 2, 3, 4]
-        assert found.gone.tolist() == [1]
+        assert found.removed.tolist() == [1]
         assert found.has_batch_norm

@@ -255,7 +255,7 @@ def test_demand_grows_with_the_scores_that_pass():
     typical = InputStatistics(6)
     typical.fit_(pooled, scores, 4, losses)
     passing = (scores > scores.flatten().sort(descending=True).values[800]).sum(1)
-    demand = InputSummary(*typical.summary(pooled, scores).T).demand
+    demand = InputSummary(*typical.summary(pooled, scores).T).share_above_threshold
     assert demand[passing < 4].max() < 0.5 < demand[passing > 4].min()
 
 
