@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of any plan by arithmetic, without surgery; measured latency."""
+"""Prices of plans: multiply-adds and parameters by arithmetic, without surgery; latency by a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prunegym.pruning.errors import BudgetError, PlanError
-from prunegym.pruning.graph import ChannelGraph, ChannelGroup, LayerShape, Member
+from prunegym.pruning.graph import ChannelGraph, LayerShape
 from prunegym.pruning.plan import LayerDecision, PruningPlan, kept_units
 from prunegym.pruning.registry import unknown_name
 from prunegym.pruning.surgery.cutting import TRANSPOSED, bare_tensor
@@ -28,7 +28,7 @@ class Widths:
 
 
 def plan_widths(graph: ChannelGraph, plan: PruningPlan, *, round_to: int = 1) -> Widths:
-    """Return the unit counts that a plan comes to.
+    """Return the unit counts of a plan.
 
     Raises:
         PlanError: the plan names a frozen group, or asks for a gate where none can be.
@@ -44,7 +44,7 @@ def plan_widths(graph: ChannelGraph, plan: PruningPlan, *, round_to: int = 1) ->
 
 
 def widths_plan(graph: ChannelGraph, widths: Widths) -> PruningPlan:
-    """Return the plan that comes to these unit counts; undoes `plan_widths`."""
+    """Return the plan with these unit counts; the inverse of `plan_widths`."""
     counts = zip(graph.prunable, widths.kept.tolist(), widths.executed.tolist(), strict=True)
     return PruningPlan(
         {group.name: LayerDecision(1 - kept / group.units, 1 - runs / kept) for group, kept, runs in counts}
@@ -85,7 +85,7 @@ class Bilinear:
         return (ins * outs) @ self.coefficient
 
     def restricted_to(self, some: NDArray[np.bool_], counts: Counts) -> Bilinear:
-        """Return the sum as one over the counts of some groups, [groups], those of the others being given."""
+        """Return the sum as one over the counts of some groups, [groups]; those of the others are fixed."""
         others = np.where(some, 0, counts)
         return Bilinear(
             self.coefficient,
@@ -102,19 +102,21 @@ class Bilinear:
 
 
 class Axes:
-    """How many positions of each axis a unit of each group holds, and how many always stay."""
+    """The number of positions of each axis that belong to a unit of each group, and those in no group."""
 
     def __init__(self, graph: ChannelGraph) -> None:
         self._groups = graph.prunable
         self._per_unit: dict[tuple[str, str], NDArray[np.float64]] = {}
-        for number, group in enumerate(self._groups):
-            for axis, members in _members_by_axis(group).items():
+        for index, group in enumerate(self._groups):
+            written = (*group.writers, *group.carriers)
+            roles = {"out": written, "in": group.readers, "parameter": group.parameters}
+            for axis, members in roles.items():
                 for member in members:
                     counts = self._per_unit.setdefault((member.owner, axis), np.zeros(len(self._groups)))
-                    counts[number] += len(member.channels[0])
+                    counts[index] += len(member.channels[0])
 
     def positions(self, owner: str, axis: str, size: int) -> tuple[float, NDArray[np.float64]]:
-        """Return (positions that always stay, positions per unit of each group)."""
+        """Return (positions in no group, positions per unit of each group)."""
         per_unit = self._per_unit.get((owner, axis), np.zeros(len(self._groups)))
         units = np.array([group.units for group in self._groups])
         return size - float(per_unit @ units), per_unit
@@ -122,10 +124,6 @@ class Axes:
     def constant(self) -> tuple[float, NDArray[np.float64]]:
         """Return the factor 1, for what does not depend on an axis."""
         return 1.0, np.zeros(len(self._groups))
-
-
-def _members_by_axis(group: ChannelGroup) -> dict[str, tuple[Member, ...]]:
-    return {"out": (*group.writers, *group.carriers), "in": group.readers, "parameter": group.parameters}
 
 
 Row = tuple[float, tuple[float, NDArray[np.float64]], tuple[float, NDArray[np.float64]]]
@@ -143,7 +141,7 @@ def _bilinear(rows: list[Row], groups: int) -> Bilinear:
 
 
 class CostModel:
-    """Prices plans on one network: exactly what is counted on the network once it is cut.
+    """Prices of plans on one network, exactly as they are counted on the network once it is cut.
 
     Args:
         graph: the network's groups.
@@ -165,12 +163,17 @@ class CostModel:
         self._latency = latency
         axes = Axes(graph)
         self._macs = _bilinear(_mac_rows(graph, axes), len(self.groups))
-        self._params = _bilinear(_parameter_rows(graph, model, axes), len(self.groups))
+        bare = {member.owner: member.axis for group in graph.groups for member in group.parameters}
+        parameters = [_parameter_row(graph, model, axes, name, bare) for name, _ in model.named_parameters()]
+        self._params = _bilinear(parameters, len(self.groups))
         self._filled = np.array(
             [sum(len(reader.channels[0]) for reader in group.readers) for group in self.groups],
             dtype=np.int64,
         )  # input channels of the readers, for each unit
-        self._gate_inputs = _bilinear(_gate_rows(graph, axes), len(self.groups))
+        # a gate reads the inputs of its group's writer
+        writers = [graph.layers[group.layers[0]] for group in self.groups]
+        inputs = [(1.0, axes.positions(each.name, "in", each.cin), axes.constant()) for each in writers]
+        self._gate_inputs = _bilinear(inputs, len(self.groups))
         self._new_biases = _new_biases(graph, model, axes) if shifts_bias else []
         self._units = np.array([group.units for group in self.groups], dtype=np.int64)
 
@@ -189,10 +192,10 @@ class CostModel:
         return round(self._macs(widths.executed)) + self._gates(widths)
 
     def gated_macs(self, widths: Widths) -> tuple[int, Bilinear]:
-        """Return the multiply-adds that no gate has a part in, and those of the rest by what gates let run.
+        """Return the multiply-adds that no gate changes, and those of the other layers by executed counts.
 
         Args:
-            widths: of a plan; the second result is for counts of the groups that it gates, in their order.
+            widths: the widths of a plan; the second result takes counts of its gated groups, in their order.
         """
         gated = widths.executed < widths.kept
         rest = self._macs.restricted_to(gated, widths.kept)
@@ -201,10 +204,12 @@ class CostModel:
 
     def params(self, widths: Widths) -> int:
         """Parameters after the cut, gates included."""
-        return round(self._params(widths.kept)) + self._added_params(widths)
+        gated = widths.executed < widths.kept
+        fills = int(((1 + self._filled) * widths.kept)[gated].sum())  # and the biases of gates
+        return round(self._params(widths.kept)) + self._biases(widths) + self._gates(widths) + fills
 
     def latency(self, widths: Widths) -> int:
-        """Nanoseconds for one image by this device's table, gates aside: it knows none.
+        """Nanoseconds for one image by this device's table, without gates: it knows none.
 
         Raises:
             BudgetError: there is no table.
@@ -222,17 +227,11 @@ class CostModel:
         """
         whole = price(self, self.dense)
         saved = []
-        for number in range(len(self.groups)):
+        for index in range(len(self.groups)):
             without = self._units.copy()
-            without[number] = 0
+            without[index] = 0
             saved.append(1 - price(self, Widths(without, without)) / whole)
         return np.array(saved)
-
-    def _added_params(self, widths: Widths) -> int:
-        """Biases that compensation adds; weights, biases and fills of the gates."""
-        gated = widths.executed < widths.kept
-        fills = int(((1 + self._filled) * widths.kept)[gated].sum())
-        return self._biases(widths) + self._gates(widths) + fills
 
     def _gates(self, widths: Widths) -> int:
         """Count the weights of all gates: as many multiply-adds."""
@@ -244,6 +243,7 @@ class CostModel:
         return round(float((gated * inputs) @ widths.kept))
 
     def _biases(self, widths: Widths) -> int:
+        """Count the biases that compensation adds."""
         total = 0.0
         for touched, (fixed, per_unit) in self._new_biases:
             if (widths.kept < self._units)[touched].any():
@@ -260,11 +260,6 @@ def _mac_rows(graph: ChannelGraph, axes: Axes) -> list[Row]:
         rows.append((float(coefficient), ins, axes.positions(layer.name, "out", layer.cout)))
     rows.append((float(graph.other_macs), axes.constant(), axes.constant()))
     return rows
-
-
-def _parameter_rows(graph: ChannelGraph, model: nn.Module, axes: Axes) -> list[Row]:
-    bare = {member.owner: member.axis for group in graph.groups for member in group.parameters}
-    return [_parameter_row(graph, model, axes, name, bare) for name, _ in model.named_parameters()]
 
 
 def _parameter_row(
@@ -285,25 +280,19 @@ def _parameter_row(
     return float(tensor.numel()), axes.constant(), axes.constant()
 
 
-def _gate_rows(graph: ChannelGraph, axes: Axes) -> list[Row]:
-    """One row for each prunable group: the inputs of its writer, which its gate would read."""
-    writers = [graph.layers[group.layers[0]] for group in graph.prunable]
-    return [(1.0, axes.positions(layer.name, "in", layer.cin), axes.constant()) for layer in writers]
-
-
 def _new_biases(
     graph: ChannelGraph, model: nn.Module, axes: Axes
 ) -> list[tuple[NDArray[np.bool_], tuple[float, NDArray[np.float64]]]]:
-    found = []
+    biases = []
     for layer in graph.layers.values():
         if needs_bias(model, layer):
             touched = axes.positions(layer.name, "in", layer.cin)[1] > 0
-            found.append((touched, axes.positions(layer.name, "out", layer.cout)))
-    return found
+            biases.append((touched, axes.positions(layer.name, "out", layer.cout)))
+    return biases
 
 
 def needs_bias(model: nn.Module, layer: LayerShape) -> bool:
-    """Whether a shift of the layer's output would need a bias that it does not have."""
+    """Return whether a shift of the layer's output would need a bias that it does not have."""
     module: Any = model.get_submodule(layer.name)
     refitted = not isinstance(module, TRANSPOSED)  # calibration keeps no moments of their inputs
     return refitted and module.bias is None and layer.batch_norm is None

@@ -1,4 +1,4 @@
-"""A dense network with everything that deciding about it needs: groups, moments, prices."""
+"""A dense network prepared for pruning: its groups, calibration statistics and prices."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ CURVE_RATIOS = (0.25, 0.5, 0.75)
 
 
 class PrunableNetwork:
-    """Trace, calibrate and price a network once; then carry out any number of plans.
+    """A network that is traced, calibrated and priced once, so that any number of plans can be applied.
 
     Args:
         model: the dense network; it is never changed.
-        calibration: what to observe it on; see `real_images` and SYNTHESES.
-        method: how plans are carried out.
+        calibration: the inputs on which it is observed; see `real_images` and SYNTHESES.
+        method: criterion, compensation and rounding of all plans.
         only: patterns of layers to admit; see `restrict`.
         protect: patterns of layers to freeze.
-        seed: of the positions sampled for calibration.
+        seed: the seed of the positions sampled for calibration.
 
     Raises:
         UntraceableModelError: the network cannot be traced.
@@ -57,7 +57,9 @@ class PrunableNetwork:
     ) -> None:
         CRITERIA[method.criterion]  # unknown names are refused before the work begins
         compensation = COMPENSATIONS[method.compensation]
-        _check_finite(model)
+        for name, tensor in model.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise WeightsError(f"{name} holds NaN or infinity; the training that wrote it diverged")
         self.model = model
         self.method = method
         self._whole_graph = trace(model, calibration.shape)
@@ -88,7 +90,7 @@ class PrunableNetwork:
 
     @cached_property
     def scores(self) -> dict[str, Tensor]:
-        """The scores of every prunable group's units, worked out once for all plans."""
+        """The scores of every prunable group's units, computed once for all plans."""
         return score_units(self.model, self.graph, self.calibration, criterion=self.method.criterion)
 
     def apply(self, plan: PruningPlan, *, counts: Mapping[str, Tensor] | None = None) -> Compressed:
@@ -105,7 +107,7 @@ class PrunableNetwork:
 
     @cached_property
     def error_curves(self) -> Curves:
-        """The curves of `error_curves_at` CURVE_RATIOS, worked out once."""
+        """The curves of `error_curves_at` CURVE_RATIOS, computed once."""
         return self.error_curves_at(CURVE_RATIOS)
 
     def error_curves_at(self, ratios: Sequence[float]) -> Curves:
@@ -120,9 +122,3 @@ class PrunableNetwork:
             )
             for group in self.graph.prunable
         )
-
-
-def _check_finite(model: nn.Module) -> None:
-    for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f"{name} holds NaN or infinity; the training that wrote it diverged")

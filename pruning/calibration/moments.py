@@ -8,17 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-RIDGE = 1e-3  # of the mean input variance; chosen on ResNet-20 by reward images, flat from 1e-4 to 1e-2
-
-
+RIDGE = 1e-3  # of the mean input variance (docs/decisions.md, D24)
 MAX_FULL_INPUTS = 8192  # input dimensions above which the full covariance (0.5 GB) gives way to sampled rows
-
-
 N_SAMPLED_ROWS = 2048
 
 
 class Covariance(Protocol):
-    """What least squares needs to know of a reader's inputs (one convolution group of them)."""
+    """The covariance of one convolution group of a reader's inputs, as far as least squares needs it."""
 
     def regression(self, removed: Tensor, kept: Tensor, *, ridge: float) -> Tensor:
         """Return C[R,S] (C[S,S] + lambda I)^-1, [len(removed), len(kept)], lambda = ridge * mean diagonal."""
@@ -110,7 +106,7 @@ class FullSums:
 
 
 class SampledRows:
-    """Some rows kept as they are, for readers too wide for a covariance matrix: every few, as they come."""
+    """An even sample of the rows themselves, for readers too wide for a covariance matrix."""
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
@@ -119,10 +115,10 @@ class SampledRows:
 
     def add(self, u: Tensor) -> None:
         """Take in inputs [conv groups, rows, dimensions]."""
-        some = u[:, -self._seen % self._stride :: self._stride]
-        self._rows.append(some.clone())  # a view would keep all
+        sample = u[:, -self._seen % self._stride :: self._stride]
+        self._rows.append(sample.clone())  # a view would keep all
         self._seen += u.size(1)
-        self._kept += some.size(1)
+        self._kept += sample.size(1)
         if self._kept > 2 * N_SAMPLED_ROWS:
             step = -(-self._kept // N_SAMPLED_ROWS)
             self._rows = [torch.cat(self._rows, dim=1)[:, ::step].clone()]

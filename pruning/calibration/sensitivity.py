@@ -1,4 +1,4 @@
-"""How much a group's readers lose at each ratio, known from cached moments without a forward pass."""
+"""Error curves: the loss of a group's readers at each ratio, from cached moments, without a forward pass."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def error_curve(
     ratios: Sequence[float],
     scores: Tensor,
 ) -> tuple[float, ...]:
-    """Return what the group's readers lose when it alone is pruned, for each static ratio.
+    """Return the loss of the group's readers when it alone is pruned, for each static ratio.
 
-    The units go in the order of their `scores`, [units], the lowest first.
+    Units are removed in the order of their `scores`, [units], the lowest first.
 
     The loss is the share of output variance that least squares cannot restore, averaged over the readers:
     0 is none, 1 is all. Readers without moments (transposed convolutions) do not count.

@@ -1,4 +1,4 @@
-"""One pass over inputs of the dense network: second moments per reader, and what gates are fitted to."""
+"""Calibration: one pass over inputs of the dense network that collects the statistics of its layers."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from prunegym.pruning.graph.interpreter import Lockstep
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.surgery.cutting import TRANSPOSED
 
-GATED_ROWS = 4096  # unfolded inputs kept of a reader behind a gate, from as many images as there are
+GATED_ROWS = 4096  # unfolded inputs of a reader behind a gate, from all calibration images together
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationInputs:
-    """What the dense network is observed on: real images, or inputs made from its weights alone."""
+    """Inputs on which the dense network is observed: real images, or inputs made from its weights alone."""
 
     batches: tuple[Tensor, ...]  # of images [batch, channels, height, width]
-    reference: nn.Module  # the dense network; for noise with the BatchNorm statistics that the noise has
+    reference: nn.Module  # the dense network; for noise a copy whose BatchNorms hold the noise's statistics
     layerwise: int | None = None  # the seed of inputs drawn layer by layer, see Lockstep
 
     @property
@@ -46,32 +46,32 @@ def real_images(model: nn.Module, batches: Iterable[Tensor]) -> CalibrationInput
     Raises:
         DataError: there is none.
     """
-    found = tuple(batches)
-    if not sum(map(len, found)):
+    images = tuple(batches)
+    if not sum(map(len, images)):
         raise DataError("there is no calibration image; give at least one")
-    return CalibrationInputs(found, model)
+    return CalibrationInputs(images, model)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one pass over the calibration inputs leaves behind."""
+    """Statistics of the dense network, from one pass over the calibration inputs."""
 
     moments: Mapping[str, Moments]  # reader -> moments of its input
     pooled: Mapping[str, Tensor]  # writer that may take a gate -> [images, cin], mean over positions
-    magnitudes: Mapping[str, Tensor]  # its readers -> [images, cin], root mean square over positions
-    means: Mapping[str, Tensor]  # likewise the mean over positions
-    rows: Mapping[str, Tensor]  # likewise some unfolded inputs, by image: [conv groups, rows, dimensions]
+    magnitudes: Mapping[str, Tensor]  # reader behind it -> [images, cin], root mean square over positions
+    means: Mapping[str, Tensor]  # reader behind it -> [images, cin], mean over positions
+    rows: Mapping[str, Tensor]  # reader behind it -> unfolded inputs, [conv groups, rows, dimensions]
     inputs: CalibrationInputs  # for compensations that run the network again
 
 
 @torch.no_grad()
 def calibrate(graph: ChannelGraph, inputs: CalibrationInputs, *, seed: int = 0) -> Calibration:
-    """Observe the dense network on calibration inputs (architecture decision 3).
+    """Observe the dense network on calibration inputs (see docs/decisions.md, D3).
 
     Args:
         graph: the network's groups.
-        inputs: and the network to run them through, in evaluation mode; it is left as it was.
-        seed: of the sampled positions.
+        inputs: the inputs and the network that they run through, in evaluation mode; it is left as it was.
+        seed: the seed of the sampled positions.
 
     Raises:
         DataError: the network's activations are not finite.
@@ -100,7 +100,9 @@ def calibrate(graph: ChannelGraph, inputs: CalibrationInputs, *, seed: int = 0) 
         rows=rows.result(),
         inputs=inputs,
     )
-    _check_finite(calibration)
+    for name, of_layer in calibration.moments.items():
+        if not of_layer.mean.isfinite().all():
+            raise DataError(f"the inputs of layer {name} are not finite on the calibration images")
     return calibration
 
 
@@ -127,7 +129,7 @@ def observe(
     layers: Collection[str],
     watch: Callable[[str, Tensor], None],
 ) -> None:
-    """Run the dense network on its calibration inputs, and show `watch` what enters each of `layers`."""
+    """Run the dense network on its calibration inputs; call `watch` with the input of each of `layers`."""
     with evaluating(inputs.reference):
         if inputs.layerwise is None:
             _run(inputs.reference, inputs.batches, layers, watch)
@@ -167,9 +169,3 @@ def _run_layerwise(
         for node in lockstep:
             if node.op == "call_module" and node.target in layers:
                 watch(str(node.target), *lockstep.inputs(node))
-
-
-def _check_finite(calibration: Calibration) -> None:
-    for name, moments in calibration.moments.items():
-        if not moments.mean.isfinite().all():
-            raise DataError(f"the inputs of layer {name} are not finite on the calibration images")

@@ -15,13 +15,13 @@ POSITIONS_PER_IMAGE = 64  # sampled output positions of a layer; 64 x 512 images
 
 
 def unfolded(module: Any, x: Tensor, generator: torch.Generator, *, positions: int | None = None) -> Tensor:
-    """Return what a reader's kernel sees at sampled output positions.
+    """Return the inputs that a reader's kernel sees at sampled output positions.
 
     Args:
         module: a convolution (not a transposed one) or linear layer.
         x: its input, [batch, channels, ...], or [batch, ..., features] for a linear layer.
-        generator: chooses the positions, the same for all images of the batch.
-        positions: how many at most; POSITIONS_PER_IMAGE unless given.
+        generator: draws the positions, the same for all images of the batch.
+        positions: the largest number of positions; None: POSITIONS_PER_IMAGE.
 
     Returns:
         [conv groups, rows, dimensions]: dimensions as in a row of the layer's flattened weight.
@@ -56,19 +56,13 @@ def _padded(module: Any, x: Tensor) -> Tensor:
 
 
 class _PaddedInput(TorchFunctionMode):
-    """Notes what the convolution that runs inside of it reads."""
+    """Records the input, padded, of the convolution that runs inside of it."""
 
     value: Tensor
 
     def __init__(self, module: Any) -> None:
         super().__init__()
         self._module = module
-
-    def _amounts(self, padding: Any) -> list[int]:
-        if isinstance(padding, str):  # the module's own, which knows what it comes to
-            return self._module._reversed_padding_repeated_twice
-        by_side = [padding] * len(self._module.kernel_size) if isinstance(padding, int) else padding
-        return [amount for one in reversed(by_side) for amount in (one, one)]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -77,13 +71,19 @@ class _PaddedInput(TorchFunctionMode):
             given = dict(
                 zip(("input", "weight", "bias", "stride", "padding"), args, strict=False), **(kwargs or {})
             )
-            self.value = functional.pad(given["input"], self._amounts(given.get("padding", 0)))
+            padding = given.get("padding", 0)
+            if isinstance(padding, str):  # the module's own, which knows the amounts
+                amounts = self._module._reversed_padding_repeated_twice
+            else:
+                by_dim = [padding] * len(self._module.kernel_size) if isinstance(padding, int) else padding
+                amounts = [amount for each in reversed(by_dim) for amount in (each, each)]
+            self.value = functional.pad(given["input"], amounts)
         return func(*args, **(kwargs or {}))
 
 
-def sampled_positions(count: int, generator: torch.Generator, most: int | None = None) -> Tensor:
-    """Return at most `most` of `count` places; generators of one seed choose alike."""
-    most = most or POSITIONS_PER_IMAGE
-    if count <= most:
+def sampled_positions(count: int, generator: torch.Generator, maximum: int | None = None) -> Tensor:
+    """Return at most `maximum` of `count` places; generators of one seed choose alike."""
+    maximum = maximum or POSITIONS_PER_IMAGE
+    if count <= maximum:
         return torch.arange(count)
-    return torch.randperm(count, generator=generator)[:most]
+    return torch.randperm(count, generator=generator)[:maximum]

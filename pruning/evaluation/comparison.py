@@ -1,4 +1,4 @@
-"""Carry several plans out and measure them side by side."""
+"""Apply several plans and measure the compressed networks side by side."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Rows:
 
     @property
     def gated(self) -> dict[str, int]:
-        """Return how many groups each network gates at run time."""
+        """The number of groups that each network gates at run time."""
         return {name: len(one.gates) for name, one in self.compressed.items()}
 
 
 def measure_rows(
     network: PrunableNetwork, plans: Mapping[str, PruningPlan], metric: Images | ScoreFunction
 ) -> Rows:
-    """Carry plans out on copies of a network and measure them; see `measure_side_by_side`.
+    """Apply plans to copies of a network and measure these; see `measure_side_by_side`.
 
     Args:
         network: the dense network.
@@ -50,9 +50,9 @@ def measure_rows(
 def measure_side_by_side(
     network: PrunableNetwork, compressed: Mapping[str, Compressed], metric: Images | ScoreFunction
 ) -> Rows:
-    """Measure compressed copies of a network, their latencies in turn within one run.
+    """Measure compressed copies of a network, with their latencies in turn within one run.
 
-    Latency is that of the `deployed` form: BatchNorms fused, and what gates skip is skipped.
+    Latency is that of the `deployed` form: BatchNorms fused, and units that gates skip are not computed.
 
     Args:
         network: the dense network.

@@ -18,7 +18,7 @@ from prunegym.pruning.runtime.per_input import find_per_input_policy
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of a plan. Shares are of the dense network."""
+    """Measurements of a network: accuracy, cost and size."""
 
     accuracy: float | None  # 0 to 1; None without labels
     macs: int  # for one image, the mean where images differ; of what gates skip, none
@@ -26,13 +26,12 @@ class Evaluation:
     bytes: int  # of the weights file
     latency_ms: float | None = None  # median for one image, as deployed; None where it was not measured
     agreement: float | None = None  # without labels: share of images on which the dense network says the same
-    score: float | None = None  # what the user's function says, where that takes the place of images
+    score: float | None = None  # of the user's function, where it replaces images
 
     @property
     def quality(self) -> float:
-        """What plans are compared by: the score, the accuracy or, without labels, the agreement."""
-        found = [one for one in (self.score, self.accuracy, self.agreement) if one is not None]
-        return found[0]
+        """The number by which plans are compared: score, accuracy or, without labels, agreement."""
+        return next(value for value in (self.score, self.accuracy, self.agreement) if value is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON."""
@@ -55,7 +54,7 @@ def evaluate(model: nn.Module, metric: Images | ScoreFunction, *, macs: int) -> 
     Args:
         model: the network.
         metric: images with labels, true ones or the dense network's answers; or a score function.
-        macs: its multiply-adds, from a CostModel; of one that decides for each input they are measured.
+        macs: the multiply-adds, from a CostModel; where the network decides for each input they are measured.
 
     Raises:
         DataError: see `predictions` and `scored`.
@@ -67,7 +66,7 @@ def evaluate(model: nn.Module, metric: Images | ScoreFunction, *, macs: int) -> 
     if ratios is None:
         right = accuracy(*predictions(model, metric.batches()))
     else:
-        found = input_outcomes(model, metric)
-        right = accuracy(found.logits, found.labels)
-        cost["macs"] = round(found.macs.mean() * ratios.prices.dense)
+        outcomes = input_outcomes(model, metric)
+        right = accuracy(outcomes.logits, outcomes.labels)
+        cost["macs"] = round(outcomes.macs.mean() * ratios.prices.dense)
     return Evaluation(right, **cost) if metric.labelled else Evaluation(None, **cost, agreement=right)

@@ -1,4 +1,4 @@
-"""Latency tables are measured once for each network and device, and kept in the user's cache."""
+"""The cache of latency tables: each is measured once for a network and device."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def latency_table(
     """Return the latency table of a network on its device: from the cache, or measured and put there.
 
     Args:
-        model: the dense network, on the device that counts; it is not changed.
-        graph: of the network, from `trace`, no patterns applied.
-        time_of: what times a network on an image, in milliseconds.
-        remeasure: whatever the cache holds.
+        model: the dense network, on the device whose latency is asked for; it is not changed.
+        graph: the network's groups, from `trace`, no patterns applied.
+        time_of: times a network on an image, in milliseconds.
+        remeasure: measure again even if the cache holds a table.
         progress: show a bar while measuring.
     """
     grids = _grids(model, graph)
@@ -65,7 +65,7 @@ def _grids(model: nn.Module, graph: ChannelGraph) -> list[LayerGrid]:
 
 
 def table_key(model: nn.Module, graph: ChannelGraph, grids: list[LayerGrid]) -> dict[str, Any]:
-    """Return what a table depends on, as plain data: the network's structure, and where it runs."""
+    """Return all that a table depends on, as plain data: the network's structure, device and software."""
     structure = hashlib.sha256(repr((grids, str(graph.program))).encode()).hexdigest()[:16]
     parameter = next(model.parameters())
     return {

@@ -37,16 +37,16 @@ class LayerGrid:
 
     @property
     def points(self) -> int:
-        """How many pairs of widths there are."""
+        """The number of pairs of widths."""
         return len(self.inputs) * len(self.outputs)
 
 
 def layer_grids(model: nn.Module, graph: ChannelGraph) -> list[LayerGrid]:
-    """Return the layers of a network, those of equal shape together.
+    """Return the layers of a network, with those of equal shape in one grid.
 
     Args:
         model: the dense network as it is deployed.
-        graph: of the network; what it says is frozen has its dense width alone.
+        graph: the network's groups; frozen channels are timed at their dense width alone.
     """
     pruned = {
         (member.owner, axis)
@@ -54,24 +54,24 @@ def layer_grids(model: nn.Module, graph: ChannelGraph) -> list[LayerGrid]:
         for axis, members in (("out", (*group.writers, *group.carriers)), ("in", group.readers))
         for member in members
     }
-    found: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for name, shape in _calls(model, graph):
         layer, module = graph.layers[name], model.get_submodule(name)
         inputs = _widths(layer.cin, layer.conv_groups, (name, "in") in pruned and not layer.depthwise)
         step = layer.cout // layer.cin if layer.depthwise else layer.conv_groups
         outputs = _widths(layer.cout, step, (name, "out") in pruned)
         conv_groups = 1 if layer.depthwise else layer.conv_groups
-        found[repr(module), shape, inputs, outputs, conv_groups].append(name)
-    return [LayerGrid(tuple(names), *shared) for shared, names in found.items()]
+        alike[repr(module), shape, inputs, outputs, conv_groups].append(name)
+    return [LayerGrid(tuple(names), *shared) for shared, names in alike.items()]
 
 
 @torch.no_grad()
 def _calls(model: nn.Module, graph: ChannelGraph) -> list[tuple[str, tuple[int, ...]]]:
     """Return each call of a layer for one image: its name, and the shape of its input."""
-    found: list[tuple[str, tuple[int, ...]]] = []
+    calls: list[tuple[str, tuple[int, ...]]] = []
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, args: found.append((name, tuple(args[0].shape)))
+        return lambda module, args: calls.append((name, tuple(args[0].shape)))
 
     handles = [model.get_submodule(name).register_forward_pre_hook(note(name)) for name in graph.layers]
     try:
@@ -79,7 +79,7 @@ def _calls(model: nn.Module, graph: ChannelGraph) -> list[tuple[str, tuple[int, 
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return calls
 
 
 def image_for(model: nn.Module, graph: ChannelGraph) -> Tensor:
@@ -99,19 +99,19 @@ def _widths(size: int, step: int, pruned: bool) -> tuple[int, ...]:
 def widths_to_time(size: int, step: int = 1) -> tuple[int, ...]:
     """Return widths, ascending, between which a time may be interpolated.
 
-    The ends of blocks and what lies just beyond, where cost jumps; of a wide layer not of each block.
+    The ends of blocks and the widths just beyond, where cost jumps; of a wide layer not of each block.
 
     Args:
-        size: of the dense layer.
+        size: the width of the dense layer.
         step: widths are multiples of this, of which a block then has BLOCK.
     """
-    most = size // step
-    found = {1, min(8, most), most}
+    maximum = size // step
+    counts = {1, min(8, maximum), maximum}
     end = BLOCK
-    while end < most:
-        found |= {end, end + 1}
+    while end < maximum:
+        counts |= {end, end + 1}
         end += BLOCK if end < FIRST_BLOCK_END else end
-    return tuple(step * count for count in sorted(found))
+    return tuple(step * count for count in sorted(counts))
 
 
 def time_layers(
@@ -121,9 +121,9 @@ def time_layers(
 
     Args:
         model: the dense network as it is deployed.
-        grids: its layers, from `layer_grids`.
-        time_of: what times a layer on an input.
-        bar: of progress.
+        grids: the layers and widths to time, from `layer_grids`.
+        time_of: times a layer on an input.
+        bar: the progress bar.
     """
     fastest = [np.full((len(grid.inputs), len(grid.outputs)), np.inf) for grid in grids]
     for _ in range(ROUNDS):
@@ -132,7 +132,10 @@ def time_layers(
             for place in np.ndindex(*times.shape):
                 cin, cout = grid.inputs[place[0]], grid.outputs[place[1]]
                 thin = thinned(layer, cin, cout, grid.conv_groups)
-                times[place] = min(times[place], time_of(thin, _input(grid, thin)))
+                shape = list(grid.input_shape)
+                axis = -1 - len(getattr(thin, "kernel_size", ()))
+                shape[axis] = axis_size(nn.ModuleDict({"it": thin}), "it", "in")
+                times[place] = min(times[place], time_of(thin, _noise(tuple(shape), thin)))
                 bar.update()
     return tuple(
         LayerTimes(grid.layers, grid.inputs, grid.outputs, rising(times))
@@ -145,28 +148,18 @@ def thinned(layer: nn.Module, cin: int, cout: int, conv_groups: int) -> nn.Modul
 
     Args:
         layer: a convolution or linear layer.
-        cin: inputs to leave; all of a depthwise layer, which loses them with its outputs.
-        cout: outputs to leave.
-        conv_groups: see `LayerGrid`.
+        cin: kept inputs; all of a depthwise layer, whose inputs are cut with its outputs.
+        cout: kept outputs.
+        conv_groups: the number of convolution groups, see `LayerGrid`.
     """
     holder = nn.ModuleDict({"layer": copy.deepcopy(layer)})
     widths: tuple[tuple[Literal["out", "in"], int], ...] = (("out", cout), ("in", cin))
     sizes = {axis: axis_size(holder, "layer", axis) for axis, _ in widths}
-    cuts = tuple(
-        AxisCut("layer", axis, _first(width // conv_groups, sizes[axis] // conv_groups, conv_groups))
-        for axis, width in widths
-        if width < sizes[axis]
-    )
-    rebuild_(holder, None, Structure(cuts))
+    cuts = []
+    for axis, width in widths:
+        count, size = width // conv_groups, sizes[axis] // conv_groups  # of one convolution group
+        kept = tuple(group * size + i for group in range(conv_groups) for i in range(count))
+        if width < sizes[axis]:
+            cuts.append(AxisCut("layer", axis, kept))
+    rebuild_(holder, None, Structure(tuple(cuts)))
     return holder["layer"]
-
-
-def _first(count: int, size: int, conv_groups: int) -> tuple[int, ...]:
-    return tuple(start * size + number for start in range(conv_groups) for number in range(count))
-
-
-def _input(grid: LayerGrid, layer: Any) -> Tensor:
-    """Return noise for a thinned layer, in the shape of the dense one's input."""
-    shape = list(grid.input_shape)
-    shape[-1 - len(getattr(layer, "kernel_size", ()))] = axis_size(nn.ModuleDict({"it": layer}), "it", "in")
-    return _noise(tuple(shape), layer)

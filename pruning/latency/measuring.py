@@ -48,14 +48,14 @@ def measure_table(
     time_of: TimeOf = brief_time,
     progress: bool = False,
 ) -> LatencyTable:
-    """Return what a network's layers take at many widths, and how well that predicts whole networks.
+    """Return the times of a network's layers at many widths, and how well they predict whole networks.
 
     Args:
         model: the dense network; it is not changed.
-        graph: of the network, no patterns applied.
-        grids: what to time, from `layer_grids`.
-        key: of the table.
-        time_of: what times a network on an image.
+        graph: the network's groups, no patterns applied.
+        grids: the layers and widths to time, from `layer_grids`.
+        key: the key of the table.
+        time_of: times a network on an image.
         progress: show a bar.
     """
     fused = fuse_batch_norms(model, graph)
@@ -63,15 +63,15 @@ def measure_table(
     with tqdm(desc="latency table", unit="time", disable=not shown, leave=False) as bar:
         bar.total = ROUNDS * sum(grid.points for grid in grids) + WHOLE_ROUNDS * (PLANS + 1)
         layers = time_layers(fused, grids, time_of, bar)
-        dense, *cut_ones = _time_whole(model, graph, time_of, bar)
+        networks = _time_whole(model, graph, time_of, bar)
     sums = LayerSums(graph, layers)
-    predicted = [sums.nanoseconds(one.counts) / NANOSECONDS for one in (dense, *cut_ones)]
-    values = [sums.values(one.counts) for one in (dense, *cut_ones)]
-    measured = [one.milliseconds for one in (dense, *cut_ones)]
+    predicted = [sums.nanoseconds(network.counts) / NANOSECONDS for network in networks]
+    values = [sums.values(network.counts) for network in networks]
+    measured = [network.milliseconds for network in networks]
     # the dense network weighs as much as all others: each share is of it
     fitted = [*[0] * (PLANS // 2), *range(0, len(predicted), 2)]
     whole = fit_whole(*([column[row] for row in fitted] for column in (predicted, values, measured)))
-    shares = np.array([whole(*one) for one in zip(predicted, values, strict=True)]) / np.array(measured)
+    shares = np.array([whole(*pair) for pair in zip(predicted, values, strict=True)]) / np.array(measured)
     return LatencyTable(key, layers, whole, measured[0], tuple((shares[1::2] / shares[0] - 1).tolist()))
 
 
@@ -79,17 +79,24 @@ def _time_whole(model: nn.Module, graph: ChannelGraph, time_of: TimeOf, bar: tqd
     """Return the dense network and some cut at random, each at its fastest of WHOLE_ROUNDS in turn."""
     units = np.array([group.units for group in graph.prunable], dtype=np.int64)
     plans = [units, *_random_counts(units)]
-    networks = [_deployed(model, graph, counts) for counts in plans]
+    networks = []
+    for counts in plans:
+        kept = {  # which units these are does not matter for latency
+            group.name: torch.arange(count)
+            for group, count in zip(graph.prunable, counts.tolist(), strict=True)
+            if count < group.units
+        }
+        networks.append(fuse_batch_norms(cut(model, graph, kept), graph))
     image = image_for(model, graph)
     times = np.full((WHOLE_ROUNDS, len(plans)), np.inf)
     for place in np.ndindex(*times.shape):
         times[place] = time_of(networks[place[1]], image)
         bar.update()
-    return [_Whole(counts, found) for counts, found in zip(plans, times.min(0).tolist(), strict=True)]
+    return [_Whole(counts, fastest) for counts, fastest in zip(plans, times.min(0).tolist(), strict=True)]
 
 
 def _random_counts(units: Counts) -> list[Counts]:
-    """Return the units that random plans keep, from hardly pruned to hardly anything left."""
+    """Return the unit counts of random plans, from hardly pruned to almost nothing kept."""
     rng = np.random.default_rng(0)
     plans = []
     for level in np.linspace(0.0, MAX_STATIC_RATIO, PLANS):
@@ -97,13 +104,3 @@ def _random_counts(units: Counts) -> list[Counts]:
         kept = [kept_units(int(count), ratio) for count, ratio in zip(units, ratios.tolist(), strict=True)]
         plans.append(np.array(kept, dtype=np.int64))
     return plans
-
-
-def _deployed(model: nn.Module, graph: ChannelGraph, counts: Counts) -> nn.Module:
-    """Return a cut network as it is deployed: which units stay has no part in its latency."""
-    kept = {
-        group.name: torch.arange(count)
-        for group, count in zip(graph.prunable, counts.tolist(), strict=True)
-        if count < group.units
-    }
-    return fuse_batch_norms(cut(model, graph, kept), graph)

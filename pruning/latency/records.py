@@ -1,4 +1,4 @@
-"""What a latency table holds."""
+"""Records of a latency table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """Milliseconds of one layer at some of the widths that pruning may leave it.
+    """Milliseconds of one layer at some of its possible widths.
 
     Raises:
         ValueError: the times are of another shape than the widths, not finite, or fall with a width.
@@ -39,7 +39,7 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class WholeFit:
-    """What makes a whole network's milliseconds of its layers' sum.
+    """Linear fit of a whole network's milliseconds to the sum over its layers.
 
     The rest of the network, such as activations and joins, is taken to cost a time for each value that a
     layer writes, and a constant.
@@ -56,7 +56,7 @@ class WholeFit:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """What one network takes on one device, by the widths of its layers."""
+    """The times of one network on one device, by the widths of its layers."""
 
     key: Mapping[str, Any]  # the network and the device, see `table_key`
     layers: tuple[LayerTimes, ...]
@@ -103,7 +103,7 @@ class LatencyTable:
 def rising(times: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     """Return times, [inputs, outputs], of which none is above that of a wider layer.
 
-    Whatever else the machine does only adds to a time: where a wider layer was faster, its time stands.
+    Whatever else the machine does only adds to a time: where a wider layer was faster, its time counts.
     """
     for axis in (0, 1):
         times = np.flip(np.minimum.accumulate(np.flip(times, axis), axis), axis)
@@ -115,15 +115,15 @@ def fit_whole(layers: Sequence[float], values: Sequence[float], measured: Sequen
 
     Args:
         layers: milliseconds of all layers, for each network.
-        values: numbers that its layers write.
-        measured: milliseconds of the whole network.
+        values: values that the layers write, for each network.
+        measured: milliseconds of each whole network.
     """
     columns = np.stack([layers, values, np.ones(len(measured))], 1) / np.array(measured)[:, None]
-    found = []
+    fits = []
     for chosen in ([0], [0, 1], [0, 2], [0, 1, 2]):  # with three, the best subset is soon found
         part = np.linalg.lstsq(columns[:, chosen], np.ones(len(measured)), rcond=None)[0]
         if (part >= 0).all():
             coefficients = np.zeros(3)
             coefficients[chosen] = part
-            found.append((float(np.square(columns @ coefficients - 1).sum()), coefficients.tolist()))
-    return WholeFit(*min(found)[1])
+            fits.append((float(np.square(columns @ coefficients - 1).sum()), coefficients.tolist()))
+    return WholeFit(*min(fits)[1])

@@ -14,7 +14,7 @@ from torch.utils import benchmark
 def measure_latency(models: Mapping[str, nn.Module], image: Tensor, *, rounds: int = 5) -> dict[str, float]:
     """Return each network's median milliseconds for one image; see `time_in_turn`."""
     times = time_in_turn(models, image, rounds=rounds)
-    return {name: found[math.floor(len(found) / 2)] for name, found in times.items()}
+    return {name: ascending[math.floor(len(ascending) / 2)] for name, ascending in times.items()}
 
 
 def time_in_turn(
@@ -26,18 +26,18 @@ def time_in_turn(
         models: name -> network in evaluation mode; timed in interleaved rounds, so that a machine whose
             speed drifts favours none.
         image: [1, ...], on their device.
-        rounds: how often each is timed, for at least 0.05 s each.
+        rounds: the number of times that each is timed, for at least 0.05 s each.
     """
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds):
         for name, model in models.items():
             times[name].append(time_once(model, image, seconds=0.05))
-    return {name: sorted(found) for name, found in times.items()}
+    return {name: sorted(each) for name, each in times.items()}
 
 
 @torch.inference_mode()
 def time_once(model: nn.Module, image: Tensor, *, seconds: float) -> float:
-    """Return the milliseconds of a network for one image, the median of runs for at least so many seconds."""
+    """Return the milliseconds of a network for one image, the median of runs for at least `seconds`."""
     threads = torch.get_num_threads()
     alone = threads == 1 and image.device.type == "cpu"
     timer = benchmark.Timer(

@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE = 64
 STEPS = 40
 LEARNING_RATE = 0.1
-ROLL_OFF = 1.5  # of the start's amplitude with frequency; that of photographs is between 1 and 1.5
-TIED_COLOURS = 3  # times their mean is added to a start's three colours, which then correlate by 0.83
-MAX_PLACES_PER_AXIS = 8  # along each axis of a feature map, at most, at which a step looks at its statistics
+ROLL_OFF = 1.5  # exponent of the start's amplitude by frequency; photographs have 1 to 1.5
+COLOUR_MIX = 3  # the mean colour is added so many times to a start's colours, which then correlate by 0.83
+MAX_PLACES_PER_AXIS = 8  # of a feature map, at which a step takes its statistics
 MAX_SHIFT = 2  # pixels; the network sees the images moved and mirrored, as it saw those it was trained on
-GOOD_ENOUGH = 1e-3  # mismatch at which more steps gain nothing
+MIN_MISMATCH = 1e-3  # below it more steps gain nothing
 VERSION = 1  # raise it when the images that come out change
 
 
@@ -57,21 +57,18 @@ def distilled_images(model: nn.Module, noise: Tensor, *, seed: int, progress: bo
     with tqdm(
         total=STEPS * len(batches), desc="synthetic images", unit="step", disable=not shown, leave=False
     ) as bar:
-        return torch.cat(
-            [_cached_batch(model, batch, bar, seed=seed + number) for number, batch in enumerate(batches)]
-        )
+        return torch.cat([_cached_batch(model, batch, bar, seed=seed + i) for i, batch in enumerate(batches)])
 
 
 def smooth(noise: Tensor) -> Tensor:
-    """Return white noise [N, C, ...] with the spectrum and the tied colours of photographs, and variance 1.
+    """Return white noise [N, C, ...] given the spectrum and colours of photographs, of variance 1.
 
-    From such a start the statistics are met in far fewer steps: on ResNet-56 a mismatch of 0.03 instead of
-    0.11 after 40.
+    From such a start the statistics are met in far fewer steps (docs/decisions.md, D25).
     """
     dims = tuple(range(2, noise.dim()))
     if not dims:
         return noise
-    mixed = noise + TIED_COLOURS * noise.mean(1, keepdim=True)
+    mixed = noise + COLOUR_MIX * noise.mean(1, keepdim=True)
     square = torch.zeros(())  # of the frequency, in cycles a pixel
     for dim in dims:
         shape = [-1 if other == dim else 1 for other in range(noise.dim())]
@@ -108,29 +105,35 @@ def _match(model: nn.Module, images: Tensor, bar: Any, *, seed: int) -> Tensor:
     with _mismatches(model, generator) as (frozen, mismatches):
         for _ in range(STEPS):
             mismatches.clear()
-            frozen(_moved(images, generator))
+            # shifted and, half of the time, mirrored, as training images are
+            down, right = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (2,), generator=generator).tolist()
+            moved = images.roll((down, right), dims=(-2, -1))
+            frozen(moved.flip(-1) if torch.rand((), generator=generator) < 0.5 else moved)
             mismatch = torch.stack(mismatches).mean()
             bar.update()
             bar.set_postfix(mismatch=f"{float(mismatch.detach()):.3f}")
-            if mismatch < GOOD_ENOUGH:
+            if mismatch < MIN_MISMATCH:
                 break
             optimizer.zero_grad()
             mismatch.backward()
             optimizer.step()
             schedule.step()
-    found = images.detach()  # a pixel that ran away would spoil every moment: it stays as it began
-    return torch.where(found.isfinite(), found, start.to(found.device)).cpu()
+    images = images.detach()  # a pixel that diverged would spoil every moment: it stays as it began
+    return torch.where(images.isfinite(), images, start.to(images.device)).cpu()
 
 
 @contextmanager
 def _mismatches(model: nn.Module, generator: torch.Generator) -> Iterator[tuple[nn.Module, list[Tensor]]]:
     """Yield a frozen copy, and the list that each of its runs fills with one mismatch per BatchNorm."""
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
-    found: list[Tensor] = []
+    mismatches: list[Tensor] = []
 
     def compare(module: Any, args: tuple[Tensor, ...]) -> None:
         x = args[0]
-        places = [_every_few(size, generator) for size in x.shape[2:]]
+        places = []
+        for size in x.shape[2:]:  # a grid of about MAX_PLACES_PER_AXIS of its places, elsewhere at each call
+            step = max(1, size // MAX_PLACES_PER_AXIS)
+            places.append(slice(int(torch.randint(step, (), generator=generator)), None, step))
         few = x[tuple([slice(None), slice(None), *places])]
         few = few[:, :, None].flatten(2)  # [batch, channels, places], also where there is but one place
         # by way of the mean square: the variance operator takes six times as long
@@ -139,30 +142,17 @@ def _mismatches(model: nn.Module, generator: torch.Generator) -> Iterator[tuple[
         expected = module.running_var + module.eps
         off_mean = (mean - module.running_mean).square() / expected
         off_scale = (0.5 * torch.log((variance + module.eps) / expected)).square()
-        found.append((off_mean + off_scale).mean())
+        mismatches.append((off_mean + off_scale).mean())
 
     for module in frozen.modules():
         if isinstance(module, BATCH_NORMS) and module.track_running_stats:
             module.register_forward_pre_hook(compare)
-    yield frozen, found
-
-
-def _every_few(size: int, generator: torch.Generator) -> slice:
-    """Return a grid of about MAX_PLACES_PER_AXIS of `size` places, elsewhere at each call."""
-    step = max(1, size // MAX_PLACES_PER_AXIS)
-    return slice(int(torch.randint(step, (), generator=generator)), None, step)
-
-
-def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the images shifted by up to MAX_SHIFT pixels and, half of the time, mirrored."""
-    down, right = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (2,), generator=generator).tolist()
-    moved = images.roll((down, right), dims=(-2, -1))
-    return moved.flip(-1) if torch.rand((), generator=generator) < 0.5 else moved
+    yield frozen, mismatches
 
 
 def _fingerprint(model: nn.Module, images: Tensor, seed: int) -> str:
     """Return a hash of everything that decides the images."""
-    optimisation = (VERSION, STEPS, LEARNING_RATE, MAX_PLACES_PER_AXIS, MAX_SHIFT, GOOD_ENOUGH)
+    optimisation = (VERSION, STEPS, LEARNING_RATE, MAX_PLACES_PER_AXIS, MAX_SHIFT, MIN_MISMATCH)
     settings = (optimisation, seed, tuple(images.shape))
     digest = hashlib.sha256(repr(settings).encode())
     digest.update(images.contiguous().numpy().tobytes())  # the noise to begin with

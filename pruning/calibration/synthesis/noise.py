@@ -18,11 +18,11 @@ BATCH_SIZE = 128
 
 @SYNTHESES.register("noise")
 def noise(model: nn.Module, input_shape: Sequence[int], *, seed: int, progress: bool) -> CalibrationInputs:
-    """Send Gaussian noise through the network with each BatchNorm set to what it then sees.
+    """Send Gaussian noise through the network with each BatchNorm set to the statistics that it then sees.
 
     So the output of every BatchNorm has the mean beta and the variance gamma^2 that it had in training, as in
     layer-wise synthesis (Horton et al. 2022), while the correlations between channels are those that all the
-    layers before it induce. On ResNet-56 least squares is within a point of real images at half the channels.
+    layers before it induce. Measured: docs/decisions.md, D25.
     """
     images = gaussian_images(input_shape, seed=seed)
     reference = restandardised(model, images) if says_of_its_images(model) else model
@@ -35,7 +35,7 @@ def layerwise(
 ) -> CalibrationInputs:
     """Draw each layer's input from the BatchNorms that feed it, and push it through its writer.
 
-    Architecture decision 4 (a); Horton et al. 2022; see Lockstep. Without BatchNorm, noise.
+    See docs/decisions.md, D4; Horton et al. 2022; Lockstep. Without BatchNorm, noise.
     """
     images = gaussian_images(input_shape, seed=seed)
     if not says_of_its_images(model):

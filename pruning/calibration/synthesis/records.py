@@ -1,4 +1,4 @@
-"""What a synthesis is. A registry: add one function to add a way to calibrate without data."""
+"""The protocol of a synthesis. A registry: add one function to add a way to calibrate without data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prunegym.pruning.registry import Registry
 
 logger = logging.getLogger(__name__)
 
-PIXELS = 2**18  # of a synthetic set in all: 256 images of 32 x 32
+PIXELS = 2**18  # of all images of a synthetic set together: 256 images of 32 x 32
 MIN_IMAGES = 32  # images, however large
 MAX_IMAGES = 256
 
@@ -29,9 +29,9 @@ class Synthesis(Protocol):
         """Return inputs that fit `model`; it is left as it was.
 
         Args:
-            model: trained; the statistics of its BatchNorms say what it was trained on.
-            input_shape: of one image.
-            seed: of all that is drawn; the same seed gives the same inputs.
+            model: the trained network; the statistics of its BatchNorms describe its training images.
+            input_shape: the shape of one image.
+            seed: the seed of all random draws; the same seed gives the same inputs.
             progress: show a bar on stderr, if that takes long and stderr is a terminal.
         """
         ...
@@ -47,12 +47,12 @@ def gaussian_images(input_shape: Sequence[int], *, seed: int) -> Tensor:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether the network holds statistics of what it was trained on."""
+    """Return whether the network holds statistics of its training images, in BatchNorms."""
     return any(isinstance(module, BATCH_NORMS) and module.track_running_stats for module in model.modules())
 
 
 def says_of_its_images(model: nn.Module) -> bool:
-    """Return `has_batch_norm`; if it does not, say what happens instead."""
+    """Return `has_batch_norm`; warn if there is none that plain noise is used instead."""
     if has_batch_norm(model):
         return True
     logger.warning(

@@ -1,4 +1,4 @@
-"""What decides, what chooses and what is reported, where there are no images."""
+"""Splits of synthetic images, where there are no real ones."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class SyntheticSplits:
 
     @cached_property
     def reward(self) -> Images:
-        """What a policy is rewarded on."""
+        """The images that policies are rewarded on."""
         return self._images(1)
 
     @cached_property
     def validation(self) -> Images:
-        """What chooses between candidates."""
+        """The images that choose between candidates."""
         return self._images(2)
 
     @cached_property
     def test(self) -> Images:
-        """What is reported: real images if there are some."""
+        """The images that results are reported on: real ones if there are some."""
         return self.real_test or self._images(3)
 
     def _images(self, number: int) -> Images:
@@ -57,6 +57,6 @@ class SyntheticSplits:
 
 
 def answered(model: nn.Module, images: Tensor) -> Images:
-    """Return images [N, C, H, W] labelled with what a network says of them."""
+    """Return images [N, C, H, W] labelled with a network's answers."""
     answers = predictions(model, [(images, torch.zeros(len(images)))])[0].argmax(1).cpu()
     return Images(images, answers, labelled=False)

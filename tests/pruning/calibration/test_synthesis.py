@@ -149,7 +149,7 @@ class TestTheCache:
 
 
 def test_optimisation_stops_where_more_steps_gain_nothing(monkeypatch):
-    monkeypatch.setattr(distilled, "GOOD_ENOUGH", 1e9)
+    monkeypatch.setattr(distilled, "MIN_MISMATCH", 1e9)
     noise = torch.randn(4, *SHAPE)
     assert torch.equal(distilled_images(trained()[0], noise, seed=0, progress=False), smooth(noise))
 
