@@ -1,8 +1,7 @@
-"""Commands in processes of their own, to be killed: forks of a server that has everything imported."""
+"""Commands in processes of their own, to be killed."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -21,11 +20,7 @@ from prunegym.envs.reward import Score
 from prunegym.envs.scoring import PlanScorer
 from prunegym.pruning.plan import PruningPlan
 from prunegym.scripts.cli import main
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["prunegym.scripts.train", "torch._dynamo", "tests.scripts.killing"]
-)  # seconds each
+from tests.scripts import fork_server
 
 
 class Running:
@@ -47,10 +42,9 @@ class Running:
     ) -> None:
         folder.mkdir(exist_ok=True)
         self._folder = folder
-        self._alive, held = SERVER.Pipe(duplex=False)
-        args = (folder, held, hold, slow_after, hold_update, [str(part) for part in argv])
-        self._process = SERVER.Process(target=_run, args=args)
-        self._process.start()
+        self._alive, held = fork_server.CONTEXT.Pipe(duplex=False)
+        command = [str(part) for part in argv]
+        self._process = fork_server.start(_run, folder, held, hold, slow_after, hold_update, command)
         held.close()
 
     @property

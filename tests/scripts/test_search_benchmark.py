@@ -9,7 +9,7 @@ import pytest
 
 from prunegym.scripts.benchmarks import results, search, transfer
 from prunegym.scripts.benchmarks.results import Record, run_side_by_side
-from tests.scripts.killing import SERVER
+from tests.scripts import fork_server
 
 
 def side_by_side(jobs, run, out=None, results=None):
@@ -82,9 +82,8 @@ def work_until_interrupted(out, held):
 
 @pytest.mark.parametrize("ask", [os.kill, os.killpg])  # as a supervisor does, and as Ctrl-C in a terminal
 def test_an_interruption_ends_all_at_once_and_keeps_what_was_found(tmp_path, ask):
-    alive, held = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=work_until_interrupted, args=(tmp_path / "r.json", held))
-    process.start()
+    alive, held = fork_server.CONTEXT.Pipe(duplex=False)
+    process = fork_server.start(work_until_interrupted, tmp_path / "r.json", held)
     held.close()
     while not (tmp_path / "r.json").exists():
         assert process.is_alive()
