@@ -20,7 +20,14 @@ from prunegym.pruning.graph import find_groups
 from prunegym.pruning.latency.timing import measure_latency
 from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed
-from prunegym.pruning.storage.export import FORMATS, ONE_BY_ONE, OPSET, Comparison, export_network, to_program
+from prunegym.pruning.storage.export import (
+    FORMATS,
+    N_SINGLE_IMAGES,
+    OPSET,
+    Comparison,
+    export_network,
+    to_program,
+)
 from prunegym.scripts import options
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.run_folder import compressed_folder, console, show_rows
@@ -166,7 +173,8 @@ def _show(record: Mapping[str, Any], title: str) -> None:
     for name, path in record["files"].items():
         found = record["compared"][name]
         console().print(
-            f"{path}: on {found['images']} images, {ONE_BY_ONE} of them one by one, logits differ by at most "
+            f"{path}: on {found['images']} images, {N_SINGLE_IMAGES} of them one by one, logits differ by at "
+            "most "
             f"{found['difference']:.1e}; the same class for {found['agreement']:.0%}",
             soft_wrap=True,
         )

@@ -1,4 +1,4 @@
-"""Images with labels, split so that what decides, what chooses and what is reported never meet."""
+"""Images with labels, in disjoint splits for learning, for choosing and for reporting."""
 
 from prunegym.pruning.data import cifar, digits, folder, npz
 from prunegym.pruning.data.images import Images, ImageSource, joined

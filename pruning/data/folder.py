@@ -59,19 +59,13 @@ def _listed(part: Path, classes: list[str], request: Request) -> tuple[ImageFile
     names: list[str] = []
     counts = []
     for name in classes:
-        found = _files(part, name)
-        if not found:
+        files = []  # relative to `part`
+        for root, _, entries in os.walk(part / name, followlinks=True):
+            inside = os.path.relpath(root, part)
+            files += [os.path.join(inside, entry) for entry in entries if entry.lower().endswith(_ENDINGS)]
+        if not files:
             raise DataError(f"{part / name} holds no image ({', '.join(_ENDINGS)}); add some, or remove it")
-        names += found
-        counts.append(len(found))
+        names += sorted(files)  # no file system's order decides a draw
+        counts.append(len(files))
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
     return ImageFiles(part, names, request.network, request.progress), labels
-
-
-def _files(part: Path, name: str) -> list[str]:
-    """Return a class's image files relative to `part`, sorted: no file system's order decides a draw."""
-    found = []
-    for root, _, files in os.walk(part / name, followlinks=True):
-        inside = os.path.relpath(root, part)
-        found += [os.path.join(inside, file) for file in files if file.lower().endswith(_ENDINGS)]
-    return sorted(found)

@@ -65,14 +65,14 @@ class Images:
 
     def _read(self, source: ImageSource) -> Tensor:
         """Return all images; filled in batch by batch, since two copies might not fit."""
-        found = torch.empty(0)
+        images = torch.empty(0)
         start = 0
         for batch in source.batches(BATCH_SIZE):
             if start == 0:
-                found = batch.new_empty((len(self), *batch.shape[1:]))
-            found[start : start + len(batch)] = batch
+                images = batch.new_empty((len(self), *batch.shape[1:]))
+            images[start : start + len(batch)] = batch
             start += len(batch)
-        return found
+        return images
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +84,10 @@ class _OneAfterTheOther:
     def __getitem__(self, which: Tensor) -> Tensor:
         first, pieces, places = 0, [], []
         for part in self.parts:
-            here = ((which >= first) & (which < first + len(part))).nonzero().squeeze(1)
-            if len(here):
-                pieces.append(part.take(which[here] - first))
-                places.append(here)
+            in_part = ((which >= first) & (which < first + len(part))).nonzero().squeeze(1)
+            if len(in_part):
+                pieces.append(part.take(which[in_part] - first))
+                places.append(in_part)
             first += len(part)
         return torch.cat(pieces)[torch.cat(places).argsort()]
 

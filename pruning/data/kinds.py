@@ -13,7 +13,7 @@ from prunegym.pruning.registry import Registry, unknown_name
 
 @dataclass(frozen=True)
 class Request:
-    """What images are asked for, beside their place."""
+    """A request for images: everything but their place."""
 
     network: NetworkSpec  # decides the images' shape and normalisation
     seed: int  # of the draw of the calibration, reward and validation images
@@ -21,7 +21,7 @@ class Request:
     progress: bool  # show bars on stderr if that is a terminal
 
 
-Kind = Callable[[Path, Request], ImageSplits]  # what loads the images in a place
+Kind = Callable[[Path, Request], ImageSplits]  # loads the images in a place
 
 KINDS: Registry[Kind] = Registry("kind of data")  # by `name:PLACE`, or `name` alone where it needs no place
 
@@ -37,7 +37,7 @@ def load_splits(
         spec: `digits` (scikit-learn's, always split the same way), `npz:FILE`, `cifar10:DIR`, `cifar100:DIR`
             (torchvision's files) or `folder:DIR` (`train/` and `val/`, in each a folder of images per class).
         network: decides the images' shape and normalisation.
-        seed: of the draw of the calibration, reward and validation images.
+        seed: the seed of the draw of the calibration, reward and validation images.
         download: fetch what is missing, of `cifar10` and `cifar100`.
         progress: show bars on stderr if that is a terminal.
 
@@ -55,6 +55,6 @@ def load_splits(
 
 
 def absolute(spec: str) -> str:
-    """Return the name of images as it reads in any working directory."""
+    """Return the name of images with an absolute path, valid in any working directory."""
     kind, _, place = spec.partition(":")
     return f"{kind}:{Path(place).expanduser().absolute()}" if place else spec

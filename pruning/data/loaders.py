@@ -1,4 +1,4 @@
-"""Any loader of (images, labels): checked as it goes, or gathered in memory."""
+"""Loaders of (images, labels): checked batch by batch, or gathered in memory."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def images_of(loader: Iterable[Any]) -> Images:
 
 
 def checked(loader: Iterable[Any], place: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what a loader gives, images [B, ...] and labels [B], each batch checked.
+    """Yield the batches of a loader, images [B, ...] and labels [B], each one checked.
 
     Args:
         loader: gives pairs of tensors.
-        place: what it is, for errors.
+        place: a name for the loader, for errors.
 
     Raises:
         DataError: a batch is no pair, its labels are missing, or its images are NaN or infinite.

@@ -56,10 +56,14 @@ def _checked(
 ) -> tuple[Tensor, Tensor]:
     """Return the pixels of one part, uint8 [N, C, H, W], and its labels, int64 [N]."""
     pixels = _checked_pixels(arrays[f"{part}_images"], network, f"{path}: {part}_images")
-    labels = _checked_labels(arrays[f"{part}_labels"], f"{path}: {part}_labels")
+    labels, place = arrays[f"{part}_labels"], f"{path}: {part}_labels"
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise DataError(f"{place} must be whole numbers [N], but is {labels.dtype} {list(labels.shape)}")
+    if len(labels) == 0:
+        raise DataError(f"{place} is empty")
     if len(pixels) != len(labels):
         raise DataError(f"{path}: there are {len(pixels)} {part}_images, but {len(labels)} {part}_labels")
-    return pixels, labels
+    return pixels, torch.from_numpy(labels.astype(np.int64))
 
 
 def _checked_pixels(images: NDArray[np.generic], network: NetworkSpec, place: str) -> Tensor:
@@ -74,11 +78,3 @@ def _checked_pixels(images: NDArray[np.generic], network: NetworkSpec, place: st
     pixels = torch.from_numpy(images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1))
     check_size(pixels.shape, network, f"{place} {list(images.shape)}")
     return pixels
-
-
-def _checked_labels(labels: NDArray[np.generic], place: str) -> Tensor:
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-        raise DataError(f"{place} must be whole numbers [N], but is {labels.dtype} {list(labels.shape)}")
-    if len(labels) == 0:
-        raise DataError(f"{place} is empty")
-    return torch.from_numpy(labels.astype(np.int64))

@@ -1,4 +1,4 @@
-"""From an image file to what a network reads."""
+"""Preparation of image files as a network's input."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def prepared(image: Image.Image, network: NetworkSpec) -> Tensor:
         return normalised(
             torch.from_numpy(pixels.copy()).view(*pixels.shape[:2], -1).permute(2, 0, 1), network
         )
-    found = network.transform(image)
-    if found.shape != network.input_shape:
+    prepared_image = network.transform(image)
+    if prepared_image.shape != network.input_shape:
         raise DataError(
-            f"the transform of {network.name} gives images {list(found.shape)}, "
+            f"the transform of {network.name} gives images {list(prepared_image.shape)}, "
             f"but its input size is {list(network.input_shape)}; give --input-size"
         )
-    return found
+    return prepared_image
 
 
 def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:

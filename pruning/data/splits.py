@@ -1,4 +1,4 @@
-"""Splits: what decides, what chooses and what is reported never meet."""
+"""Disjoint splits of images for learning, for choosing and for reporting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunegym.pruning.errors import DataError
 _HELD_OUT = {"calibration": 512, "reward": 512, "validation": 1000}  # images
 _DRAWN_FROM = 4  # times as many images as `reward` has
 _DRAWN_BYTES = 2**29  # of those in memory, at most, unless `reward` alone takes more
-_LARGEST_HELD_OUT_SHARE = 0.75  # of the training images; beyond it the sizes above shrink
+_MAX_HELD_OUT_SHARE = 0.75  # of the training images; beyond it the sizes above shrink
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,18 +34,18 @@ class ImageSplits:
     def to_draw_from(self) -> Images:
         """The reward images and, held in memory with them, more of those to train on.
 
-        A plan may be scored on some, drawn for it alone: what suits a few hundred that are always the same
-        need not suit others.
+        A plan may be scored on images drawn for it alone: a plan that suits a few hundred fixed images need
+        not suit others.
         """
         reward = Images(self.reward.images, self.reward.labels)
-        most = min(_DRAWN_FROM * len(reward), _DRAWN_BYTES // reward.images[0].nbytes)
-        more = torch.arange(min(len(self.train), max(0, most - len(reward))))
+        maximum = min(_DRAWN_FROM * len(reward), _DRAWN_BYTES // reward.images[0].nbytes)
+        more = torch.arange(min(len(self.train), max(0, maximum - len(reward))))
         if len(more) == 0:
             return reward
         return joined(reward, Images(self.train.take(more), self.train.labels[more]))
 
     def all_but_test(self) -> Images:
-        """Return what there is to learn from once every choice is made."""
+        """Return all images but the test images, to train on once every choice is made."""
         return joined(self.train, self.calibration, self.reward, self.validation)
 
 
@@ -58,15 +58,15 @@ def draw_splits(
     place: str,
     classes: int | None = None,
 ) -> ImageSplits:
-    """Draw what decides and what chooses from training images; they are held in memory once they are read.
+    """Draw calibration, reward and validation images from training images; once read, they stay in memory.
 
     Args:
-        part: returns the training images of some numbers.
-        labels: of all training images, [N].
+        part: returns the training images of the given numbers.
+        labels: the labels of all training images, [N].
         test: the test images.
-        seed: of the draw.
-        place: where the images come from, for errors.
-        classes: how many the data set names.
+        seed: the seed of the draw.
+        place: the place that the images come from, for errors.
+        classes: the number of classes that the data set names.
 
     Raises:
         DataError: there are too few.
@@ -106,5 +106,5 @@ def _held_out(count: int, place: str) -> dict[str, int]:
         raise DataError(
             f"{place} has {count} training images; calibration, reward, validation and training need one each"
         )
-    scale = min(1.0, _LARGEST_HELD_OUT_SHARE * count / sum(_HELD_OUT.values()))
+    scale = min(1.0, _MAX_HELD_OUT_SHARE * count / sum(_HELD_OUT.values()))
     return {name: max(1, int(size * scale)) for name, size in _HELD_OUT.items()}

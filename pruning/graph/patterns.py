@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -25,19 +25,15 @@ def restrict(graph: ChannelGraph, *, only: Sequence[str] = (), protect: Sequence
     writers = {layer for group in graph.groups for layer in group.layers}
     for pattern in (*only, *protect):
         if not any(fnmatchcase(layer, pattern) for layer in writers):
+            parts = [layer.split(".") for layer in writers]
+            blocks = {".".join(names[:depth]) for names in parts for depth in range(1, len(names))}
+            known = [*sorted(writers), *(f"{block}.*" for block in sorted(blocks))]
+            near = difflib.get_close_matches(pattern, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UnknownNameError(
-                f"no layer matches the pattern {pattern!r}.{_hint(pattern, writers)} "
-                "`prunegym describe` lists them"
+                f"no layer matches the pattern {pattern!r}.{hint} `prunegym describe` lists them"
             )
     return replace(graph, groups=tuple(_restricted(group, only, protect) for group in graph.groups))
-
-
-def _hint(pattern: str, layers: Collection[str]) -> str:
-    parts = [layer.split(".") for layer in layers]
-    blocks = {".".join(names[:depth]) for names in parts for depth in range(1, len(names))}
-    known = [*sorted(layers), *(f"{block}.*" for block in sorted(blocks))]
-    near = difflib.get_close_matches(pattern, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _restricted(group: ChannelGroup, only: Sequence[str], protect: Sequence[str]) -> ChannelGroup:

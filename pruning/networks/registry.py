@@ -24,7 +24,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """How to build a network, and what its input looks like."""
+    """A network's constructor, and the shape and normalisation of its input."""
 
     name: str
     build: Callable[[], nn.Module]  # weights drawn anew from torch's global generator at each call
@@ -86,16 +86,16 @@ def resolve_network(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> NetworkSpec:
-    """Return the network that `spec` names; what is given replaces the network's own preprocessing.
+    """Return the network that `spec` names; the other arguments replace its own preprocessing.
 
-    What differs from it replaces its transform of image files, too, by a generic one.
+    If they differ from it, its transform of image files is replaced as well, by a generic one.
 
     Args:
         spec: a registered name, `torchvision/NAME`, `timm/NAME`, or `file.py:factory`, where `factory` is a
             callable without arguments that returns the module.
         input_size: channels, height, width; needed for `file.py:factory`.
-        mean: of pixels in [0, 1], one per channel; 0 for `file.py:factory` unless given.
-        std: likewise; 1 for `file.py:factory` unless given.
+        mean: means of pixels in [0, 1], one per channel; for `file.py:factory` 0 by default.
+        std: standard deviations, likewise; for `file.py:factory` 1 by default.
 
     Raises:
         UnknownNameError: no such name.

@@ -1,4 +1,4 @@
-"""Read a state dict from a stranger's file, without running any of its code, and check it before use."""
+"""Read a state dict from an untrusted file, without running any of its code, and check it before use."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def load_weights_(model: nn.Module, path: Path) -> None:
             not fit; a value is NaN or infinite, or a running variance negative.
     """
     own = model.state_dict()
-    state = _without_prefix(_state_dict(_read(path), path), own)
-    _check_names(state, own, path)
-    _check_shapes(state, own, path)
+    state = _state_dict(_read(path), path)
+    if not any(name.startswith("module.") for name in own):  # else it is the model's own, not DataParallel's
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    _check_fit(state, own, path)
     _check_values(state, own, path)
     own.update(state)  # in its own dictionary, which carries the version that some modules ask for
     model.load_state_dict(own)
@@ -77,13 +78,7 @@ def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
     return dict(data)
 
 
-def _without_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if any(name.startswith("module.") for name in own):  # the model's own name, not DataParallel's
-        return state
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def _check_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
     parts = [f"missing: {_some(missing)}"] * bool(missing) + [f"unexpected: {_some(unexpected)}"] * bool(
@@ -91,9 +86,6 @@ def _check_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: P
     )
     if parts:
         raise WeightsError(f"{path} does not fit the network; {'; '.join(parts)}")
-
-
-def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
     wrong = [
         f"{name} is {list(value.shape)}, the network has {list(own[name].shape)}"
         for name, value in state.items()

@@ -50,7 +50,7 @@ def fit_gates_(
     cuts: Collection[AxisCut],
     calibration: Calibration,
 ) -> None:
-    """Fit what gates choose by, and what skipped channels count as, in place.
+    """Fit the scores of gates, and the fills that skipped channels count as, in place.
 
     A score predicts a unit's importance for an image: over its readers, the sum of the root mean square of
     its channels times the norm of the reader's weights on them, with what compensation has added to these. A
@@ -59,35 +59,36 @@ def fit_gates_(
 
     Args:
         model: the compensated network, not yet cut.
-        gates: attached to it.
-        kept: group -> units that stay.
-        cuts: the positions that stay.
-        calibration: of the dense network.
+        gates: the gates attached to it.
+        kept: group -> kept units.
+        cuts: the kept positions.
+        calibration: statistics of the dense network.
     """
     readers = gates.by_reader()
     for site in gates.sites:
         gate = gates.gate_for(site.group)
         if site.group in kept:
-            _bar_(gate, kept[site.group])
-        watched = [one for name in site.readers for one in readers[name] if one.gate is gate]
+            gate.bias.fill_(-torch.inf)  # the removed units never run
+            gate.bias[kept[site.group]] = 0.0
+        gated = [each for name in site.readers for each in readers[name] if each.gate is gate]
         gate.pooled = seen_by_gate(site.writer, readers.get(site.writer, ()), cuts, calibration)
-        importance = torch.stack([_importance(model, one, calibration) for one in watched]).sum(0)
+        importance = torch.stack([_importance(model, each, calibration) for each in gated]).sum(0)
         choose_by_(gate, importance)
-        for one in watched:
-            if one.reader in calibration.moments:
-                fit_fill_(one, calibration.means[one.reader])
+        for each in gated:
+            if each.reader in calibration.moments:
+                fit_fill_(each, calibration.means[each.reader])
 
 
 def seen_by_gate(
     writer: str, gated: Iterable[GatedInput], cuts: Iterable[AxisCut], calibration: Calibration
 ) -> Tensor:
-    """Return what a writer's gate decides by on the calibration images, [images, cin].
+    """Return the input of a writer's gate on the calibration images, [images, cin].
 
     Args:
-        writer: name of the layer.
+        writer: the name of the layer.
         gated: its inputs that the gates before it choose among; those skipped count as their fills.
-        cuts: the positions that stay; inputs that are cut count as 0.
-        calibration: of the dense network.
+        cuts: the kept positions; inputs that are cut count as 0.
+        calibration: statistics of the dense network.
     """
     pooled = with_fills(calibration.pooled[writer], gated)
     for cut in cuts:
@@ -97,18 +98,12 @@ def seen_by_gate(
     return pooled
 
 
-def _bar_(gate: RuntimeGate, kept: Tensor) -> None:
-    """Have a gate never run the units that are not kept."""
-    gate.bias.fill_(-torch.inf)
-    gate.bias[kept] = 0.0
-
-
 @torch.no_grad()
 def choose_by_(gate: RuntimeGate, importance: Tensor) -> None:
     """Fit a gate's scores to the importance of units for the images in flight, and choose anew.
 
     Args:
-        gate: `pooled` holds the images' inputs. Units that it never runs stay so.
+        gate: the gate, whose `pooled` holds the images' inputs. Units that it never runs stay so.
         importance: [images, units], float64; larger means that the unit should rather run.
     """
     assert gate.pooled is not None  # the writer has run
@@ -123,11 +118,11 @@ def choose_by_(gate: RuntimeGate, importance: Tensor) -> None:
 
 @torch.no_grad()
 def fit_fill_(gated: GatedInput, means: Tensor) -> None:
-    """Set what skipped channels count as: their mean over the images for which they are skipped.
+    """Set the fill of skipped channels to their mean over the images for which they are skipped.
 
     Args:
-        gated: its gate's `mask` is that of the images in flight.
-        means: over positions of the reader's input, [images, cin].
+        gated: the channels; their gate's `mask` is that of the images in flight.
+        means: means over positions of the reader's input, [images, cin].
     """
     skipped = 1 - gated.mask()[:, gated.positions]
     total = (means[:, gated.positions] * skipped).sum(0)
@@ -135,7 +130,7 @@ def fit_fill_(gated: GatedInput, means: Tensor) -> None:
 
 
 def _importance(model: nn.Module, gated: GatedInput, calibration: Calibration) -> Tensor:
-    """Return what each unit sends to one reader: [images, units], float64."""
+    """Return the strength of each unit's input to one reader: [images, units], float64."""
     strength = calibration.magnitudes[gated.reader].double() * _input_norms(model.get_submodule(gated.reader))
     zeros = strength.new_zeros(len(strength), len(gated.gate.bias))
     return zeros.index_add(1, gated.units.to(strength.device), strength[:, gated.positions])
@@ -146,9 +141,8 @@ def _input_norms(layer: Any) -> Tensor:
     weight = layer.weight.detach().double()
     if isinstance(layer, TRANSPOSED):
         return weight.flatten(1).norm(dim=1)
-    by_group = weight.unflatten(
-        0, (getattr(layer, "groups", 1), -1)
-    )  # [groups, cout / groups, cin / groups, ...]
+    # [groups, cout / groups, cin / groups, ...]
+    by_group = weight.unflatten(0, (getattr(layer, "groups", 1), -1))
     return by_group.unsqueeze(-1).flatten(3).square().sum((1, 3)).sqrt().flatten()
 
 
@@ -189,16 +183,16 @@ def _cut_site(
     units = range(site.units) if kept is None else kept.tolist()
     rank = {unit: number for number, unit in enumerate(units)}
 
-    def left(places: Places, axis: str) -> Places:
+    def kept_places(places: Places, axis: str) -> Places:
         return {
-            name: tuple(rank.get(found[at], -1) for at in positions.get((name, axis), range(len(found))))
-            for name, found in places.items()
+            name: tuple(rank.get(dense[at], -1) for at in positions.get((name, axis), range(len(dense))))
+            for name, dense in places.items()
         }
 
     return replace(
         site,
         inputs=len(positions.get((site.writer, "in"), range(site.inputs))),
         units=len(rank),
-        outputs=left(site.outputs, "out"),
-        readers=left(site.readers, "in"),
+        outputs=kept_places(site.outputs, "out"),
+        readers=kept_places(site.readers, "in"),
     )

@@ -14,9 +14,7 @@ from prunegym.pruning.surgery.cutting import TRANSPOSED
 
 GATES = "runtime_gates"  # the submodule that holds a network's gates
 SHARPNESS = 2.0  # of the straight-through sigmoid, per standard deviation of an image's scores
-MIN_SCORE_STD = (
-    1e-2  # standard deviation that counts, where all scores are alike; fitted ones are about 1 apart
-)
+MIN_SCORE_STD = 1e-2  # lower bound on the standard deviation of an image's scores; fitted ones have about 1
 
 Places = Mapping[str, tuple[int, ...]]  # layer -> gated unit at each position of an axis, -1: none
 # units that run for each image, int64 [batch], from pooled inputs [batch, inputs] and scores [batch, units]
@@ -25,7 +23,7 @@ CountOf = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class GateSite:
-    """Where a gate sits in a network: enough to attach it again.
+    """The place of a gate in a network: enough to attach it again.
 
     `outputs` are the writer and the carriers by their channels, `readers` the readers by their inputs.
     """
@@ -51,7 +49,7 @@ class GateSite:
 
 
 class RuntimeGate(nn.Module):
-    """Keeps the units of highest score for this input (architecture decision 7); one thread at a time.
+    """Gate that runs the units of highest score for this input (docs/decisions.md, D7); one thread at a time.
 
     The score is linear in the mean over positions of the writer's input. It selects and does not scale, so
     that a gate which executes all units is the exact identity. To readers a skipped channel is its `fill`.
@@ -78,12 +76,12 @@ class RuntimeGate(nn.Module):
         self.mask = self(pooled)
 
     def scores(self, pooled: Tensor) -> Tensor:
-        """Return how much each unit matters: [batch, inputs] -> [batch, units]."""
+        """Return a score for each unit, larger for those to run: [batch, inputs] -> [batch, units]."""
         return nn.functional.linear(pooled, self.weight, self.bias)
 
     @property
     def may_skip(self) -> bool:
-        """Whether there can be an image for which not all units run."""
+        """True if there can be an image for which not all units run."""
         return self.count_of is not None or self.executed < len(self.bias)
 
     def counts(self, pooled: Tensor, scores: Tensor) -> Tensor:
@@ -93,13 +91,6 @@ class RuntimeGate(nn.Module):
         # not its len, here and below: a program exported from this would hold that number
         return torch.full((pooled.size(0),), self.executed, device=pooled.device)
 
-    def _most(self, counts: Tensor) -> int:
-        """Return how many units to look at: as many as run for any image, or more."""
-        if self.count_of is None:
-            return self.executed
-        # in an exported program, shapes cannot hang on values
-        return len(self.bias) if torch.compiler.is_exporting() else int(counts.max())
-
     def forward(self, pooled: Tensor) -> Tensor:
         """Return the mask of executed units: [batch, inputs] -> [batch, units], of ones and zeros.
 
@@ -107,8 +98,12 @@ class RuntimeGate(nn.Module):
         """
         scores = self.scores(pooled)
         counts = self.counts(pooled, scores)[:, None]
+        maximum = self.executed  # units that run for any image, or more
+        if self.count_of is not None:
+            # in an exported program, shapes cannot depend on values
+            maximum = len(self.bias) if torch.compiler.is_exporting() else int(counts.max())
         # not a sort: among equal scores, slices must find the same ones
-        chosen = scores.topk(self._most(counts), dim=1).indices
+        chosen = scores.topk(maximum, dim=1).indices
         runs = torch.arange(chosen.size(1), device=scores.device) < counts
         mask = torch.zeros_like(scores).scatter(1, chosen, runs.to(scores.dtype))
         if not scores.requires_grad or not self.may_skip:
@@ -133,7 +128,7 @@ class RuntimeGates(nn.ModuleDict):
         return x
 
     def forget(self) -> None:
-        """Let go of the images in flight; after training, their graph would live as long as the gates."""
+        """Release the images in flight; after training, their graph would live as long as the gates."""
         for site in self.sites:
             gate = self.gate_for(site.group)
             gate.pooled = gate.mask = None
@@ -145,12 +140,12 @@ class RuntimeGates(nn.ModuleDict):
         return gate
 
     def by_reader(self) -> dict[str, list[GatedInput]]:
-        """Return, for each reader, what the gates have to say about its input."""
-        found: dict[str, list[GatedInput]] = {}
+        """Return, for each reader, its inputs that gates choose among."""
+        inputs: dict[str, list[GatedInput]] = {}
         for site in self.sites:
             for name, places in site.readers.items():
-                found.setdefault(name, []).append(GatedInput(self.gate_for(site.group), name, places))
-        return found
+                inputs.setdefault(name, []).append(GatedInput(self.gate_for(site.group), name, places))
+        return inputs
 
 
 def as_key(name: str) -> str:
@@ -159,19 +154,19 @@ def as_key(name: str) -> str:
 
 
 class GatedInput:
-    """What one gate has to say about the input channels of one reader."""
+    """The input channels of one reader that one gate chooses among."""
 
     def __init__(self, gate: RuntimeGate, reader: str, places: Sequence[int]) -> None:
-        found = torch.tensor(places)
+        units = torch.tensor(places)
         self.gate = gate
         self.reader = reader
-        self.size = len(found)
-        self.positions = (found >= 0).nonzero()[:, 0]  # the gated channels, ascending
-        self.units = found[self.positions]  # and their units
+        self.size = len(units)
+        self.positions = (units >= 0).nonzero()[:, 0]  # the gated channels, ascending
+        self.units = units[self.positions]  # and their units
 
     @property
     def fill(self) -> Tensor:
-        """What skipped channels count as: [gated channels]."""
+        """The value that skipped channels count as: [gated channels]."""
         return self.gate.fill[as_key(self.reader)]
 
     def mask(self) -> Tensor:
@@ -196,7 +191,7 @@ def attach_gates_(model: nn.Module, gates: RuntimeGates) -> None:
         gates.handles.append(reader.register_forward_pre_hook(_Silencer(gated)))
         if not isinstance(reader, TRANSPOSED):
             gates.handles.append(reader.register_forward_hook(_Filler(gated)))
-    for site in gates.sites:  # after the silencers: what is skipped is not there to decide by
+    for site in gates.sites:  # after the silencers: gates do not see skipped channels
         chooser = _Chooser(gates.gate_for(site.group), readers.get(site.writer, ()))
         gates.handles.append(model.get_submodule(site.writer).register_forward_pre_hook(chooser))
     reference = next(model.parameters())
@@ -210,7 +205,7 @@ def gates_of(model: nn.Module) -> RuntimeGates | None:
 
 
 def detach_gates_(model: nn.Module) -> None:
-    """Take a network's gates away, in place."""
+    """Remove a network's gates, in place."""
     gates = gates_of(model)
     if gates is not None:
         for handle in gates.handles:
@@ -220,7 +215,7 @@ def detach_gates_(model: nn.Module) -> None:
 
 @dataclass
 class _Chooser:
-    """Hook before a writer: decides from what the writer reads, skipped channels counting as their fill."""
+    """Hook before a writer: decides from the writer's input, skipped channels counting as their fill."""
 
     gate: RuntimeGate
     gated: Sequence[GatedInput]  # of the writer, as a reader
@@ -252,7 +247,7 @@ class _Silencer:
 
 @dataclass
 class _Filler:
-    """Hook after a reader: adds what skipped channels would give if each were its fill everywhere.
+    """Hook after a reader: adds its response to skipped channels, each being its fill everywhere.
 
     Everywhere means beyond the border as well: one shift for each image and output channel.
     """
@@ -272,7 +267,7 @@ def constant_response(reader: Any, values: Tensor) -> Tensor:
 
     Args:
         reader: a linear layer or a convolution that is not transposed.
-        values: of its input channels, [batch, cin].
+        values: the values of its input channels, [batch, cin].
 
     Returns:
         [batch, cout].

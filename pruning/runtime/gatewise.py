@@ -1,4 +1,4 @@
-"""A gated network run from gate to gate, for somebody else to decide each."""
+"""Stepwise execution of a gated network, from gate to gate, with actions from outside."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from prunegym.pruning.runtime.per_input import per_input_policy_of
 class GatewiseExecution:
     """Runs batches of images through a network with per-input ratios, one gate at a time.
 
-    Call `begin` with images, then `step` with the actions of each gate in turn. What is computed is what the
-    network itself would, with these actions in the place of its policy's.
+    Call `begin` with images, then `step` with the actions of each gate in turn. The result is that of the
+    network itself, with these actions in the place of its policy's.
 
     Args:
-        model: a network in evaluation mode whose gates have an PerInputPolicy; used as it is.
-        input_shape: of one image.
+        model: a network in evaluation mode whose gates have a PerInputPolicy; used as it is.
+        input_shape: the shape of one image.
     """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
@@ -65,7 +65,10 @@ class GatewiseExecution:
         with evaluating(self._model):
             if self._number < len(self._writers):
                 return self._to_next_gate()
-            return self._to_the_end()
+            deque(self._nodes, maxlen=0)  # runs them
+        output = next(node for node in self._graph.program.nodes if node.op == "output")
+        (value,) = self._lockstep.values(output.args[0])
+        return value
 
     def _to_next_gate(self) -> Tensor:
         writer = self._writers[self._number]
@@ -74,9 +77,3 @@ class GatewiseExecution:
         pooled = with_fills(pooled_input(self._layers[self._number], seen), self._gated[self._number])
         scores = self._gates[self._number].scores(pooled)
         return self.ratios.observe(self._number, pooled, scores)
-
-    def _to_the_end(self) -> Tensor:
-        deque(self._nodes, maxlen=0)  # runs them
-        output = next(node for node in self._graph.program.nodes if node.op == "output")
-        (value,) = self._lockstep.values(output.args[0])
-        return value

@@ -1,4 +1,4 @@
-"""Give a network with gates the means to decide for each input, from calibration images."""
+"""Attach a per-input policy to a network with gates, and fit its statistics on calibration images."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def attach_per_input_policy_(
     hidden: Sequence[int],
     largest: float,
 ) -> PerInputPolicy:
-    """Have a network's gates run what a policy says of each input, in place; at first it says the plan.
+    """Attach a policy that sets the gates' ratios for each input, in place; at first it follows the plan.
 
     Args:
         model: a network that is cut, with gates.
-        images: calibration images [N, ...], on its device, which show what is typical.
-        dense_logits: what the dense network says of them, [N, classes].
-        prices: of inputs, by the plan it was cut by.
+        images: calibration images [N, ...], on its device, that define what is typical.
+        dense_logits: the dense network's logits for them, [N, classes].
+        prices: prices of inputs under the plan that the network was cut by.
         hidden: widths of the policy's layers.
-        largest: runtime ratio of a gate.
+        largest: the largest runtime ratio of a gate.
     """
     gates = gates_of(model)
     assert gates is not None
@@ -46,12 +46,12 @@ def attach_per_input_policy_(
 
 @torch.no_grad()
 def fit_input_statistics_(model: nn.Module, images: Tensor, dense_logits: Tensor) -> None:
-    """Learn anew what is typical at each gate, as when weights or gates have been trained; in place.
+    """Fit the statistics of typical inputs at each gate anew, as after training, in place.
 
     Args:
         model: a network that decides for each input; for these images its gates do as the plan says.
         images: calibration images [N, ...], on its device.
-        dense_logits: what the dense network says of them, [N, classes].
+        dense_logits: the dense network's logits for them, [N, classes].
     """
     gates, ratios = gates_of(model), per_input_policy_of(model)
     assert gates is not None  # or there were no ratios
@@ -66,9 +66,9 @@ def fit_input_statistics_(model: nn.Module, images: Tensor, dense_logits: Tensor
     losses = divergences(torch.cat(logits), dense_logits.log_softmax(1))
     # of losses that span magnitudes, the order matters
     hardness = losses.clamp_min(0).add(1e-3).log()
-    for number, parts in enumerate(zip(*pooled, strict=True)):
-        features, executed = torch.cat(parts), gates.sites[number].executed
-        ratios.typical_at(number).fit_(features, seen[number].scores(features), executed, hardness)
+    for index, parts in enumerate(zip(*pooled, strict=True)):
+        features, executed = torch.cat(parts), gates.sites[index].executed
+        ratios.typical_at(index).fit_(features, seen[index].scores(features), executed, hardness)
     gates.forget()
     ratios.attach_(gates)
 

@@ -1,4 +1,4 @@
-"""What came of inputs for each of which a network decided by itself."""
+"""Results of a network with per-input ratios on images, and the calibration of its mean cost."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from prunegym.pruning.data import Images
 from prunegym.pruning.modes import evaluating
-from prunegym.pruning.runtime.per_input import PerInputPolicy, per_input_policy_of
+from prunegym.pruning.runtime.per_input import per_input_policy_of
 
-OFFSET_TOLERANCE = 1e-3  # of an action: how near the offset is found
+OFFSET_TOLERANCE = 1e-3  # of the offset, in units of an action
 
 
 @dataclass(frozen=True, eq=False)
 class InputOutcomes:
-    """What a network said of images, and what each of them took."""
+    """Logits, cost and runtime ratios of each image."""
 
     logits: Tensor  # [N, classes]
     labels: Tensor  # [N]
@@ -46,28 +46,24 @@ def keep_budget_(model: nn.Module, images: Images, share: float) -> float:
 
     Args:
         model: the network.
-        images: like those it will meet; no label is used.
-        share: of the dense multiply-adds that may remain on average.
+        images: images like those it will be used on; no label is used.
+        share: the share of the dense multiply-adds that may remain on average.
 
     Returns:
-        The share that remains on these images: the largest found that is not above the budget, or the least
-        there is.
+        The share that remains on these images: the largest found that is not above the budget, or else the
+        smallest possible.
     """
     ratios = per_input_policy_of(model)
-    high = _widest_offsets(ratios)  # as many units as can be are skipped; at the other end all run
+    last = ratios.policy[-1]
+    assert isinstance(last, nn.Linear)
+    # outweighs any output of the policy, whose last layer reads values in [-1, 1] (features or tanh): at this
+    # end as many units are skipped as can be, at the other end all run
+    high = 1 + float(last.weight.abs().sum() + last.bias.abs().sum())
     low = -high
     while high - low > OFFSET_TOLERANCE:
         middle = (low + high) / 2
         ratios.offset.fill_(middle)
-        found = float(input_outcomes(model, images).macs.mean())
-        low, high = (low, middle) if found <= share else (middle, high)
+        mean = float(input_outcomes(model, images).macs.mean())
+        low, high = (low, middle) if mean <= share else (middle, high)
     ratios.offset.fill_(high)
     return float(input_outcomes(model, images).macs.mean())
-
-
-def _widest_offsets(ratios: PerInputPolicy) -> float:
-    """Return an offset that outweighs whatever the policy may say."""
-    last = ratios.policy[-1]
-    assert isinstance(last, nn.Linear)
-    # what it reads lies in [-1, 1]: features, or what a tanh gives
-    return 1 + float(last.weight.abs().sum() + last.bias.abs().sum())

@@ -18,15 +18,13 @@ from prunegym.pruning.runtime.prices import InputPrices
 PER_INPUT = "per_input"  # the submodule of a network's gates that decides for each input
 MAX_CHANNEL_STDS = 5.0  # standard deviations from the mean that a channel counts as, at most
 DIFFICULTY_RIDGE = 0.3  # penalty of the linear map that predicts losses, as a share of the images
-
-
 SIGMOID_SLOPE = 1.7  # of the sigmoid that bounds a standardised statistic; it is then nearly its quantile
 
 
 class InputSummary(NamedTuple):
-    """What an input looks like to a gate, [batch] each; observed in [0, 1], with 0.5 for a typical one.
+    """Features of an input at a gate, [batch] each; observed in [0, 1], with 0.5 for a typical one.
 
-    *Typical* is what the calibration images show at this gate under the plan.
+    *Typical* are the calibration images at this gate under the plan.
     """
 
     share_above_threshold: Tensor  # share of units that score above the typical threshold
@@ -47,13 +45,13 @@ FEATURES = ("passed", "share", "planned", "spent", "last", *InputSummary._fields
 
 
 def find_per_input_policy(gates: RuntimeGates | None) -> PerInputPolicy | None:
-    """Return what decides for each input how many units of a network's gates run, None if the plan does."""
-    found = None if gates is None else gates._modules.get(PER_INPUT)
-    return found if isinstance(found, PerInputPolicy) else None
+    """Return the per-input policy of a network's gates; None if all inputs follow the plan."""
+    policy = None if gates is None else gates._modules.get(PER_INPUT)
+    return policy if isinstance(policy, PerInputPolicy) else None
 
 
 def per_input_policy_of(model: nn.Module) -> PerInputPolicy:
-    """Return what decides for each input in a network where something does."""
+    """Return the per-input policy of a network that has one."""
     ratios = find_per_input_policy(gates_of(model))
     assert ratios is not None
     return ratios
@@ -67,13 +65,15 @@ class PerInputPolicy(nn.Module):
     their mean to the budget. It works on the calibrated gates of a network that is cut.
 
     Args:
-        sites: of the network's gates, in execution order.
-        prices: of inputs.
+        sites: the sites of the network's gates, in execution order.
+        prices: the prices of inputs.
         hidden: widths of the policy's layers, tanh between them.
-        largest: runtime ratio.
+        largest: the largest runtime ratio.
     """
 
     offset: Tensor
+    _spent: Tensor  # gated multiply-adds of the images in flight, as a share of all of them, [batch]
+    _last: Tensor  # their runtime ratio at the gate before, [batch]
 
     def __init__(
         self, sites: Sequence[GateSite], prices: InputPrices, *, hidden: Sequence[int], largest: float
@@ -96,9 +96,7 @@ class PerInputPolicy(nn.Module):
         self.largest = largest
         self.hidden = tuple(hidden)
         self.decided: list[Tensor] = []  # units that run for the images in flight, [batch], by gate so far
-        self.action_override: Tensor | None = (
-            None  # actions [batch] that stand in for the policy's at the next gate
-        )
+        self.action_override: Tensor | None = None  # actions [batch] that replace the policy's once
 
     @property
     def macs(self) -> int:
@@ -109,7 +107,7 @@ class PerInputPolicy(nn.Module):
         )
 
     def attach_(self, gates: RuntimeGates) -> None:
-        """Have a network's gates run as many units for each image as this says; a submodule of theirs."""
+        """Let this policy set the counts of a network's gates for each image; it becomes their submodule."""
         for number, site in enumerate(gates.sites):
             gates.gate_for(site.group).count_of = partial(self.counts, number)
         gates.add_module(PER_INPUT, self)
@@ -123,7 +121,10 @@ class PerInputPolicy(nn.Module):
         if action is None:
             action = self.policy(self.observe(number, pooled, scores))[:, 0]
         counts = self.decode(number, action)
-        self._take(number, counts)
+        share = counts / self.units[number]
+        self.decided.append(counts)
+        self._spent = self._spent.add(share, alpha=self.shares[number])
+        self._last = 1 - share
         return counts
 
     def decode(self, number: int, action: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ class PerInputPolicy(nn.Module):
         return torch.cat([known.expand(pooled.size(0), -1), way, summary], dim=1).float()
 
     def cost(self) -> NDArray[np.float64]:
-        """Return the share of the dense multiply-adds that each image took: [batch], of those in flight."""
+        """Return the cost of each image in flight, as a share of the dense multiply-adds: [batch]."""
         counts = torch.stack(self.decided, dim=1).cpu().numpy()
         return (self.prices.macs(counts) + self.macs) / self.prices.dense
 
@@ -164,38 +165,32 @@ class PerInputPolicy(nn.Module):
         return 1 - torch.stack(self.decided, dim=1).cpu().numpy() / np.array(self.units)
 
     def load_policy_(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Take over a policy's weight and bias of each layer, in place."""
+        """Copy a policy's weight and bias of each layer, in place."""
         linear = [one for one in self.policy if isinstance(one, nn.Linear)]
         for own, (weight, bias) in zip(linear, layers, strict=True):
             own.weight.data.copy_(weight)
             own.bias.data.copy_(bias)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what it takes beside its tensors to build it anew, fit for JSON."""
+        """Return all that is needed beside its tensors to build it anew, fit for JSON."""
         return {"hidden": list(self.hidden), "largest": self.largest, "prices": self.prices.to_dict()}
 
     @classmethod
     def from_dict(cls, sites: Sequence[GateSite], data: Mapping[str, Any]) -> PerInputPolicy:
-        """Build it from what `to_dict` returned; its tensors are those of a new one."""
+        """Build a policy from what `to_dict` returned; its tensors are those of a new one."""
         prices = InputPrices.from_dict(data["prices"])
         return cls(sites, prices, hidden=data["hidden"], largest=float(data["largest"]))
 
     def _begin(self, pooled: Tensor) -> None:
-        self._spent = pooled.new_zeros(pooled.size(0))  # gated multiply-adds, as a share of all of them
+        self._spent = pooled.new_zeros(pooled.size(0))
         self._last = pooled.new_zeros(pooled.size(0))
         self.decided = []
 
-    def _take(self, number: int, counts: Tensor) -> None:
-        share = counts / self.units[number]
-        self.decided.append(counts)
-        self._spent = self._spent.add(share, alpha=self.shares[number])
-        self._last = 1 - share
-
     def typical_at(self, number: int) -> InputStatistics:
-        """Return what is typical at a gate."""
-        found = self.typical[number]
-        assert isinstance(found, InputStatistics)
-        return found
+        """Return the statistics of typical inputs at a gate."""
+        statistics = self.typical[number]
+        assert isinstance(statistics, InputStatistics)
+        return statistics
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the images in flight."""
@@ -203,7 +198,7 @@ class PerInputPolicy(nn.Module):
 
 
 class InputStatistics(nn.Module):
-    """What the calibration images show at one gate, to see an input against."""
+    """Statistics of the calibration images at one gate, by which an input is standardised."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -224,13 +219,13 @@ class InputStatistics(nn.Module):
 
     @torch.no_grad()
     def fit_(self, pooled: Tensor, scores: Tensor, executed: int, losses: Tensor) -> None:
-        """Learn what is typical, in place.
+        """Fit the statistics, in place.
 
         Args:
-            pooled: inputs of the calibration images, [images, inputs].
-            scores: of the gate's units, [images, units].
+            pooled: pooled inputs of the calibration images, [images, inputs].
+            scores: scores of the gate's units, [images, units].
             executed: units that run in the plan.
-            losses: of the images in the end, [images], larger for harder ones.
+            losses: losses of the images at the network's output, [images], larger for harder ones.
         """
         self.scale.copy_(1 / pooled.std(0).clamp_min(1e-6))
         self.shift.copy_(-pooled.mean(0) * self.scale)
@@ -240,20 +235,20 @@ class InputStatistics(nn.Module):
         z = self._standardised(pooled).double()
         penalty = DIFFICULTY_RIDGE * len(z) * torch.eye(z.size(1), dtype=z.dtype, device=z.device)
         self.difficulty.copy_(torch.linalg.solve(z.T @ z + penalty, z.T @ (losses - losses.mean()).double()))
-        found = self._statistics(pooled, scores)
-        self.gain.copy_(SIGMOID_SLOPE / found.std(0).clamp_min(1e-6))
-        self.bias.copy_(-found.mean(0) * self.gain)
+        statistics = self._statistics(pooled, scores)
+        self.gain.copy_(SIGMOID_SLOPE / statistics.std(0).clamp_min(1e-6))
+        self.bias.copy_(-statistics.mean(0) * self.gain)
 
     def summary(self, pooled: Tensor, scores: Tensor) -> Tensor:
         """Return the features of InputSummary: [batch, 9]."""
         return torch.addcmul(self.bias, self._statistics(pooled, scores), self.gain).sigmoid_()
 
     def _statistics(self, pooled: Tensor, scores: Tensor) -> Tensor:
-        """Return what those features are made of, likewise."""
+        """Return the features of InputSummary before they are standardised: [batch, 9]."""
         z = self._standardised(pooled)
         spread, level = torch.std_mean(scores, dim=1, correction=0)
         worst, best = torch.aminmax(scores, dim=1)
-        found = InputSummary(
+        summary = InputSummary(
             share_above_threshold=(scores > self.threshold).to(z.dtype).mean(1),
             level=level,
             spread=spread,
@@ -264,7 +259,7 @@ class InputStatistics(nn.Module):
             active=(z > 0).to(z.dtype).mean(1),
             difficulty=z @ self.difficulty,
         )
-        return torch.stack(found, dim=1)
+        return torch.stack(summary, dim=1)
 
     def _standardised(self, pooled: Tensor) -> Tensor:
         return torch.addcmul(self.shift, pooled, self.scale).clamp_(-MAX_CHANNEL_STDS, MAX_CHANNEL_STDS)

@@ -1,4 +1,4 @@
-"""What inputs cost that run different units."""
+"""Prices of single inputs, for which different units run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class InputPrices:
     """Multiply-adds of single inputs, by how many units run at each gate of a network."""
 
     dense: int  # of the dense network
-    fixed: int  # of what runs for every input, gates included
-    gated: Bilinear  # of the layers that gates have a part in, for counts of [gates]
+    fixed: int  # of layers that run alike for every input, gates included
+    gated: Bilinear  # of layers that gates change, for counts of [gates]
 
     @classmethod
     def from_cost(cls, cost: CostModel, widths: Widths) -> InputPrices:
         """Return the prices of a plan; the groups that it gates are gated for every input.
 
         Args:
-            cost: of the dense network.
-            widths: of the plan.
+            cost: the prices of the dense network.
+            widths: the widths of the plan.
         """
         fixed, gated = cost.gated_macs(widths)
         return cls(cost.macs(cost.dense), fixed, gated)
@@ -36,7 +36,7 @@ class InputPrices:
         return self.fixed + self.gated.evaluate_rows(counts)
 
     def gate_shares(self, units: Counts) -> NDArray[np.float64]:
-        """Return each gate's share in what all of them could save, [gates], from all their units, [gates]."""
+        """Return each gate's share of all that they could save, [gates], from all their units, [gates]."""
         skipped = np.tile(units, (len(units), 1))
         np.fill_diagonal(skipped, 0)
         saved = self.gated(units) - self.gated.evaluate_rows(skipped)

@@ -25,25 +25,25 @@ from prunegym.pruning.runtime.slices import Choice, FilledBias, GatedAxis, Selec
 from prunegym.pruning.surgery.cutting import CONVOLUTIONS, TRANSPOSED
 from prunegym.pruning.surgery.equalization import fuse_batch_norms, replace_module_
 
-# Slicing weights by input is slow, and at few places it is most of a convolution's work. From so many weights
-# on, at so few places or less, it is a product with weights that lie by input: 1.3 to 2 times as fast. One
-# that sees each place by itself always is.
+# With at least so many weights and at most so many output positions, a convolution runs as a matrix product
+# with its weight stored input channel first: slicing by input is then fast (docs/decisions.md, D26). A 1x1
+# convolution always does.
 MIN_WEIGHTS_FOR_PRODUCT = 2**19
-MAX_PLACES_FOR_PRODUCT = 64
+MAX_POSITIONS_FOR_PRODUCT = 64
 
 
 @torch.no_grad()
 def deployed(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
-    """Return a copy for inference that computes the same, to rounding.
+    """Return a copy for inference that computes the same up to rounding.
 
-    Every BatchNorm that alone follows a layer is fused into it. With gates, what writes, carries or reads
-    gated channels runs on the selected ones only, and the images of a batch run one by one, since each has
+    Every BatchNorm that alone follows a layer is fused into it. With gates, layers that write, carry or read
+    gated channels run on the selected ones only, and the images of a batch run one by one, since each has
     channels of its own.
 
     Args:
         model: a network, gated or not; it is not changed. The copy belongs on its device: deploy anew after
             moving it, since parts of the copy are no parameters and would stay behind.
-        input_shape: of one image.
+        input_shape: the shape of one image.
     """
     model, gates = fused(model, input_shape)
     if gates is None:
@@ -54,7 +54,7 @@ def deployed(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
 
 
 def fused(model: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, RuntimeGates | None]:
-    """Return a copy with BatchNorms fused, as in `deployed`, and without its gates; and these apart."""
+    """Return (a copy with BatchNorms fused, as in `deployed`, and without its gates; its gates)."""
     model = copy.deepcopy(model).eval()
     gates = gates_of(model)
     detach_gates_(model)
@@ -77,7 +77,7 @@ class OneByOne(nn.Module):
 
 @dataclass
 class _Gated:
-    """What the gates of a network have to do with one layer."""
+    """The roles of one layer for the gates of a network."""
 
     decides: list[Choice] = field(default_factory=list)
     outputs: GatedAxis = field(default_factory=list)
@@ -86,28 +86,28 @@ class _Gated:
 
 
 def _sliced_layers(model: nn.Module, gates: RuntimeGates) -> dict[str, _SlicedLayer]:
-    found: dict[str, _Gated] = defaultdict(_Gated)
+    roles: dict[str, _Gated] = defaultdict(_Gated)
     for site in gates.sites:
         gate = gates.gate_for(site.group)
         if not gate.may_skip:
             continue
         choice = Choice(gate)
-        found[site.writer].decides.append(choice)
+        roles[site.writer].decides.append(choice)
         for name, places in site.outputs.items():
-            found[name].outputs.append((choice, places))
+            roles[name].outputs.append((choice, places))
         for name, places in site.readers.items():
-            found[name].inputs.append((choice, places))
-            found[name].reads.append((choice, GatedInput(choice.gate, name, places)))
-    layers = {name: model.get_submodule(name) for name in found}
+            roles[name].inputs.append((choice, places))
+            roles[name].reads.append((choice, GatedInput(choice.gate, name, places)))
+    layers = {name: model.get_submodule(name) for name in roles}
     return {
-        name: _SlicedLayer(layer, found[name])
+        name: _SlicedLayer(layer, roles[name])
         for name, layer in layers.items()
         if not isinstance(layer, nn.Identity)  # a BatchNorm that was fused
     }
 
 
 class _SlicedLayer(nn.Module):
-    """A layer that reads the selected channels of its input, and computes the selected ones of its output."""
+    """A layer that reads the selected channels of its input and computes the selected ones of its output."""
 
     def __init__(self, layer: Any, gated: _Gated) -> None:
         super().__init__()
@@ -116,7 +116,9 @@ class _SlicedLayer(nn.Module):
         self._written = _selected(gated.outputs)
         self._axes = [axis for axis in (self._read, self._written) if axis is not None]
         self._varies = any(axis.varies for axis in self._axes)
-        self._unread = _fill_by_channel(gated.reads)
+        # the value that each input channel counts as where it is skipped, [1, cin]; None if none can be
+        fill = [gated_input.fill_by_channel() for _, gated_input in gated.reads]
+        self._unread = torch.stack(fill).sum(0).detach()[None] if fill else None
         self._pointwise = _is_pointwise(layer)
         self._by_input = self._weights_by_input(layer)  # before its weight is replaced
         fills = gated.reads and not isinstance(layer, TRANSPOSED)
@@ -160,13 +162,16 @@ class _SlicedLayer(nn.Module):
         if self._read is not None:
             self._read.update()
         for choice in self._decides:
-            choice.choose(self._pooled(x))
+            pooled = pooled_input(self.layer, x)  # of all channels, skipped ones counting as their fill
+            if self._read is not None and self._unread is not None:
+                pooled = self._unread.index_copy(1, self._read.positions, pooled)
+            choice.choose(pooled)
         if self._written is not None:
             self._written.update()
         if self._varies:
             self._fit_()
         if self._by_input is not None and (
-            self._pointwise or _places(self.layer, x) <= MAX_PLACES_FOR_PRODUCT
+            self._pointwise or math.prod(_output_size(self.layer, x)) <= MAX_POSITIONS_FOR_PRODUCT
         ):
             return self._product(x)
         for step in self._steps:
@@ -174,7 +179,7 @@ class _SlicedLayer(nn.Module):
         return self.layer(x)
 
     def _fit_(self) -> None:
-        """Size all that each image fills anew, if its counts are not those of the image before."""
+        """Resize all tensors that each image fills anew, if its counts differ from the last image's."""
         counts = [axis.count for axis in self._axes]
         if counts == self._counts:
             return
@@ -187,13 +192,6 @@ class _SlicedLayer(nn.Module):
             name, channels = self._size_attribute
             setattr(self.layer, name, self._written.count // channels)
         self._counts = counts
-
-    def _pooled(self, x: Tensor) -> Tensor:
-        """Return the pooled input of all channels, skipped ones counting as their fill: [1, cin]."""
-        pooled = pooled_input(self.layer, x)
-        if self._read is None or self._unread is None:
-            return pooled
-        return self._unread.index_copy(1, self._read.positions, pooled)
 
     def _weights_by_input(self, layer: Any) -> Slice | None:
         """Return the weights as [cin, kernel, cout] if the layer may be run as a product, else None."""
@@ -208,7 +206,7 @@ class _SlicedLayer(nn.Module):
         )
 
     def _product(self, x: Tensor) -> Tensor:
-        """Return what the layer gives, by a product of the unfolded input with the selected weights."""
+        """Return the layer's output as a product of the unfolded input and the selected weights."""
         assert self._by_input is not None
         assert self._bias is not None  # a reader that is not transposed has fills
         self._by_input.update()
@@ -232,23 +230,12 @@ def _is_pointwise(layer: Any) -> bool:
     return plain and layer.kernel_size == (1, 1)
 
 
-def _places(layer: Any, x: Tensor) -> int:
-    return math.prod(_output_size(layer, x))
-
-
 def _output_size(layer: Any, x: Tensor) -> tuple[int, ...]:
     """Return height and width of a convolution's output."""
     fields = zip(x.shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
     return tuple(
         (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in fields
     )
-
-
-def _fill_by_channel(reads: list[tuple[Choice, GatedInput]]) -> Tensor | None:
-    """Return what each input channel counts as where it is skipped: [1, cin]; None if none can be."""
-    if not reads:
-        return None
-    return torch.stack([one.fill_by_channel() for _, one in reads]).sum(0).detach()[None]
 
 
 def _size_attribute(layer: Any) -> tuple[str, int] | None:

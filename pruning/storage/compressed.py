@@ -46,7 +46,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `structure.json` says beside the shapes."""
+    """The entries of `structure.json` beside the shapes."""
 
     network: str  # what `resolve_network` understands
     input_shape: tuple[int, int, int]
@@ -58,7 +58,7 @@ class Manifest:
 
 
 class CompressedNetwork(Protocol):
-    """A network and how its shape differs from the dense one's: just cut, or loaded."""
+    """A compressed network with its structure and gates: just cut, or loaded."""
 
     @property
     def model(self) -> nn.Module:
@@ -66,11 +66,11 @@ class CompressedNetwork(Protocol):
 
     @property
     def structure(self) -> Structure:
-        """What was cut from the dense one."""
+        """The difference of its shape from the dense network's."""
 
     @property
     def gates(self) -> tuple[GateSite, ...]:
-        """Where its runtime gates sit."""
+        """The sites of its runtime gates."""
 
 
 def save_compressed(folder: Path, compressed: CompressedNetwork, manifest: Manifest) -> None:
@@ -114,9 +114,9 @@ def load_compressed(folder: Path, *, network: str | None = None) -> LoadedNetwor
     """Build the network by name, cut it to the recorded structure, and load its weights strictly.
 
     Args:
-        folder: what `save_compressed` wrote.
-        network: what the user says the network is. A network from a Python file is built only if it is named
-            here: what a stranger's folder asks for is not run.
+        folder: a folder that `save_compressed` wrote.
+        network: the name of the network as the user gives it. A network from a Python file is built only if
+            it is named here: code that a downloaded folder asks for is not run.
 
     Raises:
         PruningError: the folder is missing or damaged, is of another version, or does not fit the network.
@@ -127,10 +127,13 @@ def load_compressed(folder: Path, *, network: str | None = None) -> LoadedNetwor
         structure = Structure.from_dict(record["structure"])
         gates = _gates(record, largest=(folder / WEIGHTS).stat().st_size)
         manifest = _manifest(record)
-        model = _rebuilt(spec, structure)
+        dense = spec.build().eval()
+        graph = find_groups(dense, spec.input_shape) if structure.form == "graph" else None
+        model = rebuild_(dense, graph, structure)
         attach_gates_(model, gates)
         load_weights_(model, folder / WEIGHTS)
-        _try_out(model.eval(), spec)
+        with torch.no_grad():  # a damaged record can also make a network that fails only when it runs
+            attempt(model.eval(), torch.zeros(1, *spec.input_shape))
     except PruningError:
         raise
     except Exception as error:  # a damaged record fails in a dozen ways, by where it is damaged
@@ -178,7 +181,7 @@ def _gates(record: Mapping[str, Any], *, largest: int) -> RuntimeGates:
     """Return gates of the recorded shapes, their values not yet set.
 
     Args:
-        record: what `structure.json` says.
+        record: the content of `structure.json`.
         largest: bytes of the weights file; gates of more entries are refused.
     """
     with torch.device("meta"):  # a record can ask for any size, and no memory is taken before it is checked
@@ -201,17 +204,4 @@ def _manifest(record: Mapping[str, Any]) -> Manifest:
         data=str(record["data"]),
         plan=PruningPlan.from_dict(record["plan"]),
         evaluation=Evaluation.from_dict(record["evaluation"]),
-    )
-
-
-@torch.no_grad()
-def _try_out(model: nn.Module, spec: NetworkSpec) -> None:
-    """Run a network on one image: a damaged record can also make one that fails only then."""
-    attempt(model, torch.zeros(1, *spec.input_shape))
-
-
-def _rebuilt(spec: NetworkSpec, structure: Structure) -> nn.Module:
-    dense = spec.build().eval()
-    return rebuild_(
-        dense, find_groups(dense, spec.input_shape) if structure.form == "graph" else None, structure
     )

@@ -1,4 +1,4 @@
-"""Networks as files for other runtimes, ONNX and torch.export, each held against the network it is of."""
+"""Export networks to files for other runtimes, ONNX and torch.export, and compare these with the network."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from prunegym.pruning.runtime.slicing import fused
 
 OPSET = 20  # of ONNX; onnxruntime 1.17, of early 2024, and later understand it
 TOLERANCE = 1e-3  # of the largest logit: how far an image's logits may be off
-MAY_DIFFER = 0.05  # share of images; with gates only, where rounding can turn a choice between two alike
-ONE_BY_ONE = 4  # images that are compared at batch 1; the others are one batch
+MAX_DIFFERING_SHARE = 0.05  # of images; with gates only, where rounding can turn a choice between equals
+N_SINGLE_IMAGES = 4  # images that are compared at batch 1; the others are one batch
 METADATA = "prunegym"  # entry of a file's metadata, JSON
 
 Metadata = Mapping[str, Any]
@@ -45,7 +45,7 @@ FORMATS: Registry[Format] = Registry("format")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a file gives for images, held against what the network gives."""
+    """Difference between the outputs of a file and of the network it was made from."""
 
     images: int
     difference: float  # largest, of any logit
@@ -63,14 +63,14 @@ def export_network(
     """Write a network to files that take any number of images, and compare each with the network.
 
     BatchNorms are fused. Gates become masks: the files give the same for every image of a batch, and compute
-    what gates skip.
+    the skipped units as well.
 
     Args:
         model: a network, gated or not, on the CPU.
         paths: name among FORMATS -> file to write; no file appears unless all agree with the network.
-        images: [N, ...], to compare on, two or more and ONE_BY_ONE of them one by one.
+        images: images to compare on, [N, ...], two or more; N_SINGLE_IMAGES of them are run one by one.
         metadata: plain data to write into the files.
-        opset: version of ONNX's operators.
+        opset: the version of ONNX's operators.
 
     Raises:
         ExportError: the network cannot be exported, or what was written does not compute the same.
@@ -86,34 +86,32 @@ def export_network(
             temporary = files.enter_context(written_whole(path))
             formats[name].write(program, temporary, metadata, opset)
             compared[name] = compare(model, formats[name].open(temporary), images)
-            _check(compared[name], path, gated=gates_of(model) is not None)
+            result = compared[name]
+            if result.differing > (MAX_DIFFERING_SHARE if gates_of(model) else 0):
+                raise ExportError(
+                    f"{path.name} disagrees with the network on {result.differing:.1%} of {result.images} "
+                    f"images, by up to {result.difference:.2g} in a logit "
+                    f"(allowed: {TOLERANCE:g} of the largest); not written"
+                )
     return compared
 
 
 @torch.inference_mode()
 def compare(model: nn.Module, other: nn.Module, images: Tensor) -> Comparison:
     """Compare two networks' logits on images, [N, ...], the first few of them one by one."""
-    batches = [*images[:ONE_BY_ONE].split(1), images[ONE_BY_ONE:]]
+    batches = [*images[:N_SINGLE_IMAGES].split(1), images[N_SINGLE_IMAGES:]]
     with evaluating(model):
         expected = torch.cat([model(batch) for batch in batches if len(batch)]).flatten(1)
-    found = torch.cat([other(batch) for batch in batches if len(batch)]).flatten(1)
-    off = (found - expected).abs().amax(1)
+    logits = torch.cat([other(batch) for batch in batches if len(batch)]).flatten(1)
+    off = (logits - expected).abs().amax(1)
     # not `off > allowed`: a NaN is off as well
     wrong = ~(off <= TOLERANCE * expected.abs().max())
     return Comparison(
         images=len(images),
         difference=float(off.max()),
-        agreement=float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        agreement=float((logits.argmax(1) == expected.argmax(1)).float().mean()),
         differing=float(wrong.float().mean()),
     )
-
-
-def _check(found: Comparison, path: Path, *, gated: bool) -> None:
-    if found.differing > (MAY_DIFFER if gated else 0):
-        raise ExportError(
-            f"{path.name} disagrees with the network on {found.differing:.1%} of {found.images} images, "
-            f"by up to {found.difference:.2g} in a logit (allowed: {TOLERANCE:g} of the largest); not written"
-        )
 
 
 @torch.no_grad()
@@ -139,7 +137,7 @@ def to_program(model: nn.Module, input_shape: Sequence[int]) -> torch.export.Exp
 
 @contextmanager
 def _quiet(failure: str) -> Iterator[None]:
-    """Keep torch's exporters from talking; whatever they raise becomes an ExportError that begins so.
+    """Silence torch's exporters; whatever they raise becomes an ExportError that begins with `failure`.
 
     They warn of their own deprecated calls, and of gates that remember the images in flight, which no one
     reads from a file. What they write is compared with the network all the same.
@@ -153,17 +151,15 @@ def _quiet(failure: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # they raise a dozen kinds, by where they fail
-        raise ExportError(f"{failure}: {_first_line(error)}") from error
+        cause = error
+        while isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        # what follows the first line are the exporter's graphs and stack traces
+        first_line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise ExportError(f"{failure}: {first_line}") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of the first cause: what follows are the exporter's graphs and stack traces."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: Metadata, opset: int) -> None:
@@ -174,9 +170,9 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: Met
             program, input_names=["images"], output_names=["logits"], opset_version=opset, verbose=False
         )
         assert written is not None  # it is where no file is named
-        found = written.model.opset_imports[""]
-        if found != opset:
-            raise ValueError(f"the exporter gives opset {found}")
+        actual = written.model.opset_imports[""]
+        if actual != opset:
+            raise ValueError(f"the exporter gives opset {actual}")
         for node in written.model.graph.all_nodes():
             node.metadata_props.clear()  # where in torch's program it comes from
         written.model.metadata_props[METADATA] = json.dumps(metadata)

@@ -1,4 +1,4 @@
-"""What becomes of BatchNorms' statistics when a network that was cut is trained."""
+"""Statistics of BatchNorms while a cut network is trained: kept, reestimated or trained."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ BATCH_SIZE = 256  # the network's own statistics stand in for the images' while 
 
 def batch_norms_of(model: nn.Module) -> list[Any]:
     """Return the BatchNorms that keep statistics."""
-    return [one for one in model.modules() if isinstance(one, BATCH_NORMS) and one.running_mean is not None]
+    modules = (module for module in model.modules() if isinstance(module, BATCH_NORMS))
+    return [module for module in modules if module.running_mean is not None]
 
 
 def check_statistics(model: nn.Module, statistics: str) -> None:
-    """Check what is to become of a network's statistics.
+    """Check the way in which a network's statistics are to be treated.
 
     Raises:
         UnknownNameError: `statistics` is none of STATISTICS.
@@ -44,19 +45,19 @@ def check_statistics(model: nn.Module, statistics: str) -> None:
 
 @torch.no_grad()
 def reestimate_(model: nn.Module, images: Images, processes: ProcessGroup = SINGLE_PROCESS) -> None:
-    """Give BatchNorms the mean and variance of what they read over all images, in place.
+    """Set the statistics of BatchNorms to those of their inputs over all images, in place.
 
     One pass. Each BatchNorm normalises by its batch while the ones after it are observed, since its own
     statistics are those of the network before the cut; gates choose as they do in use.
 
     Args:
-        model: its other weights stay as they are.
-        images: to observe.
-        processes: that hold this network; each runs its share of the batches.
+        model: the network; its other weights stay as they are.
+        images: the images to take the statistics from.
+        processes: the processes that hold this network; each runs its share of the batches.
 
     Raises:
         DataError: there is no image.
-        PruningError: what a BatchNorm reads is not finite.
+        PruningError: the input of a BatchNorm is not finite.
     """
     if not len(images):
         raise DataError("there is no image to estimate statistics from; give at least one")
@@ -65,16 +66,16 @@ def reestimate_(model: nn.Module, images: Images, processes: ProcessGroup = SING
     with evaluating(model), _observing(model) as moments:
         for batch in numbers[processes.number :: processes.count]:
             model(images.take(batch).to(device))
-    for module, found in moments.items():
-        _set_statistics_(module, processes.total(found))
+    for module, of_process in moments.items():
+        _set_statistics_(module, processes.total(of_process))
 
 
 @contextmanager
 def _observing(model: nn.Module) -> Iterator[dict[Any, Tensor]]:
     """Yield, for each BatchNorm, rows [values, their sum, the sum of their squares] x channels, float64."""
     moments = {
-        one: torch.zeros(3, one.num_features, dtype=torch.float64, device=one.running_mean.device)
-        for one in batch_norms_of(model)
+        module: torch.zeros(3, module.num_features, dtype=torch.float64, device=module.running_mean.device)
+        for module in batch_norms_of(model)
     }
 
     def observe(module: Any, args: tuple[Tensor, ...]) -> None:
@@ -85,7 +86,7 @@ def _observing(model: nn.Module) -> Iterator[dict[Any, Tensor]]:
         values = args[0].numel() / len(mean)
         moments[module] += values * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
 
-    handles: list[RemovableHandle] = [one.register_forward_pre_hook(observe) for one in moments]
+    handles: list[RemovableHandle] = [module.register_forward_pre_hook(observe) for module in moments]
     try:
         yield moments
     finally:

@@ -1,4 +1,4 @@
-"""The file that keeps a run of fine-tuning between two epochs."""
+"""Checkpoint files of fine-tuning, written between two epochs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fingerprint(model: nn.Module) -> str:
 def write_checkpoint(
     path: Path, run: Mapping[str, Any], model: nn.Module, loop: TrainingLoop, history: Sequence[Epoch]
 ) -> None:
-    """Keep a run after an epoch; `run` is what makes it what it is, plain data."""
+    """Save a run after an epoch; `run` identifies it, plain data."""
     state = {
         "run": run,
         "model": model.state_dict(),

@@ -1,4 +1,4 @@
-"""Train a dense network, and keep the embedded default's in a cache."""
+"""Training of dense networks; that of the embedded default is cached."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 _DIGITS_NETWORK = "digits_resnet"
 _DIGITS_CONFIG = TrainingConfig(30, learning_rate=0.1, batch_size=32, weight_decay=5e-3, shift=1)
-_DIGITS_VERSION = 1  # raise it when the network, its data or `train_dense` changes the weights that come out
+_DIGITS_VERSION = 1  # raise it when the network, its data or `train_dense` changes the trained weights
 
 
 def train_dense(
@@ -66,7 +66,7 @@ def dense_digits(cache: Path | None = None, *, progress: bool = False) -> nn.Mod
     It learns from the training and calibration images of `digits`, and from no others.
 
     Args:
-        cache: a folder; `$PRUNEGYM_CACHE`, `$XDG_CACHE_HOME/prunegym` or `~/.cache/prunegym` unless given.
+        cache: the cache folder; by default that of `cache_folder`.
         progress: show a bar while training.
     """
     network = resolve_network(_DIGITS_NETWORK)
@@ -83,20 +83,16 @@ def dense_digits(cache: Path | None = None, *, progress: bool = False) -> nn.Mod
     learned_from = joined(splits.train, splits.calibration)
     with one_thread():
         model = train_dense(model, learned_from, _DIGITS_CONFIG, progress=progress)
-    _store(model, path)
-    return model
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """Return a short hash of what decides the weights: another configuration or width gets another file."""
-    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    determined_by = json.dumps([_DIGITS_VERSION, asdict(_DIGITS_CONFIG), shapes])
-    return hashlib.sha256(determined_by.encode()).hexdigest()[:12]
-
-
-def _store(model: nn.Module, path: Path) -> None:
     try:
         with written_whole(path) as temporary:
             save_file(model.state_dict(), temporary)
     except OSError as error:  # a read-only home must not stop the work
         _log.warning("the dense network is not cached and will be trained again next time: %s", error)
+    return model
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Return a short hash of all that decides the weights: another configuration gets another file."""
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    determined_by = json.dumps([_DIGITS_VERSION, asdict(_DIGITS_CONFIG), shapes])
+    return hashlib.sha256(determined_by.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The processes that train one network together, on several GPUs or machines, through `accelerate`."""
+"""Process groups that train one network together, on several GPUs or machines, through `accelerate`."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from prunegym.pruning.optional_packages import imported
 
 
 class ProcessGroup(Protocol):
-    """Those who train a network together; each holds all of it, and sees its share of every batch."""
+    """Processes that train a network together; each holds all of it and sees its share of every batch."""
 
     @property
     def number(self) -> int:
-        """Of this process; process 0 is the one that writes and speaks."""
+        """The number of this process; process 0 writes files and shows progress."""
 
     @property
     def count(self) -> int:
-        """Of all processes."""
+        """The number of all processes."""
 
     def total(self, tensor: Tensor) -> Tensor:
         """Return the sum of every process's tensor; they are alike in shape, type and kind of device."""
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Block until all processes have reached this call."""
 
 
 class _SingleProcess:
-    """The one process there is; it needs no package and exchanges nothing."""
+    """A single process; it needs no package and exchanges nothing."""
 
     number = 0
     count = 1
@@ -50,7 +50,7 @@ SINGLE_PROCESS: ProcessGroup = _SingleProcess()
 
 
 class _LaunchedGroup:
-    """What `accelerate launch` or `torchrun` started."""
+    """A group that `accelerate launch` or `torchrun` started."""
 
     def __init__(self, accelerator: Any) -> None:
         self._accelerator = accelerator
@@ -68,7 +68,7 @@ class _LaunchedGroup:
 
 @contextmanager
 def launched(device: str) -> Iterator[ProcessGroup]:
-    """Join the processes that a launcher started for the block; without a launcher there is this one alone.
+    """Join the process group that a launcher started, for the block; without a launcher, a single process.
 
     Args:
         device: `cpu`; or `cuda` or `auto`, for a GPU of this process's own.
@@ -91,13 +91,13 @@ def launched(device: str) -> Iterator[ProcessGroup]:
 
 
 def share_of(processes: ProcessGroup, count: int) -> slice:
-    """Return which of `count` things in a row are this process's; shares differ by at most one."""
+    """Return the slice of `count` items that belongs to this process; shares differ by at most one."""
     edges = [number * count // processes.count for number in (processes.number, processes.number + 1)]
     return slice(*edges)
 
 
 def add_up_gradients_(processes: ProcessGroup, parameters: Sequence[nn.Parameter]) -> None:
-    """Put the sum over all processes in the place of each gradient; where no process has one there is none.
+    """Replace each gradient by its sum over all processes; where no process has one there is none.
 
     Not DistributedDataParallel: it averages without regard to how many images each process saw, wants every
     parameter used in every step, and its wrapper would come between a network and its gates' hooks.
@@ -105,7 +105,7 @@ def add_up_gradients_(processes: ProcessGroup, parameters: Sequence[nn.Parameter
     if processes.count == 1:
         return
     missing = [parameter.grad is None for parameter in parameters]
-    grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+    grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
     # one message: a network has hundreds of tensors, most of them small
     known = 1 - grads[0].new_tensor(missing)
     sums = processes.total(torch.cat([known, *(grad.flatten() for grad in grads)]))

@@ -123,7 +123,9 @@ def finetune_(
     ):
         history = restore_(saved, model, loop) if saved else []
         for epoch in loop.epochs(done=len(history), progress=progress and not processes.number):
-            history.append(epoch if validation is None else _validated(epoch, model, validation))
+            if validation is not None:
+                epoch = replace(epoch, accuracy=accuracy(*predictions(model, validation.batches())))
+            history.append(epoch)
             if checkpoint is not None and not processes.number:
                 write_checkpoint(checkpoint, run, model, loop, history)
             if control.on_epoch is not None and not processes.number:
@@ -132,7 +134,7 @@ def finetune_(
 
 
 def trained_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
-    """Return the parameters that fine-tuning a part of a network trains; never what decides for each input.
+    """Return the parameters that fine-tuning a part of a network trains; never those of a per-input policy.
 
     Raises:
         UnknownNameError: there is no such part.
@@ -160,8 +162,8 @@ def softened_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
             f"the teacher returned logits {list(teacher_logits.shape)}, the network {list(logits.shape)}; "
             "give the dense network that it was cut from"
         )
-    found, wanted = (functional.log_softmax(one / TEMPERATURE, dim=1) for one in (logits, teacher_logits))
-    return TEMPERATURE**2 * functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    own, target = (functional.log_softmax(each / TEMPERATURE, dim=1) for each in (logits, teacher_logits))
+    return TEMPERATURE**2 * functional.kl_div(own, target, reduction="batchmean", log_target=True)
 
 
 def _loss(model: nn.Module, teacher: nn.Module | None) -> LossOf:
@@ -176,16 +178,12 @@ def _loss(model: nn.Module, teacher: nn.Module | None) -> LossOf:
     return follow
 
 
-def _validated(epoch: Epoch, model: nn.Module, images: Images) -> Epoch:
-    return replace(epoch, accuracy=accuracy(*predictions(model, images.batches())))
-
-
 @contextmanager
 def _learning(model: nn.Module, parameters: Sequence[nn.Parameter], batch_norms: str) -> Iterator[None]:
-    """Train modules, BatchNorms if asked, and have these parameters alone take gradients, for the block.
+    """Put modules in training mode, BatchNorms if asked, and let only these parameters take gradients.
 
-    Only modules without children are told: what a network runs in training alone, such as auxiliary heads,
-    was neither traced nor cut.
+    Only modules without children change their mode: branches that a network runs in training alone, such as
+    auxiliary heads, were neither traced nor cut.
     """
     for module in model.modules():
         if next(module.children(), None) is None:

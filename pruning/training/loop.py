@@ -123,10 +123,10 @@ class TrainingLoop:
         self._schedule = schedule_of(self._optimizer, config.epochs * self._n_batches)
 
     def epochs(self, *, done: int = 0, progress: bool = False) -> Iterator[Epoch]:
-        """Descend for the epochs that are left, and yield each when it is over.
+        """Train for the remaining epochs, and yield each when it is over.
 
         Args:
-            done: epochs that are over already.
+            done: the number of epochs that are over already.
             progress: show a bar on stderr if that is a terminal.
 
         Raises:
@@ -142,7 +142,7 @@ class TrainingLoop:
                 yield self._epoch(number)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it takes to go on between two epochs, the random state included."""
+        """Return the state between two epochs, random generators included."""
         device = self._parameters[0].device
         cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
         return {
@@ -154,7 +154,7 @@ class TrainingLoop:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._precision.scaler.load_state_dict(state["scaler"])
@@ -175,7 +175,7 @@ class TrainingLoop:
         return Epoch(number, total / len(self._images), rate)
 
     def _step(self, batch: Tensor, epoch: int) -> float:
-        """Take a step on the images of these numbers, [batch]; return their mean loss."""
+        """Take a step on the images with these numbers, [batch]; return their mean loss."""
         loss = self._share_of_loss(batch)
         mean = self._processes.total(loss.detach())
         self._check("loss", mean, epoch)
@@ -195,7 +195,7 @@ class TrainingLoop:
         return mean.item()
 
     def _share_of_loss(self, batch: Tensor) -> Tensor:
-        """Return what this process's images contribute to the mean loss of a batch."""
+        """Return the part of a batch's mean loss that is due to this process's images."""
         device = self._parameters[0].device
         augmentation = Augmentation.draw(
             len(batch), shift=self._config.shift, flip=self._config.flip, generator=self._draws
@@ -224,7 +224,7 @@ def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(seed)
-        for one in devices:
-            with torch.cuda.device(one):
+        for gpu in devices:
+            with torch.cuda.device(gpu):
                 torch.cuda.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""Optimisers and schedules of the learning rate that fine-tuning can take, by name."""
+"""Registries of optimizers and of schedules of the learning rate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WARM_UP_SHARE = 0.1  # of all steps
 
 @dataclass(frozen=True)
 class OptimizerKind:
-    """An optimiser and the learning rate it takes unless told otherwise."""
+    """An optimizer and its default learning rate."""
 
     build: OptimizerOf
     learning_rate: float

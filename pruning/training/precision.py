@@ -1,4 +1,4 @@
-"""How finely a network computes while it is trained: in half the bits where that is faster."""
+"""Numeric precision of training: half the bits where that is faster."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the type that convolutions and matrix products are to use.
+    """Return the type of convolutions and matrix products.
 
     Args:
-        name: one of PRECISIONS. `auto` is bfloat16 on a GPU that computes with it, else float32: on a
-            processor, even one with instructions for bfloat16, a ResNet-20 trained no faster with it, and
-            90 times slower with float16.
-        device: that the network is on.
+        name: one of PRECISIONS. `auto` is bfloat16 on a GPU that computes with it, else float32 (measured:
+            docs/decisions.md, D27).
+        device: the device that the network is on.
 
     Raises:
         UnknownNameError: there is no such precision.
@@ -34,7 +33,7 @@ class Precision:
 
     Args:
         name: see `resolve_precision`; weights, their gradients and statistics stay float32 in any case.
-        device: that the network is on.
+        device: the device that the network is on.
 
     Raises:
         UnknownNameError: there is no such precision.
@@ -46,10 +45,10 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
 
     def cast(self) -> torch.autocast:
-        """Return a context in which a forward pass computes so."""
+        """Return a context in which a forward pass computes in this precision."""
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
     @property
     def may_overflow(self) -> bool:
-        """Whether an infinite gradient is due to the scale, which is still to be lowered."""
+        """True while an infinite gradient may be due to the scale, which can still be lowered."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1

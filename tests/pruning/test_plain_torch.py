@@ -118,7 +118,7 @@ def test_the_users_network_takes_the_weights(tmp_path, network):
 def test_the_form_graph_opens_from_its_export(tmp_path):
     made, images = compressed(tmp_path, "cifar_resnet20", (3, 32, 32))
     assert made.structure.form == "graph"
-    export_network(made.model, {"pt2": tmp_path / "model.pt2"}, images, facts={})
+    export_network(made.model, {"pt2": tmp_path / "model.pt2"}, images, metadata={})
     program = "warnings.simplefilter('ignore')\nmodel = torch.export.load('model.pt2').module()\n"
     run_alone(tmp_path, program)
 

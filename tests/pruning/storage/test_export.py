@@ -61,7 +61,7 @@ def test_files_compute_what_the_network_does_for_any_number_of_images(tmp_path, 
     paths = {form: tmp_path / f"model.{form}" for form in RUN}
     with torch.no_grad():
         expected = model(images)
-    found = export_network(model, paths, images, facts={"network": name})
+    found = export_network(model, paths, images, metadata={"network": name})
     for form, path in paths.items():
         assert found[form].differing == 0
         for count in (1, 3, 9):
@@ -72,7 +72,7 @@ def test_files_compute_what_the_network_does_for_any_number_of_images(tmp_path, 
 def test_a_file_says_what_it_holds_and_nothing_of_this_machine(tmp_path, capfd, caplog):
     path = tmp_path / "model.onnx"
     model, images = compressed("residual", runtime=0.5), EXAMPLES["residual"].images(6)
-    export_network(model, {"onnx": path}, images, facts={"mean": [0.5]}, opset=18)
+    export_network(model, {"onnx": path}, images, metadata={"mean": [0.5]}, opset=18)
     assert capfd.readouterr() == ("", "")
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
     read = onnx.load(path)
@@ -85,7 +85,7 @@ def test_a_file_says_what_it_holds_and_nothing_of_this_machine(tmp_path, capfd, 
 
 def test_neither_images_nor_paths_of_this_machine_are_in_the_file(tmp_path):
     model, images = compressed("residual"), EXAMPLES["residual"].images(6)
-    export_network(model, {"pt2": tmp_path / "m.pt2"}, images, facts={})
+    export_network(model, {"pt2": tmp_path / "m.pt2"}, images, metadata={})
     written = (tmp_path / "m.pt2").read_bytes()
     assert images[0].numpy().tobytes() not in written
     assert b".py" not in written
@@ -112,7 +112,7 @@ def test_what_disagrees_is_not_written(tmp_path, monkeypatch, off):
     with pytest.raises(
         ExportError, match=r"m\.onnx disagrees with the network on 33\.3% of 6 images, by up to"
     ):
-        export_network(compressed("residual"), paths, EXAMPLES["residual"].images(6), facts={})
+        export_network(compressed("residual"), paths, EXAMPLES["residual"].images(6), metadata={})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_without_noise(tmp_pa
     with pytest.raises(
         ExportError, match="OfTwoImages cannot be exported for any number of images: "
     ) as caught:
-        export_network(model, {"onnx": tmp_path / "m.onnx"}, torch.randn(3, 1, 8, 8), facts={})
+        export_network(model, {"onnx": tmp_path / "m.onnx"}, torch.randn(3, 1, 8, 8), metadata={})
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
@@ -160,7 +160,9 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_without_noise(tmp_pa
 def test_an_opset_that_there_is_not(tmp_path, capfd, opset):
     images = EXAMPLES["residual"].images(5)
     with pytest.raises(ExportError, match=f"cannot be written as ONNX of opset {opset}: ") as caught:
-        export_network(EXAMPLES["residual"].model(), {"onnx": tmp_path / "m"}, images, facts={}, opset=opset)
+        export_network(
+            EXAMPLES["residual"].model(), {"onnx": tmp_path / "m"}, images, metadata={}, opset=opset
+        )
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
@@ -168,4 +170,4 @@ def test_an_opset_that_there_is_not(tmp_path, capfd, opset):
 
 def test_an_unknown_format(tmp_path):
     with pytest.raises(UnknownNameError, match="no format named 'tflite'"):
-        export_network(EXAMPLES["residual"].model(), {"tflite": tmp_path / "m"}, torch.zeros(1), facts={})
+        export_network(EXAMPLES["residual"].model(), {"tflite": tmp_path / "m"}, torch.zeros(1), metadata={})
