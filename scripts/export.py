@@ -173,9 +173,9 @@ def _show(record: Mapping[str, Any], title: str) -> None:
     for name, path in record["files"].items():
         found = record["compared"][name]
         console().print(
-            f"{path}: on {found['images']} images, {N_SINGLE_IMAGES} of them one by one, logits differ by at "
-            "most "
-            f"{found['difference']:.1e}; the same class for {found['agreement']:.0%}",
+            f"{path}: on {found['images']} images, {N_SINGLE_IMAGES} of them one by one, "
+            f"logits differ by at most {found['difference']:.1e}; "
+            f"the same class for {found['agreement']:.0%}",
             soft_wrap=True,
         )
     if record["gates"]:

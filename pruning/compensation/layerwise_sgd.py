@@ -13,7 +13,6 @@ from prunegym.pruning.calibration.unfolding import unfolded
 from prunegym.pruning.compensation.least_squares import output_mean
 from prunegym.pruning.compensation.readers import kept_dimensions, shift_output_
 from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
-from prunegym.pruning.graph import LayerShape
 from prunegym.pruning.surgery.cutting import AxisCut
 from prunegym.pruning.surgery.equalization import Equalization, batch_norm_line, equalize
 from prunegym.pruning.threads import one_thread
@@ -66,7 +65,11 @@ class _Student:
         weight: Tensor = equalized.weight
         self._weight = weight.flatten(1).unflatten(0, (groups, -1))  # [groups, outputs, dims]
         self._v_in = equalization.v_in[cut.owner].view(groups, 1, cin).repeat_interleave(shape.kernel, 2)
-        self._back = _undo_rows(planned.dense, shape, equalization.v_out[cut.owner]).view(groups, -1, 1)
+        back = equalization.v_out[cut.owner]  # from an equalized output to that before the BatchNorm, [cout]
+        if shape.batch_norm is not None:
+            scale, _ = batch_norm_line(planned.dense.get_submodule(shape.batch_norm))
+            back = torch.where(scale == 0, 0.0, back / scale)  # rows that the BatchNorm silences may stay
+        self._back = back.view(groups, -1, 1)
         # one generator per layer, so that the result does not depend on which others are cut
         self._generator = torch.Generator().manual_seed(0)
         self._inputs: list[Tensor] = []
@@ -88,14 +91,6 @@ class _Student:
         unscaled = change.mT * (self._v_in[:, :, self._is_kept] * self._back)
         learned[:, :, self._is_kept] = dense[:, :, self._is_kept] + unscaled.to(dense)
         return learned.reshape(self._dense.weight.shape)
-
-
-def _undo_rows(dense: nn.Module, shape: LayerShape, v_out: Tensor) -> Tensor:
-    """Return the factors from a layer's equalized output back to the output before its BatchNorm, [cout]."""
-    if shape.batch_norm is None:
-        return v_out
-    scale, _ = batch_norm_line(dense.get_submodule(shape.batch_norm))
-    return torch.where(scale == 0, 0.0, v_out / scale)  # a row that the BatchNorm silences may stay as it is
 
 
 def _fit(inputs: Tensor, targets: Tensor, step: float, generator: torch.Generator) -> Tensor:

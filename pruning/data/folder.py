@@ -22,7 +22,13 @@ def folder(place: Path, request: Request) -> ImageSplits:
     """List the images; classes are numbered in the order of their names. None is read yet."""
     train, val = place / "train", place / "val"
     classes = _classes(train)
-    _check_same(classes, _classes(val), train, val)
+    val_classes = _classes(val)
+    for name in classes:
+        if name not in val_classes:
+            raise DataError(f"{val} lacks the class {name!r} of {train}; both need the same folders")
+    for name in val_classes:
+        if name not in classes:
+            raise DataError(f"{val} has a class {name!r} that {train} lacks; both need the same folders")
     (files, labels), (test_files, test_labels) = (_listed(part, classes, request) for part in (train, val))
     return draw_splits(
         files.part,
@@ -43,15 +49,6 @@ def _classes(part: Path) -> list[str]:
     if not classes:
         raise DataError(f"{part} holds no folder; it needs one for each class")
     return classes
-
-
-def _check_same(train_classes: list[str], val_classes: list[str], train: Path, val: Path) -> None:
-    for name in train_classes:
-        if name not in val_classes:
-            raise DataError(f"{val} lacks the class {name!r} of {train}; both need the same folders")
-    for name in val_classes:
-        if name not in train_classes:
-            raise DataError(f"{val} has a class {name!r} that {train} lacks; both need the same folders")
 
 
 def _listed(part: Path, classes: list[str], request: Request) -> tuple[ImageFiles, Tensor]:

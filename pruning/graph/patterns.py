@@ -8,7 +8,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from prunegym.pruning.errors import UnknownNameError
-from prunegym.pruning.graph.records import ChannelGraph, ChannelGroup
+from prunegym.pruning.graph.records import ChannelGraph
 
 
 def restrict(graph: ChannelGraph, *, only: Sequence[str] = (), protect: Sequence[str] = ()) -> ChannelGraph:
@@ -33,17 +33,14 @@ def restrict(graph: ChannelGraph, *, only: Sequence[str] = (), protect: Sequence
             raise UnknownNameError(
                 f"no layer matches the pattern {pattern!r}.{hint} `prunegym describe` lists them"
             )
-    return replace(graph, groups=tuple(_restricted(group, only, protect) for group in graph.groups))
-
-
-def _restricted(group: ChannelGroup, only: Sequence[str], protect: Sequence[str]) -> ChannelGroup:
-    if group.frozen is not None:
-        return group
-    if only and not all(_matches(layer, only) for layer in group.layers):
-        return replace(group, frozen="not admitted by --only", ungated="it is frozen")
-    if any(_matches(layer, protect) for layer in group.layers):
-        return replace(group, frozen="protected by --protect", ungated="it is frozen")
-    return group
+    groups = []
+    for group in graph.groups:
+        if group.frozen is None and only and not all(_matches(layer, only) for layer in group.layers):
+            group = replace(group, frozen="not admitted by --only", ungated="it is frozen")
+        if group.frozen is None and any(_matches(layer, protect) for layer in group.layers):
+            group = replace(group, frozen="protected by --protect", ungated="it is frozen")
+        groups.append(group)
+    return replace(graph, groups=tuple(groups))
 
 
 def _matches(layer: str, patterns: Sequence[str]) -> bool:

@@ -119,7 +119,9 @@ class _SlicedLayer(nn.Module):
         # the value that each input channel counts as where it is skipped, [1, cin]; None if none can be
         fill = [gated_input.fill_by_channel() for _, gated_input in gated.reads]
         self._unread = torch.stack(fill).sum(0).detach()[None] if fill else None
-        self._pointwise = _is_pointwise(layer)
+        # a 1x1 convolution without stride and padding
+        plain = isinstance(layer, nn.Conv2d) and layer.stride == (1, 1) and layer.padding == (0, 0)
+        self._pointwise = plain and layer.kernel_size == (1, 1)
         self._by_input = self._weights_by_input(layer)  # before its weight is replaced
         fills = gated.reads and not isinstance(layer, TRANSPOSED)
         self._bias = filled_bias(layer, gated.reads) if fills else None
@@ -222,12 +224,6 @@ class _SlicedLayer(nn.Module):
 
 def _selected(gated: GatedAxis) -> SelectedAxis | None:
     return SelectedAxis(gated, gated[0][0].bias.device) if gated else None
-
-
-def _is_pointwise(layer: Any) -> bool:
-    """Return whether a layer is a 1x1 convolution without stride and padding."""
-    plain = isinstance(layer, nn.Conv2d) and layer.stride == (1, 1) and layer.padding == (0, 0)
-    return plain and layer.kernel_size == (1, 1)
 
 
 def _output_size(layer: Any, x: Tensor) -> tuple[int, ...]:

@@ -87,7 +87,7 @@ def export_network(
             formats[name].write(program, temporary, metadata, opset)
             compared[name] = compare(model, formats[name].open(temporary), images)
             result = compared[name]
-            if result.differing > (MAX_DIFFERING_SHARE if gates_of(model) else 0):
+            if result.differing > (0 if gates_of(model) is None else MAX_DIFFERING_SHARE):
                 raise ExportError(
                     f"{path.name} disagrees with the network on {result.differing:.1%} of {result.images} "
                     f"images, by up to {result.difference:.2g} in a logit "

@@ -139,7 +139,14 @@ class TrainingLoop:
             numbers, "training", total, initial=done, unit="epoch", disable=not shown, leave=False
         ) as bar:
             for number in bar:
-                yield self._epoch(number)
+                if self._processes.number:  # so that no two processes drop out alike, resumed or not
+                    torch.manual_seed(self._config.seed + 1_000_003 * self._processes.number + number)
+                rate = float(self._schedule.get_last_lr()[0])
+                order = torch.randperm(len(self._images), generator=self._draws)
+                loss = 0.0  # summed over the images
+                for batch in order.tensor_split(self._n_batches):
+                    loss += self._step(batch, number) * len(batch)
+                yield Epoch(number, loss / len(self._images), rate)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state between two epochs, random generators included."""
@@ -164,15 +171,6 @@ class TrainingLoop:
         device = self._parameters[0].device
         if cuda and device.type == "cuda":
             torch.cuda.set_rng_state(cuda[0], device)
-
-    def _epoch(self, number: int) -> Epoch:
-        if self._processes.number:  # so that no two processes drop out alike, resumed or not
-            torch.manual_seed(self._config.seed + 1_000_003 * self._processes.number + number)
-        rate = float(self._schedule.get_last_lr()[0])
-        total = 0.0
-        for batch in torch.randperm(len(self._images), generator=self._draws).tensor_split(self._n_batches):
-            total += self._step(batch, number) * len(batch)
-        return Epoch(number, total / len(self._images), rate)
 
     def _step(self, batch: Tensor, epoch: int) -> float:
         """Take a step on the images with these numbers, [batch]; return their mean loss."""

@@ -34,12 +34,10 @@ def nesterov(parameters: Sequence[nn.Parameter], learning_rate: float, weight_de
     return SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
 
 
-def _adamw(parameters: Sequence[nn.Parameter], learning_rate: float, weight_decay: float) -> AdamW:
-    return AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-
-
 OPTIMIZERS.register("sgd")(OptimizerKind(nesterov, 3e-3))
-OPTIMIZERS.register("adamw")(OptimizerKind(_adamw, 1e-3))
+OPTIMIZERS.register("adamw")(
+    OptimizerKind(lambda parameters, rate, decay: AdamW(parameters, lr=rate, weight_decay=decay), 1e-3)
+)
 
 
 @SCHEDULES.register("cosine")
