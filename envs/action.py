@@ -17,7 +17,7 @@ RUNTIME, STATIC = 0, 1  # places in the action
 def decode_action(
     action: NDArray[np.floating], *, even_ratio: float, limits: Limits, gated: bool
 ) -> tuple[float, float]:
-    """Return the wished (static ratio, runtime ratio) (architecture decision 2).
+    """Return the wished (static ratio, runtime ratio) (docs/decisions.md, D2).
 
     Zero is the even static ratio that meets the budget; -1 prunes nothing, +1 as much as the limit allows.
     Half of the runtime axis means no gate. Values beyond the box are clipped.
