@@ -179,7 +179,7 @@ class CostModel:
 
     @property
     def prices_latency(self) -> bool:
-        """Whether latency has a price."""
+        """True if latency has a price."""
         return self._latency is not None
 
     @property

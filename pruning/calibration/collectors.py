@@ -16,7 +16,7 @@ class Collector(Protocol):
     """Collects one statistic of some layers' inputs, batch by batch; `result` is keyed by layer."""
 
     def wants(self, layer: str) -> bool:
-        """Whether the statistic is taken of this layer."""
+        """Return whether the statistic is taken of this layer."""
         ...
 
     def add(self, layer: str, module: nn.Module, x: Tensor) -> None:
@@ -88,7 +88,7 @@ class UnfoldedRows:
     Args:
         layers: convolutions, other than transposed ones, and linear layers.
         generator: draws the output positions.
-        positions: how many of them for each image.
+        positions: the number of positions for each image.
     """
 
     def __init__(self, layers: Iterable[str], generator: torch.Generator, positions: int) -> None:

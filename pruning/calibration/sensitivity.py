@@ -58,6 +58,6 @@ def _losses(
     ):
         factor, ordered = covariance.factor(order, ridge=RIDGE), rows[:, order]
         total += float((ordered @ factor).square().sum())
-        for number, start in enumerate(starts):
-            lost[number] += float((ordered[:, start:] @ factor[start:, start:]).square().sum())
+        for i, start in enumerate(starts):
+            lost[i] += float((ordered[:, start:] @ factor[start:, start:]).square().sum())
     return [loss / total if total > 0 else 0.0 for loss in lost]

@@ -163,8 +163,8 @@ def _run_layerwise(
     watch: Callable[[str, Tensor], None],
 ) -> None:
     device = next(inputs.reference.parameters()).device
-    for number, batch in enumerate(inputs.batches):
-        seed = (inputs.layerwise or 0) + number
+    for i, batch in enumerate(inputs.batches):
+        seed = (inputs.layerwise or 0) + i
         lockstep = Lockstep(graph, [inputs.reference], batch.to(device), layerwise=seed)
         for node in lockstep:
             if node.op == "call_module" and node.target in layers:

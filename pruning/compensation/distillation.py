@@ -48,7 +48,7 @@ def _follow_(model: nn.Module, planned: PlannedCut) -> None:
             with torch.no_grad():
                 planned.dense(batch)
             model(batch)
-            loss = torch.stack([one.distance(dense, compressed) for one in outputs]).mean()
+            loss = torch.stack([output.distance(dense, compressed) for output in outputs]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -123,7 +123,8 @@ def _is_kept(planned: PlannedCut, name: str, module: Any) -> Tensor:
 
 def _state(gated: Sequence[GatedInput]) -> list[tuple[dict[str, Tensor], Tensor | None]]:
     return [
-        ({key: value.clone() for key, value in one.gate.state_dict().items()}, one.gate.mask) for one in gated
+        ({key: value.clone() for key, value in gated_input.gate.state_dict().items()}, gated_input.gate.mask)
+        for gated_input in gated
     ]
 
 
@@ -150,9 +151,9 @@ class _MaskedReader:
     def solve(self) -> _Solution:
         """Fit the weights to the masks as they are."""
         seen = self._rows
-        for one in self._gated:
-            mask = self._by_dimension(one.mask()).repeat_interleave(self._positions, dim=1)
-            seen = (seen - self._by_dimension(one.fill_by_channel()[None])) * mask
+        for gated_input in self._gated:
+            mask = self._by_dimension(gated_input.mask()).repeat_interleave(self._positions, dim=1)
+            seen = (seen - self._by_dimension(gated_input.fill_by_channel()[None])) * mask
         seen, weight = seen[:, :, self._is_kept], self._weight[:, :, self._is_kept]
         lacking = self._target - seen @ weight.mT
         change, shift = fit_change(seen, lacking)
@@ -167,15 +168,15 @@ class _MaskedReader:
 
         Only for a reader with one gate.
         """
-        (one,) = self._gated
-        assert one.gate.mask is not None
-        runs = one.gate.mask.repeat_interleave(self._positions, dim=0)
+        (gated_input,) = self._gated
+        assert gated_input.gate.mask is not None
+        runs = gated_input.gate.mask.repeat_interleave(self._positions, dim=0)
         inner, square = torch.zeros_like(runs), torch.zeros_like(runs)
-        centred = self._rows - self._by_dimension(one.fill_by_channel()[None])
+        centred = self._rows - self._by_dimension(gated_input.fill_by_channel()[None])
         channels = self._weight.size(2) // self._kernel  # of one conv group
-        units = len(one.gate.bias)
-        conv_group, channel = one.positions // channels, one.positions % channels
-        ordered = channel[(conv_group * units + one.units).argsort(stable=True)]
+        units = len(gated_input.gate.bias)
+        conv_group, channel = gated_input.positions // channels, gated_input.positions % channels
+        ordered = channel[(conv_group * units + gated_input.units).argsort(stable=True)]
         places = ordered.view(len(self._weight), units, -1, 1) * self._kernel + torch.arange(self._kernel)
         for group, dimensions in enumerate(places.flatten(2)):  # [units, dimensions of each]
             weight = solution.weight[group][:, dimensions]  # [outputs, units, dimensions of each]

@@ -48,8 +48,8 @@ def spread_shares(rows: Tensor, affine: OutputAffine, kept: Tensor, removed: Ten
     crossing = host.mean - host.variance * host.beta / host.gamma
     gram, targets = rows[kept] @ rows[kept].T, rows[removed] @ rows[kept].T
     shares = []
-    for number, target in zip(removed, targets, strict=True):
-        own = affine.select(number)
+    for unit, target in zip(removed, targets, strict=True):
+        own = affine.select(unit)
         scale = own.gamma / own.variance
         factor = (own.gamma / host.gamma) * (host.variance / own.variance)
         diagonal = OFFSET_PENALTY * scale**2 * crossing.square().sum() + SHARE_PENALTY * factor**2

@@ -65,7 +65,7 @@ def fit_change(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
 def _solve(inner: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
     """Return (inner + penalty I)^-1 right, for each conv group."""
     solved = [
-        torch.cholesky_solve(one, torch.linalg.cholesky(damped(matrix, weight)))
-        for matrix, one, weight in zip(inner, right, penalty, strict=True)
+        torch.cholesky_solve(target, torch.linalg.cholesky(damped(matrix, weight)))
+        for matrix, target, weight in zip(inner, right, penalty, strict=True)
     ]
     return torch.stack(solved)

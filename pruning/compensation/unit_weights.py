@@ -127,12 +127,12 @@ def redistribute_single_writer_groups_(
         by_batch_norm: (rows, affine, kept, removed) -> shares [len(removed), len(kept)].
         by_bias: (rows, bias, kept, removed) -> likewise, for a layer without BatchNorm.
     """
-    for found in single_writer_groups(planned):
-        if found.has_batch_norm:
-            shares = by_batch_norm(found.rows, found.affine, found.kept, found.removed)
+    for single in single_writer_groups(planned):
+        if single.has_batch_norm:
+            shares = by_batch_norm(single.rows, single.affine, single.kept, single.removed)
         else:
-            shares = by_bias(found.rows, found.affine.beta, found.kept, found.removed)
-        redistribute_(model, found.group, shares, found.kept, found.removed)
+            shares = by_bias(single.rows, single.affine.beta, single.kept, single.removed)
+        redistribute_(model, single.group, shares, single.kept, single.removed)
 
 
 def pruned_groups(planned: PlannedCut) -> Iterator[tuple[ChannelGroup, Tensor, Tensor]]:

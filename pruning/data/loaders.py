@@ -33,8 +33,8 @@ def images_of(loader: Iterable[Any]) -> Images:
         raise DataError("the loader gives no image; give at least one")
     sizes = {tuple(images.shape[1:]) for images, _ in batches}
     if len(sizes) > 1:
-        found = " and ".join(str(list(size)) for size in sorted(sizes))
-        raise DataError(f"the loader's images must be of one size, got {found}; scale or crop them")
+        listed = " and ".join(str(list(size)) for size in sorted(sizes))
+        raise DataError(f"the loader's images must be of one size, got {listed}; scale or crop them")
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return Images(images, labels.long())
 
@@ -49,8 +49,8 @@ def checked(loader: Iterable[Any], place: str) -> Iterator[tuple[Tensor, Tensor]
     Raises:
         DataError: a batch is no pair, its labels are missing, or its images are NaN or infinite.
     """
-    for number, batch in enumerate(loader):
-        where = f"{place}, batch {number}"
+    for i, batch in enumerate(loader):
+        where = f"{place}, batch {i}"
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise DataError(f"{where}: must be images and their labels, got {_described(batch)}")
         images, labels = batch

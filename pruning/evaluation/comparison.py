@@ -31,7 +31,7 @@ class Rows:
     @property
     def gated(self) -> dict[str, int]:
         """The number of groups that each network gates at run time."""
-        return {name: len(one.gates) for name, one in self.compressed.items()}
+        return {name: len(copy.gates) for name, copy in self.compressed.items()}
 
 
 def measure_rows(
@@ -59,14 +59,14 @@ def measure_side_by_side(
         compressed: name -> copy.
         metric: images to measure on, one of them for latency; or a score function, and noise for latency.
     """
-    models = {name: deployed(one.model, network.graph.input_shape) for name, one in compressed.items()}
-    image = image_for_latency([one.model for one in compressed.values()], metric, network.graph.input_shape)
+    models = {name: deployed(copy.model, network.graph.input_shape) for name, copy in compressed.items()}
+    image = image_for_latency([copy.model for copy in compressed.values()], metric, network.graph.input_shape)
     latencies = measure_latency(models, image)
     evaluations = {
         name: replace(
-            evaluate(one.model, metric, macs=network.cost.macs(one.widths)), latency_ms=latencies[name]
+            evaluate(copy.model, metric, macs=network.cost.macs(copy.widths)), latency_ms=latencies[name]
         )
-        for name, one in compressed.items()
+        for name, copy in compressed.items()
     }
     return Rows(compressed, evaluations)
 
@@ -87,11 +87,11 @@ def typical_image(models: Iterable[nn.Module], images: Images) -> Tensor:
     The one whose multiply-adds are nearest the mean, in the first network that decides for each input; the
     first image where none does.
     """
-    number, device = 0, torch.device("cpu")
+    index, device = 0, torch.device("cpu")
     for model in models:
         device = next(model.parameters()).device
         if find_per_input_policy(gates_of(model)) is not None:
             macs = input_outcomes(model, images).macs
-            number = int(abs(macs - macs.mean()).argmin())
+            index = int(abs(macs - macs.mean()).argmin())
             break
-    return images.take(torch.tensor([number])).to(device)
+    return images.take(torch.tensor([index])).to(device)

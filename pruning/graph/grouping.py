@@ -74,10 +74,10 @@ def _groups(propagation: ChannelPropagation) -> tuple[ChannelGroup, ...]:
 
 def _units(propagation: ChannelPropagation, slots: Sequence[Slot]) -> dict[int, Unit]:
     units: dict[int, Unit] = defaultdict(lambda: defaultdict(list))
-    for number, slot in enumerate(slots):
+    for index, slot in enumerate(slots):
         for position, channel in enumerate(propagation.channels.find(slot.ids).tolist()):
             if channel >= 0:
-                units[channel][number].append(position)
+                units[channel][index].append(position)
     return units
 
 
@@ -85,9 +85,9 @@ def _group(
     propagation: ChannelPropagation, slots: Sequence[Slot], units: list[Unit], frozen: str | None
 ) -> ChannelGroup:
     members: dict[str, list[Member]] = defaultdict(list)
-    for number in sorted(set().union(*units)):
-        slot = slots[number]
-        channels = tuple(tuple(unit.get(number, ())) for unit in units)
+    for index in sorted(set().union(*units)):
+        slot = slots[index]
+        channels = tuple(tuple(unit.get(index, ())) for unit in units)
         members[slot.role].append(Member(slot.owner, channels, slot.axis))
     order = list(propagation.layers)
     writers = sorted(members.pop("writers"), key=lambda member: order.index(member.owner))
@@ -128,7 +128,7 @@ def _named(groups: list[ChannelGroup], order: list[str]) -> tuple[ChannelGroup, 
     seen: dict[str, int] = defaultdict(int)
     named = []
     for group in groups:
-        number = seen[group.name]
+        index = seen[group.name]
         seen[group.name] += 1
-        named.append(replace(group, name=f"{group.name}#{number}" if number else group.name))
+        named.append(replace(group, name=f"{group.name}#{index}" if index else group.name))
     return tuple(named)

@@ -41,7 +41,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        """What the operator is called in a reason: a layer's name or the function's."""
+        """The operator's name in a reason: that of the layer or of the function."""
         target = self.node.target
         return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 

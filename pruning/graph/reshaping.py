@@ -75,8 +75,8 @@ def split(propagation: ChannelPropagation, call: Call) -> Any:
     pieces = _on_index(call)
     dim = call.argument(2, "dim", 0) % index.dim()
     if dim in varying(index):
-        for number, piece in enumerate(pieces):
-            propagation.add_constant(call.node, ("split", number), profile(piece, dim))
+        for i, piece in enumerate(pieces):
+            propagation.add_constant(call.node, ("split", i), profile(piece, dim))
     return pieces
 
 
@@ -128,8 +128,8 @@ def pad(propagation: ChannelPropagation, call: Call) -> Any:
     plain = call.argument(2, "mode", "constant") == "constant" and min(amounts, default=0) >= 0
     if not plain and padded & set(varying(index)):
         return propagation.freeze(call, f"{call.name} repeats or removes channels")
-    for number, dim in enumerate(range(index.dim() - 1, index.dim() - 1 - len(amounts) // 2, -1)):
-        before, after = amounts[2 * number : 2 * number + 2]
+    for i, dim in enumerate(range(index.dim() - 1, index.dim() - 1 - len(amounts) // 2, -1)):
+        before, after = amounts[2 * i : 2 * i + 2]
         if dim not in varying(index):
             index = index.narrow(dim, 0, 1).expand(_grown(index, dim, before + after))
             continue
@@ -138,7 +138,7 @@ def pad(propagation: ChannelPropagation, call: Call) -> Any:
         shape = _grown(index, dim, before + after)
         index = ids.view([-1 if d == dim else 1 for d in range(index.dim())]).expand(shape)
         where = ("args", 1) if len(call.args) > 1 else ("kwargs", "pad")
-        for place, fresh in ((2 * number, lead), (2 * number + 1, tail)):
+        for place, fresh in ((2 * i, lead), (2 * i + 1, tail)):
             propagation.add_constant(call.node, (*where, place), fresh)
     return index
 

@@ -25,7 +25,7 @@ class LayerSums:
     layer is then never cheaper, not by a hair, which the bisections of a budget rely on.
 
     Args:
-        graph: of the network.
+        graph: the network's groups.
         layers: the times of all its layers.
     """
 

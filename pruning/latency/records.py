@@ -87,12 +87,12 @@ class LatencyTable:
         """
         layers = (
             LayerTimes(
-                tuple(one["layers"]),
-                tuple(one["inputs"]),
-                tuple(one["outputs"]),
-                tuple(map(tuple, one["milliseconds"])),
+                tuple(entry["layers"]),
+                tuple(entry["inputs"]),
+                tuple(entry["outputs"]),
+                tuple(map(tuple, entry["milliseconds"])),
             )
-            for one in data["layers"]
+            for entry in data["layers"]
         )
         whole, errors = WholeFit(**data["whole"]), tuple(data["errors"])
         if not errors or not all(map(math.isfinite, [*errors, *data["whole"].values(), data["dense"]])):

@@ -41,8 +41,8 @@ class MobileNetV2(nn.Module):
         layers: list[nn.Module] = [_unit(3, STEM, 3)]
         cin = STEM
         for expansion, cout, blocks, first in STAGES:
-            for number in range(blocks):
-                stride = first if number == 0 else 1
+            for i in range(blocks):
+                stride = first if i == 0 else 1
                 layers.append(InvertedResidual(cin, cout, expansion=expansion, stride=stride))
                 cin = cout
         layers.append(_unit(cin, LAST, 1))

@@ -73,8 +73,8 @@ def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} holds a {type(data).__name__}, not a state dict (names to tensors)")
     strange = [key for key, value in data.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if strange or not data:
-        found = f"entries that are no tensors: {_some(strange)}" if strange else "nothing"
-        raise WeightsError(f"{path} is not a state dict (names to tensors): it holds {found}")
+        content = f"entries that are no tensors: {_some(strange)}" if strange else "nothing"
+        raise WeightsError(f"{path} is not a state dict (names to tensors): it holds {content}")
     return dict(data)
 
 

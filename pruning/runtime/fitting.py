@@ -32,14 +32,14 @@ def gate_site(model: nn.Module, group: ChannelGroup, executed: int) -> GateSite:
 
 
 def _places(model: nn.Module, members: Iterable[Member], axis: str) -> Places:
-    found = {}
+    places = {}
     for member in members:
         units = [-1] * axis_size(model, member.owner, axis)
         for unit, channels in enumerate(member.channels):
             for channel in channels:
                 units[channel] = unit
-        found[member.owner] = tuple(units)
-    return found
+        places[member.owner] = tuple(units)
+    return places
 
 
 @torch.no_grad()
@@ -181,7 +181,7 @@ def _cut_site(
     site: GateSite, kept: Tensor | None, positions: Mapping[tuple[str, str], Sequence[int]]
 ) -> GateSite:
     units = range(site.units) if kept is None else kept.tolist()
-    rank = {unit: number for number, unit in enumerate(units)}
+    rank = {unit: position for position, unit in enumerate(units)}
 
     def kept_places(places: Places, axis: str) -> Places:
         return {

@@ -226,9 +226,9 @@ class _Chooser:
 
 def with_fills(pooled: Tensor, gated: Iterable[GatedInput]) -> Tensor:
     """Return pooled inputs, [batch, cin], with the fill in the place of each skipped channel."""
-    for one in gated:
-        mask = one.mask()
-        pooled = pooled * mask + (1 - mask) * one.fill_by_channel()
+    for gated_input in gated:
+        mask = gated_input.mask()
+        pooled = pooled * mask + (1 - mask) * gated_input.fill_by_channel()
     return pooled
 
 
@@ -240,8 +240,8 @@ class _Silencer:
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x, *others = args
-        for one in self.gated:
-            x = x * _per_channel(module, x, one.mask())
+        for gated_input in self.gated:
+            x = x * _per_channel(module, x, gated_input.mask())
         return (x, *others)
 
 
@@ -255,9 +255,9 @@ class _Filler:
     gated: list[GatedInput]
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        for one in self.gated:
-            if one.gate.may_skip:
-                shift = constant_response(module, (1 - one.mask()) * one.fill_by_channel())
+        for gated_input in self.gated:
+            if gated_input.gate.may_skip:
+                shift = constant_response(module, (1 - gated_input.mask()) * gated_input.fill_by_channel())
                 output = output + _per_channel(module, output, shift)
         return output
 

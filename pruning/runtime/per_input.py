@@ -101,36 +101,36 @@ class PerInputPolicy(nn.Module):
     @property
     def macs(self) -> int:
         """Multiply-adds for one image: of the policy at every gate, and of what it observes."""
-        policy = sum(one.weight.numel() for one in self.policy if isinstance(one, nn.Linear))
+        policy = sum(layer.weight.numel() for layer in self.policy if isinstance(layer, nn.Linear))
         return policy * len(self.typical) + sum(
-            self.typical_at(number).difficulty.numel() for number in range(len(self.typical))
+            self.typical_at(index).difficulty.numel() for index in range(len(self.typical))
         )
 
     def attach_(self, gates: RuntimeGates) -> None:
         """Let this policy set the counts of a network's gates for each image; it becomes their submodule."""
-        for number, site in enumerate(gates.sites):
-            gates.gate_for(site.group).count_of = partial(self.counts, number)
+        for index, site in enumerate(gates.sites):
+            gates.gate_for(site.group).count_of = partial(self.counts, index)
         gates.add_module(PER_INPUT, self)
 
     @torch.no_grad()
-    def counts(self, number: int, pooled: Tensor, scores: Tensor) -> Tensor:
+    def counts(self, index: int, pooled: Tensor, scores: Tensor) -> Tensor:
         """Decide a gate for the images in flight: int64 [batch]; see `CountOf`."""
-        if number == 0:
+        if index == 0:
             self._begin(pooled)
         action, self.action_override = self.action_override, None
         if action is None:
-            action = self.policy(self.observe(number, pooled, scores))[:, 0]
-        counts = self.decode(number, action)
-        share = counts / self.units[number]
+            action = self.policy(self.observe(index, pooled, scores))[:, 0]
+        counts = self.decode(index, action)
+        share = counts / self.units[index]
         self.decided.append(counts)
-        self._spent = self._spent.add(share, alpha=self.shares[number])
+        self._spent = self._spent.add(share, alpha=self.shares[index])
         self._last = 1 - share
         return counts
 
-    def decode(self, number: int, action: Tensor) -> Tensor:
+    def decode(self, index: int, action: Tensor) -> Tensor:
         """Return the units that run at a gate, int64 [batch], for actions [batch]."""
         action = (action + self.offset).clamp_(-1, 1)
-        planned, units = self.planned[number], self.units[number]
+        planned, units = self.planned[index], self.units[index]
         # not two clamps of one tensor: onnxscript 0.7 merges their limits, and the file cannot be loaded
         fewer = action.relu()
         runs = (
@@ -141,18 +141,18 @@ class PerInputPolicy(nn.Module):
         )
         return runs.floor_().clamp_(1, units).long()
 
-    def observe(self, number: int, pooled: Tensor, scores: Tensor) -> Tensor:
+    def observe(self, index: int, pooled: Tensor, scores: Tensor) -> Tensor:
         """Return FEATURES of each image: [batch, features], float32."""
-        if number == 0:
+        if index == 0:
             self._begin(pooled)
-        behind = self.shares[:number]
+        behind = self.shares[:index]
         planned_so_far = sum(
-            share * (1 - ratio) for share, ratio in zip(behind, self.planned[:number], strict=True)
+            share * (1 - ratio) for share, ratio in zip(behind, self.planned[:index], strict=True)
         )
-        known = pooled.new_tensor([sum(behind), self.shares[number], self.planned[number]])
-        spent = self._spent / planned_so_far if number else self._spent + 1
+        known = pooled.new_tensor([sum(behind), self.shares[index], self.planned[index]])
+        spent = self._spent / planned_so_far if index else self._spent + 1
         way = torch.stack([0.5 + 2 * (spent - 1), self._last], dim=1).clamp(0, 1)
-        summary = self.typical_at(number).summary(pooled, scores)
+        summary = self.typical_at(index).summary(pooled, scores)
         return torch.cat([known.expand(pooled.size(0), -1), way, summary], dim=1).float()
 
     def cost(self) -> NDArray[np.float64]:
@@ -166,7 +166,7 @@ class PerInputPolicy(nn.Module):
 
     def load_policy_(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Copy a policy's weight and bias of each layer, in place."""
-        linear = [one for one in self.policy if isinstance(one, nn.Linear)]
+        linear = [layer for layer in self.policy if isinstance(layer, nn.Linear)]
         for own, (weight, bias) in zip(linear, layers, strict=True):
             own.weight.data.copy_(weight)
             own.bias.data.copy_(bias)
@@ -186,9 +186,9 @@ class PerInputPolicy(nn.Module):
         self._last = pooled.new_zeros(pooled.size(0))
         self.decided = []
 
-    def typical_at(self, number: int) -> InputStatistics:
+    def typical_at(self, index: int) -> InputStatistics:
         """Return the statistics of typical inputs at a gate."""
-        statistics = self.typical[number]
+        statistics = self.typical[index]
         assert isinstance(statistics, InputStatistics)
         return statistics
 

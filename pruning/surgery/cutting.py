@@ -212,7 +212,7 @@ def _graph_form(model: nn.Module, graph: ChannelGraph, constants: Mapping[str, i
             node, (holder, *path) = nodes[constant.node], constant.path
             setattr(node, str(holder), _replaced(getattr(node, str(holder)), path, value))
     for name, sizes in pieces.items():
-        _split_by_sizes_(nodes[name], [sizes[number] for number in sorted(sizes)])
+        _split_by_sizes_(nodes[name], [sizes[piece] for piece in sorted(sizes)])
     module = fx.GraphModule(model, program, class_name=type(model).__name__)
     _adopt_(module, model)
     return module

@@ -97,8 +97,8 @@ def _agrees(model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup
         some[group.name] = torch.randperm(group.units, generator=generator)[:count].sort().values
     if not _trial_agrees(model, graph, some, generator):
         return False
-    one = {group.name: torch.randint(group.units, (1,), generator=generator) for group in groups}
-    return _trial_agrees(model, graph, one, generator)
+    single = {group.name: torch.randint(group.units, (1,), generator=generator) for group in groups}
+    return _trial_agrees(model, graph, single, generator)
 
 
 @torch.no_grad()
@@ -144,10 +144,10 @@ def _trial_agrees(model: nn.Module, graph: ChannelGraph, kept: KeptUnits, genera
 
 def _close(value: Any, expected: Any, dense: Any) -> bool:
     """Return whether outputs agree, as far as silencing changes them and as rounding may."""
-    for found, wanted, whole in zip(_tensors(value), _tensors(expected), _tensors(dense), strict=True):
-        rounding = 1e-9 if wanted.dtype == torch.double else 1e-3
-        allowed = 1e-3 * (wanted - whole).abs().max() + rounding * (1e-6 + wanted.abs().max())
-        if found.shape != wanted.shape or not bool((found - wanted).abs().max() <= allowed):
+    for small, silent, whole in zip(_tensors(value), _tensors(expected), _tensors(dense), strict=True):
+        rounding = 1e-9 if silent.dtype == torch.double else 1e-3
+        allowed = 1e-3 * (silent - whole).abs().max() + rounding * (1e-6 + silent.abs().max())
+        if small.shape != silent.shape or not bool((small - silent).abs().max() <= allowed):
             return False
     return True
 

@@ -51,7 +51,7 @@ class FinetuningConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class RunControl:
-    """How a run of fine-tuning is carried out; no setting here changes the weights it ends with.
+    """Processes, checkpoint and callback of a fine-tuning run; none of them changes the weights it ends with.
 
     Args:
         processes: the processes that train the network together; the first one writes checkpoints, calls
