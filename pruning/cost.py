@@ -122,7 +122,7 @@ class Axes:
         return size - float(per_unit @ units), per_unit
 
     def constant(self) -> tuple[float, NDArray[np.float64]]:
-        """Return the factor 1, for what does not depend on an axis."""
+        """Return the factor 1, for a price that does not depend on an axis."""
         return 1.0, np.zeros(len(self._groups))
 
 
@@ -188,7 +188,7 @@ class CostModel:
         return Widths(self._units, self._units)
 
     def macs(self, widths: Widths) -> int:
-        """Multiply-adds for one image: what is executed, gates included."""
+        """Executed multiply-adds for one image, gates included."""
         return round(self._macs(widths.executed)) + self._gates(widths)
 
     def gated_macs(self, widths: Widths) -> tuple[int, Bilinear]:

@@ -20,7 +20,7 @@ class Collector(Protocol):
         ...
 
     def add(self, layer: str, module: nn.Module, x: Tensor) -> None:
-        """Take in what the layer reads for one batch, [images, channels, ...]."""
+        """Take in the layer's input for one batch, [images, channels, ...]."""
         ...
 
     def result(self) -> Mapping[str, Any]:

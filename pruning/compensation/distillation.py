@@ -99,7 +99,7 @@ def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
-        # a copy: what comes next may work in place
+        # a copy: the next operator may work in place
         return lambda module, args, output: outputs.__setitem__(name, output.clone())
 
     handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]

@@ -46,7 +46,7 @@ def refit_gated_(model: nn.Module, planned: PlannedCut) -> None:
             restore_(model, planned, name)
             inputs = GatedRows(rows, planned.calibration.means[name], gated)
             refit_reader_(model, planned, name, inputs, target, rounds=ROUNDS)
-        if name in writers:  # decides by what the gates before it let through
+        if name in writers:  # its gate sees what the gates before it let through
             writers[name].choose(seen_by_gate(name, gated, planned.cuts, planned.calibration))
 
 

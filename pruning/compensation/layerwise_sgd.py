@@ -18,7 +18,7 @@ from prunegym.pruning.surgery.equalization import Equalization, batch_norm_line,
 from prunegym.pruning.threads import one_thread
 
 ITERATIONS = 200
-MINI_BATCH = 256  # rows, each what the kernel sees at one place
+MINI_BATCH = 256  # rows, each the kernel's input at one position
 RELATIVE_STEP = 0.2  # of the layer's mean weight, at first (docs/decisions.md, D22)
 READERS_AT_ONCE = 16  # whose inputs are held in memory together; one pass over the images each time
 

@@ -39,7 +39,7 @@ def progressive_(model: nn.Module, planned: PlannedCut) -> None:
     own, the compressed layers drift away with each layer: there it is plain least squares.
     """
     inputs = planned.calibration.inputs
-    if inputs.reference is not planned.dense or planned.executed:  # gates are fitted to what this leaves
+    if inputs.reference is not planned.dense or planned.executed:  # gates are fitted afterwards
         least_squares_(model, planned)
     else:
         _refit_in_order_(model, planned, first_images(inputs), positions=None)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 BATCH_SIZE = 256
-BATCH_BYTES = 2**25  # of the images alone: what a network makes of them takes tens of times as much
+BATCH_BYTES = 2**25  # of the images alone; their features in a network take tens of times as much
 
 
 class ImageSource(Protocol):
@@ -28,7 +28,7 @@ class ImageSource(Protocol):
 class Images:
     """Normalised images [N, C, H, W], float32, and their labels."""
 
-    source: Tensor | ImageSource  # the images, or what reads them
+    source: Tensor | ImageSource  # the images, or the source that reads them
     labels: Tensor  # [N], int64
     labelled: bool = True  # else the labels are the dense network's own answers, for want of true ones
     held: bool = False  # all are read when the first is asked for, and then kept in memory

@@ -17,7 +17,7 @@ class Request:
 
     network: NetworkSpec  # decides the images' shape and normalisation
     seed: int  # of the draw of the calibration, reward and validation images
-    download: bool  # what is missing, where the kind of data can be
+    download: bool  # fetch missing files, where the kind of data can be downloaded
     progress: bool  # show bars on stderr if that is a terminal
 
 

@@ -24,8 +24,8 @@ class ImageSplits:
     """Disjoint sets of images; all but `test` are drawn from the training images of the data set."""
 
     train: Images
-    calibration: Images  # what criteria and compensation see
-    reward: Images  # what a policy is rewarded on
+    calibration: Images  # for criteria and compensation
+    reward: Images  # for the rewards of policies
     validation: Images  # chooses between candidates
     test: Images  # reported, and never used for any choice
     classes: int | None = None  # that the data set names; None where labels are bare numbers

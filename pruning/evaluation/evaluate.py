@@ -21,7 +21,7 @@ class Evaluation:
     """Measurements of a network: accuracy, cost and size."""
 
     accuracy: float | None  # 0 to 1; None without labels
-    macs: int  # for one image, the mean where images differ; of what gates skip, none
+    macs: int  # for one image, the mean where images differ; without skipped units
     params: int
     bytes: int  # of the weights file
     latency_ms: float | None = None  # median for one image, as deployed; None where it was not measured

@@ -85,7 +85,7 @@ def _layer_shape(call: Call, module: Any) -> LayerShape:
         cout=cout,
         kernel=1 if linear else math.prod(module.kernel_size),
         conv_groups=conv_groups,
-        # a leading 1 is no batch: what is computed from constants is computed once for all images
+        # a leading 1 is no batch: values from constants are computed once for all images
         positions=applications if applied.size(0) == 1 else applications // BATCH,
         calls=1,
         by_image=call.args[0].size(0) == BATCH,

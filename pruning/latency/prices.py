@@ -19,7 +19,7 @@ Integers = NDArray[np.int64]
 
 
 class LayerSums:
-    """Adds up what a network's layers take, and how many values they write, at any unit counts.
+    """Sums over a network's layers of times and of values written, at any unit counts.
 
     Times are interpolated between the widths of a table in whole nanoseconds and rounded down once: a wider
     layer is then never cheaper, not by a hair, which the bisections of a budget rely on.
@@ -39,7 +39,7 @@ class LayerSums:
         self._values = _values(graph, axes)
 
     def nanoseconds(self, counts: Counts) -> int:
-        """Return what all layers take together.
+        """Return the time of all layers together.
 
         Args:
             counts: units of each prunable group, [groups].
@@ -51,7 +51,7 @@ class LayerSums:
         return int(times.sum())
 
     def values(self, counts: Counts) -> int:
-        """Return how many values the layers write for one image."""
+        """Return the number of values that the layers write for one image."""
         fixed, per_unit = self._values
         return fixed + int(per_unit @ counts)
 

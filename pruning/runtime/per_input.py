@@ -39,8 +39,8 @@ class InputSummary(NamedTuple):
 
 
 # of an observation, in [0, 1] each and alike in any network: the share of the gated multiply-adds that lies
-# behind, and that in this group; its runtime ratio in the plan; what the input has spent against the plan;
-# the runtime ratio of the group before, 0 at the first; and what the input looks like
+# behind, and that in this group; its runtime ratio in the plan; the cost so far against the plan's; the
+# runtime ratio of the group before, 0 at the first; and the summary of the input
 FEATURES = ("passed", "share", "planned", "spent", "last", *InputSummary._fields)
 
 
@@ -100,7 +100,7 @@ class PerInputPolicy(nn.Module):
 
     @property
     def macs(self) -> int:
-        """Multiply-adds for one image: of the policy at every gate, and of what it observes."""
+        """Multiply-adds for one image: of the policy at every gate, and of its observations."""
         policy = sum(layer.weight.numel() for layer in self.policy if isinstance(layer, nn.Linear))
         return policy * len(self.typical) + sum(
             self.typical_at(index).difficulty.numel() for index in range(len(self.typical))

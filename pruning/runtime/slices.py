@@ -122,7 +122,7 @@ class FilledBias:
     """A reader's bias plus the response to its skipped channels, each being its fill everywhere."""
 
     base: Tensor  # [cout], if all channels were skipped
-    tables: list[tuple[Tensor, Choice]]  # what each unit adds if it is skipped, [units, cout]
+    tables: list[tuple[Tensor, Choice]]  # the response to each unit if it is skipped, [units, cout]
     part: Tensor = field(init=False)
 
     def __post_init__(self) -> None:

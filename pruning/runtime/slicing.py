@@ -69,7 +69,7 @@ class OneByOne(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return what the network gives for each image, in one tensor."""
+        """Return the network's outputs for all images, in one tensor."""
         if len(images) == 1:
             return self.network(images)
         return torch.cat([self.network(image[None]) for image in images])

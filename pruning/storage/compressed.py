@@ -48,7 +48,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 class Manifest:
     """The entries of `structure.json` beside the shapes."""
 
-    network: str  # what `resolve_network` understands
+    network: str  # a name that `resolve_network` understands
     input_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -37,7 +37,7 @@ class Format:
     """A kind of file, by its ending."""
 
     write: Callable[[torch.export.ExportedProgram, Path, Metadata, int], None]  # the last: ONNX opset
-    open: Callable[[Path], nn.Module]  # from a batch of images to what the network gives
+    open: Callable[[Path], nn.Module]  # from a batch of images to the network's output
 
 
 FORMATS: Registry[Format] = Registry("format")
@@ -154,7 +154,7 @@ def _quiet(failure: str) -> Iterator[None]:
         cause = error
         while isinstance(cause.__cause__, Exception):
             cause = cause.__cause__
-        # what follows the first line are the exporter's graphs and stack traces
+        # after the first line come the exporter's graphs and stack traces
         first_line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise ExportError(f"{failure}: {first_line}") from error
     finally:

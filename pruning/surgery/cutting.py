@@ -107,7 +107,7 @@ def kept_constants(graph: ChannelGraph, kept: KeptUnits) -> dict[str, int]:
 
 
 def cut_(model: nn.Module, graph: ChannelGraph, kept: KeptUnits) -> tuple[nn.Module, Structure]:
-    """Cut a model down to its kept units, in place; return the model to use and what was done.
+    """Cut a model down to its kept units, in place; return the model to use and its structure.
 
     The model returned is `model` itself, or a GraphModule around its layers where `forward` holds a shape
     constant that no longer fits. Names of submodules and state-dict keys stay.
@@ -254,7 +254,7 @@ def _split_by_sizes_(node: fx.Node, sizes: list[int]) -> None:
 
 
 def attempt(model: nn.Module, example: Tensor) -> Any:
-    """Run a network whose failure is an answer: a GraphModule's own call would print a traceback of it."""
+    """Run a network that may fail: a GraphModule's own call would print a traceback."""
     return nn.Module.__call__(model, example)
 
 

@@ -61,7 +61,7 @@ def read_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
 
 
 def restore_(saved: Checkpoint, model: nn.Module, loop: TrainingLoop) -> list[Epoch]:
-    """Set network, optimiser, schedule and random state back; return the epochs that are over."""
+    """Set network, optimizer, schedule and random state back; return the epochs that are over."""
     model.load_state_dict(saved["model"])
     loop.load_state_dict(saved["loop"])
     return [Epoch(**epoch) for epoch in saved["history"]]

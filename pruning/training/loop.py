@@ -42,7 +42,7 @@ class TrainingConfig:
     flip: bool = False  # mirror each image half of the time
     optimizer: str = "sgd"  # one of OPTIMIZERS
     precision: str = "float32"  # one of PRECISIONS, of forward passes
-    seed: int = 0  # of the order, the augmentation, and what the network draws itself (dropout)
+    seed: int = 0  # of the order, the augmentation, and the network's own draws (dropout)
 
     def __post_init__(self) -> None:
         for name, minimum in {"epochs": 1, "batch_size": 1, "shift": 0, "weight_decay": 0}.items():

@@ -56,7 +56,7 @@ def _constant(step: int, steps: int) -> float:
 
 
 def warmed_up(schedule: str) -> Callable[[Optimizer, int], LambdaLR]:
-    """Return a schedule that first rises linearly to the optimiser's rate, for WARM_UP_SHARE of all steps.
+    """Return a schedule that first rises linearly to the optimizer's rate, for WARM_UP_SHARE of all steps.
 
     Raises:
         UnknownNameError: there is no such schedule.

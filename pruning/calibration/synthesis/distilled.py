@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from prunegym.pruning.calibration.statistics import CalibrationInputs
-from prunegym.pruning.calibration.synthesis.records import SYNTHESES, gaussian_images, says_of_its_images
+from prunegym.pruning.calibration.synthesis.records import SYNTHESES, can_synthesise, gaussian_images
 from prunegym.pruning.files import cache_folder, written_whole
 from prunegym.pruning.graph.interpreter import BATCH_NORMS
 
@@ -42,7 +42,7 @@ def distilled(
     Cached by the hash of the weights. Without BatchNorm, noise.
     """
     images = gaussian_images(input_shape, seed=seed)
-    if says_of_its_images(model):
+    if can_synthesise(model):
         images = distilled_images(model, images, seed=seed, progress=progress)
     return CalibrationInputs(images.split(BATCH_SIZE), model)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.pruning.calibration.statistics import CalibrationInputs
-from prunegym.pruning.calibration.synthesis.records import SYNTHESES, gaussian_images, says_of_its_images
+from prunegym.pruning.calibration.synthesis.records import SYNTHESES, can_synthesise, gaussian_images
 from prunegym.pruning.graph import find_groups
 from prunegym.pruning.graph.interpreter import BATCH_NORMS, Lockstep
 
@@ -25,7 +25,7 @@ def noise(model: nn.Module, input_shape: Sequence[int], *, seed: int, progress: 
     layers before it induce. Measured: docs/decisions.md, D25.
     """
     images = gaussian_images(input_shape, seed=seed)
-    reference = restandardised(model, images) if says_of_its_images(model) else model
+    reference = restandardised(model, images) if can_synthesise(model) else model
     return CalibrationInputs(images.split(BATCH_SIZE), reference)
 
 
@@ -38,7 +38,7 @@ def layerwise(
     See docs/decisions.md, D4; Horton et al. 2022; Lockstep. Without BatchNorm, noise.
     """
     images = gaussian_images(input_shape, seed=seed)
-    if not says_of_its_images(model):
+    if not can_synthesise(model):
         return CalibrationInputs(images.split(BATCH_SIZE), model)
     reference = restandardised(model, images, layerwise=seed)
     return CalibrationInputs(images.split(BATCH_SIZE), reference, layerwise=seed)
@@ -53,7 +53,7 @@ def restandardised(model: nn.Module, images: Tensor, *, layerwise: int | None = 
     copied = copy.deepcopy(model).eval()
     for module in copied.modules():
         if isinstance(module, BATCH_NORMS) and module.track_running_stats:
-            module.momentum = 1.0  # forget what was before
+            module.momentum = 1.0  # the statistics before are forgotten
             module.train()
     images = images.to(next(copied.parameters()).device)
     if layerwise is None:

@@ -51,7 +51,7 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, BATCH_NORMS) and module.track_running_stats for module in model.modules())
 
 
-def says_of_its_images(model: nn.Module) -> bool:
+def can_synthesise(model: nn.Module) -> bool:
     """Return `has_batch_norm`; warn if there is none that plain noise is used instead."""
     if has_batch_norm(model):
         return True
