@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from prunegym.pruning.calibration.statistics import Calibration
 from prunegym.pruning.criteria.records import CRITERIA, per_unit, writer_rows
 from prunegym.pruning.graph import ChannelGroup
-from prunegym.pruning.graph.interpreter import BATCH_NORMS
+from prunegym.pruning.graph.tracing import BATCH_NORMS
 
 
 @CRITERIA.register("l1")

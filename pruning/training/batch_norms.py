@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prunegym.pruning.data import Images
 from prunegym.pruning.errors import DataError, PruningError
-from prunegym.pruning.graph.interpreter import BATCH_NORMS
+from prunegym.pruning.graph.tracing import BATCH_NORMS
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.registry import unknown_name
 from prunegym.pruning.training.distributed import SINGLE_PROCESS, ProcessGroup

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from prunegym.pruning.calibration.statistics import CalibrationInputs
 from prunegym.pruning.calibration.synthesis.records import SYNTHESES, can_synthesise, gaussian_images
 from prunegym.pruning.files import cache_folder, written_whole
-from prunegym.pruning.graph.interpreter import BATCH_NORMS
+from prunegym.pruning.graph.tracing import BATCH_NORMS
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from prunegym.pruning.calibration.statistics import CalibrationInputs
 from prunegym.pruning.calibration.synthesis.records import SYNTHESES, can_synthesise, gaussian_images
 from prunegym.pruning.graph import find_groups
-from prunegym.pruning.graph.interpreter import BATCH_NORMS, Lockstep
+from prunegym.pruning.graph.interpreter import Lockstep
+from prunegym.pruning.graph.tracing import BATCH_NORMS
 
 BATCH_SIZE = 128
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.pruning.calibration.statistics import CalibrationInputs
-from prunegym.pruning.graph.interpreter import BATCH_NORMS
+from prunegym.pruning.graph.tracing import BATCH_NORMS
 from prunegym.pruning.registry import Registry
 
 logger = logging.getLogger(__name__)
