@@ -5,7 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check clean
+# The tests come in three tiers, see tests/conftest.py; `make test` runs them all:
+#   make test-unit           under two minutes on two cores
+#   make test-conformance    all example networks by all methods
+#   make test-runs           whole commands, most of them in processes of their own
+PYTEST := $(BIN)/python -m pytest --numprocesses auto
+ALWAYS_OUT := not slow and not gpu
+
+.PHONY: demo test test-unit test-conformance test-runs lint check clean
 
 # the stamps record what was installed; they age when the list of dependencies changes
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -21,7 +28,16 @@ demo: $(VENV)/installed
 	$(BIN)/prunegym train --budget macs=0.2 --episodes 150 --out runs/demo --overwrite
 
 test: $(VENV)/installed-checks
-	$(BIN)/python -m pytest --numprocesses auto
+	$(PYTEST) -m '$(ALWAYS_OUT)'
+
+test-unit: $(VENV)/installed-checks
+	$(PYTEST) -m '$(ALWAYS_OUT) and not conformance and not runs'
+
+test-conformance: $(VENV)/installed-checks
+	$(PYTEST) -m '$(ALWAYS_OUT) and conformance'
+
+test-runs: $(VENV)/installed-checks
+	$(PYTEST) -m '$(ALWAYS_OUT) and runs'
 
 lint: $(VENV)/installed-checks
 	$(BIN)/ruff format --check .

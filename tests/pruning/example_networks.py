@@ -434,3 +434,7 @@ EXAMPLES = {
     "scaled-last": Example(ScaledLast),
     "bias-free": Example(lambda: nn.Sequential(bare(3, 6), bare(6, 8), Head(8, bias=False))),
 }
+
+# one of each structure: a chain, a sum, a sum with a padded shortcut, a concatenation, depthwise
+# convolutions, and channels that are flattened into a linear layer
+REPRESENTATIVES = ("plain", "residual", "padded", "concat", "depthwise", "flatten")

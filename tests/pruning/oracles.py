@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from prunegym.pruning.calibration.moments import Covariance, FullCovariance, Moments, SampledCovariance
+from prunegym.pruning.compensation import distillation, layerwise_sgd
 from prunegym.pruning.graph import ChannelGraph, find_groups
-from tests.pruning.example_networks import EXAMPLES
+from tests.pruning.example_networks import EXAMPLES, REPRESENTATIVES
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -23,6 +26,21 @@ def example(name: str) -> tuple[nn.Module, ChannelGraph, Tensor]:
     """An example's model, groups and images; not to be changed."""
     model = EXAMPLES[name].model()
     return model, find_groups(model, EXAMPLES[name].input_shape), EXAMPLES[name].images()
+
+
+@contextmanager
+def affordable(name: str, compensation: str) -> Iterator[None]:
+    """Let a compensation that iterates take all its steps on a few examples only, and two on the others.
+
+    That a network of some structure comes out as it should does not depend on how often it was stepped.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if name not in REPRESENTATIVES:
+            if compensation == "distillation":
+                patch.setattr(distillation, "STEPS", 2)
+            elif compensation == "layerwise-sgd":
+                patch.setattr(layerwise_sgd, "ITERATIONS", 2)
+        yield
 
 
 def random_kept(graph: ChannelGraph, seed: int = 0) -> dict[str, Tensor]:

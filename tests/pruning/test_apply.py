@@ -13,6 +13,7 @@ from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.surgery.cutting import rebuild_
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import (
+    affordable,
     assert_untouched,
     counted_params,
     example,
@@ -33,11 +34,12 @@ def even_plan(graph, static, runtime=0.0):
 
 def applied(name, plan, **method):
     model, graph, images = example(name)
-    return apply_plan(
-        model, graph, plan, calibrate(graph, real_images(model, [images])), method=Method(**method)
-    )
+    calibration = calibrate(graph, real_images(model, [images]))
+    with affordable(name, method.get("compensation", "")):
+        return apply_plan(model, graph, plan, calibration, method=Method(**method))
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 class TestEveryExample:
     @pytest.mark.parametrize("compensation", list(COMPENSATIONS))

@@ -37,6 +37,7 @@ def shuffled(model, group, order):
 
 @pytest.mark.parametrize("name", list(CRITERIA))
 class TestEveryCriterion:
+    @pytest.mark.conformance
     @pytest.mark.parametrize("network", list(EXAMPLES))
     def test_gives_each_unit_a_finite_score(self, name, network):
         model, graph, images = example(network)

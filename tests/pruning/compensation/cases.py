@@ -8,7 +8,7 @@ from torch import nn
 from prunegym.pruning.calibration.statistics import calibrate, real_images
 from prunegym.pruning.compensation import COMPENSATIONS, PlannedCut
 from prunegym.pruning.surgery.cutting import axis_cuts
-from tests.pruning.oracles import example, random_kept
+from tests.pruning.oracles import affordable, example, random_kept
 
 
 def run(name, compensation, seed=0):
@@ -18,7 +18,8 @@ def run(name, compensation, seed=0):
     cuts = axis_cuts(model, graph, kept)
     changed = copy.deepcopy(model)
     planned = PlannedCut(model, graph, kept, cuts, calibrate(graph, real_images(model, [images])))
-    COMPENSATIONS[compensation].apply_(changed, planned)
+    with affordable(name, compensation):
+        COMPENSATIONS[compensation].apply_(changed, planned)
     return model, changed, graph, kept, cuts, images
 
 

@@ -7,6 +7,7 @@ from tests.pruning.oracles import assert_untouched, example, snapshot
 
 
 @pytest.mark.parametrize("compensation", list(COMPENSATIONS))
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 class TestEveryCompensation:
     def test_keeps_the_shapes_of_all_weights_and_leaves_the_dense_model_alone(self, name, compensation):

@@ -21,6 +21,7 @@ from tests.pruning.oracles import example
 DOUBLE = torch.float64
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 def test_a_copied_unit_is_folded_without_loss(name):
     for group in example(name)[1].prunable:

@@ -134,6 +134,7 @@ def test_fitting_the_gate_lowers_the_error_and_never_raises_it():
 
 
 @pytest.mark.parametrize("compensation", REFITTED)
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 def test_on_its_own_images_a_refit_is_no_worse_than_fills_alone(name, compensation):
     model, graph, _ = example(name)

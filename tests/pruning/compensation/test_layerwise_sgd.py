@@ -1,5 +1,4 @@
 import copy
-from functools import cache
 
 import pytest
 import torch
@@ -9,9 +8,9 @@ from prunegym.pruning.calibration import unfolding
 from prunegym.pruning.calibration.statistics import calibrate, real_images
 from prunegym.pruning.compensation import COMPENSATIONS, PlannedCut, layerwise_sgd
 from prunegym.pruning.graph import find_groups
-from prunegym.pruning.surgery.cutting import TRANSPOSED, axis_cuts
+from prunegym.pruning.surgery.cutting import axis_cuts
 from tests.pruning.compensation.cases import dense_inputs, masked, outputs_of_reader, run
-from tests.pruning.example_networks import EXAMPLES
+from tests.pruning.example_networks import EXAMPLES, REPRESENTATIVES
 from tests.pruning.oracles import example, random_kept
 
 
@@ -21,35 +20,34 @@ def every_position(monkeypatch):
     monkeypatch.setattr(unfolding, "POSITIONS_PER_IMAGE", 1000)
 
 
-@cache
-def learned(name):
-    return run(name, "layerwise-sgd")
+# layers of other kinds than those of the representatives
+KINDS = ("grouped", "conv1d", "conv3d", "mlp", "tokens", "called-twice", "tied-weights", "bias-free")
 
 
+@pytest.mark.parametrize("name", [*REPRESENTATIVES, *KINDS])
+def test_comes_near_least_squares_and_keeps_the_mean(name):
+    model, best, graph, kept, cuts, images = run(name, "least-squares")
+    changed = compensated(model, graph, kept, images)
+    inputs = {one.owner: one.kept for one in cuts if one.axis == "in"}
+    for owner, found in dense_inputs(model, images, inputs).items():
+        layer, x = model.get_submodule(owner), torch.cat(found)
+        few = masked(layer, x, inputs[owner])
+        dense = outputs_of_reader(model, graph, owner, x)
+        outputs = [outputs_of_reader(m, graph, owner, few) for m in (changed, best, model)]
+        error, least, dropped = (float((y - dense).square().mean()) for y in outputs)
+        assert error <= least + 0.05 * (dropped - least) + 1e-6
+        torch.testing.assert_close(outputs[0].mean(0), dense.mean(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
-class TestLayerwiseSgd:
-    def test_comes_near_least_squares_and_keeps_the_mean(self, name):
-        model, changed, graph, _, cuts, images = learned(name)
-        best = run(name, "least-squares")[1]
-        kept = {one.owner: one.kept for one in cuts if one.axis == "in"}
-        for owner, found in dense_inputs(model, images, kept).items():
-            layer, x = model.get_submodule(owner), torch.cat(found)
-            if isinstance(layer, TRANSPOSED):
-                continue
-            few = masked(layer, x, kept[owner])
-            dense = outputs_of_reader(model, graph, owner, x)
-            outputs = [outputs_of_reader(m, graph, owner, few) for m in (changed, best, model)]
-            error, least, dropped = (float((y - dense).square().mean()) for y in outputs)
-            assert error <= least + 0.05 * (dropped - least) + 1e-6
-            torch.testing.assert_close(outputs[0].mean(0), dense.mean(0), rtol=1e-4, atol=1e-4)
-
-    def test_leaves_what_reads_no_lost_channel_alone(self, name):
-        model, changed, graph, _, cuts, _ = learned(name)
-        touched = {one.owner for one in cuts if one.axis == "in"}
-        touched |= {graph.layers[owner].batch_norm for owner in touched}
-        for key, tensor in model.state_dict().items():
-            if key.rpartition(".")[0] not in touched:
-                assert torch.equal(changed.state_dict()[key], tensor)
+def test_leaves_what_reads_no_lost_channel_alone(name):
+    model, changed, graph, _, cuts, _ = run(name, "layerwise-sgd")
+    touched = {one.owner for one in cuts if one.axis == "in"}
+    touched |= {graph.layers[owner].batch_norm for owner in touched}
+    for key, tensor in model.state_dict().items():
+        if key.rpartition(".")[0] not in touched:
+            assert torch.equal(changed.state_dict()[key], tensor)
 
 
 def compensated(model, graph, kept, images):

@@ -26,6 +26,7 @@ def every_position(monkeypatch):
     monkeypatch.setattr(unfolding, "POSITIONS_PER_IMAGE", 1000)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 class TestLeastSquares:
     def test_is_no_worse_than_dropping_on_its_own_data(self, name):

@@ -97,6 +97,7 @@ def test_a_multiple_of_a_kept_unit_is_merged_without_loss(name):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 def test_merging_keeps_the_mean_of_every_readers_output(name):
     model, changed, graph, _, cuts, images = run(name, "merging")

@@ -119,6 +119,7 @@ def test_what_comes_before_the_first_cut_stays_as_it_is():
 
 
 @torch.no_grad()
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 def test_no_layer_that_lost_nothing_gains_a_bias(name):
     model, graph, images = example(name)

@@ -23,6 +23,7 @@ def channel_dim(layer):
     return -1 if isinstance(layer, nn.Linear) else 1
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 def test_a_reader_handed_a_share_sees_it_in_the_place_of_the_lost_unit(name):
     model, graph, images = example(name)

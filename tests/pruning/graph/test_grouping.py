@@ -126,6 +126,7 @@ def test_every_example_has_its_expectation():
     assert set(UNITS) == set(EXAMPLES)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 class TestEveryExample:
     def test_has_the_groups_found_by_hand(self, name):

@@ -20,6 +20,7 @@ def outputs(graph, lockstep):
 
 
 @torch.no_grad()
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 def test_each_variant_computes_what_it_computes_alone(name):
     model, graph, images = example(name)

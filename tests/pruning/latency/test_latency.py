@@ -40,6 +40,7 @@ def counts_of(graph, kept):
     return np.array([len(kept[group.name]) for group in graph.prunable], dtype=np.int64)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 def test_a_device_that_adds_up_is_predicted_to_the_nanosecond(name):
     model, graph, images = example(name)

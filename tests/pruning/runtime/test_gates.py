@@ -23,7 +23,7 @@ from prunegym.pruning.runtime.gates import (
 )
 from prunegym.pruning.surgery.cutting import rebuild_
 from tests.pruning.example_networks import EXAMPLES
-from tests.pruning.oracles import example, silenced_output
+from tests.pruning.oracles import affordable, example, silenced_output
 
 GATED = [name for name in EXAMPLES if any(group.ungated is None for group in example(name)[1].prunable)]
 
@@ -38,8 +38,9 @@ def compressed(name, static, runtime, compensation="none"):
     """A network carried out with the same ratios for every group that takes them."""
     model, graph, images = example(name)
     plan = PruningPlan({g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in graph.prunable})
-    method = Method(compensation=compensation)
-    return apply_plan(model, graph, plan, calibrate(graph, real_images(model, [images])), method=method)
+    calibration = calibrate(graph, real_images(model, [images]))
+    with affordable(name, compensation):
+        return apply_plan(model, graph, plan, calibration, method=Method(compensation=compensation))
 
 
 def without_fills(found):
@@ -88,6 +89,7 @@ def chosen_by_hand(found, image):
 
 
 @pytest.mark.parametrize("static", [0.0, 0.4])
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 def test_skipping_units_equals_silencing_them_for_each_image(name, static):
     model, graph, images = example(name)
@@ -101,6 +103,7 @@ def test_skipping_units_equals_silencing_them_for_each_image(name, static):
         torch.testing.assert_close(together[number : number + 1], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 class TestEveryGatedExample:
     def test_skips_nothing_when_all_units_run(self, name):

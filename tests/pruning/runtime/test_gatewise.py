@@ -66,6 +66,7 @@ def hooks(model):
     return [len(one._forward_pre_hooks) + len(one._forward_hooks) for one in model.modules()]
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize("static", [0.0, STATIC])
 def test_the_policys_own_actions_give_what_the_network_gives(name, static):

@@ -30,6 +30,7 @@ def installed(name, images, *, static=0.2, hidden=(6, 4)):
     return found.model, ratios
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 def test_at_first_the_network_does_what_the_plan_says(name):
     images = EXAMPLES[name].images(9)

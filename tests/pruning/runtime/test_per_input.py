@@ -94,6 +94,7 @@ def test_it_is_found_where_it_is_attached():
     assert len(kept) == len(ratios.state_dict())
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 def test_a_fresh_policy_is_the_plan(name):
     found, images = compressed(name, 0.3, 0.4), EXAMPLES[name].images(4)

@@ -16,6 +16,7 @@ def random_widths(graph, rng):
     return Widths(kept, np.where(gated, kept - 1, kept)), gated
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize("seed", range(3))
 def test_an_input_costs_what_the_cost_model_says_of_its_counts(name, seed):
@@ -59,6 +60,7 @@ def test_a_gates_share_is_what_its_group_could_save_by_hand():
     assert found.tolist() == pytest.approx([first / (first + second), second / (first + second)])
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 def test_shares_of_all_gates_add_up(name):
     model, graph, _ = example(name)
@@ -69,6 +71,7 @@ def test_shares_of_all_gates_add_up(name):
     assert shares.sum() == pytest.approx(1)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 def test_to_json_and_back_is_equal(name):
     model, graph, _ = example(name)

@@ -31,6 +31,7 @@ def without_gradients():
 
 @pytest.mark.parametrize("compensation", ["none", "least-squares", "distillation"])
 @pytest.mark.parametrize("static", [0.0, 0.4])
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 def test_slices_compute_what_masks_do(name, static, compensation):
     found = compressed(name, static, 0.4, compensation)
@@ -41,6 +42,7 @@ def test_slices_compute_what_masks_do(name, static, compensation):
     torch.testing.assert_close(sliced(images[:1]), found.model(images[:1]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 def test_deploying_leaves_the_network_as_it_is(name):
     model = compressed(name, 0.0, 0.4).model
@@ -51,6 +53,7 @@ def test_deploying_leaves_the_network_as_it_is(name):
     assert torch.equal(model(images), expected)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize("static", [0.0, 0.3])
 def test_the_multiply_adds_of_a_deployed_network_are_those_predicted(name, static):
@@ -69,6 +72,7 @@ def test_the_multiply_adds_of_a_deployed_network_are_those_predicted(name, stati
 
 @pytest.mark.parametrize("compensation", ["none", "least-squares"])
 @pytest.mark.parametrize("static", [0.0, 0.4])
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 def test_slices_compute_what_masks_do_where_each_image_has_its_own_counts(name, static, compensation):
     model, images = compressed(name, static, 0.4, compensation).model, EXAMPLES[name].images(6)
@@ -81,6 +85,7 @@ def test_slices_compute_what_masks_do_where_each_image_has_its_own_counts(name, 
     torch.testing.assert_close(sliced(images[1:3]), expected[1:3], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 def test_a_fresh_policy_deploys_to_the_fixed_plan(name):
     model, images = compressed(name, 0.3, 0.4).model, EXAMPLES[name].images(3)
@@ -89,6 +94,7 @@ def test_a_fresh_policy_deploys_to_the_fixed_plan(name):
     torch.testing.assert_close(deployed(model, EXAMPLES[name].input_shape)(images), expected)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize("static", [0.0, 0.3])
 def test_each_image_costs_the_multiply_adds_of_its_own_counts(name, static):

@@ -13,6 +13,7 @@ from tests.pruning.oracles import assert_untouched, example, random_kept, silenc
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 def test_cutting_channels_equals_silencing_them(name, seed):
     model, graph, images = example(name)
@@ -22,6 +23,7 @@ def test_cutting_channels_equals_silencing_them(name, seed):
         torch.testing.assert_close(cut(model, graph, kept)(images), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 class TestEveryCut:
     def test_to_one_unit_each_equals_silencing(self, name):

@@ -62,6 +62,7 @@ def with_vectors(equalization):
 
 
 class TestFusion:
+    @pytest.mark.conformance
     @pytest.mark.parametrize("name", list(EXAMPLES))
     def test_keeps_the_function_of_every_example(self, name):
         model, graph, images = example(name)
@@ -93,6 +94,7 @@ class TestFusion:
         assert_same(model, fused, images)
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 class TestEqualizationOfEveryExample:
     def test_keeps_the_function_with_its_vectors(self, name):

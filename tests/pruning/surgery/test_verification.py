@@ -34,6 +34,7 @@ class AddsATensorOfItsOwn(nn.Module):
         return self.head(self.b(self.a(x)) + torch.arange(8.0).view(8, 1, 1))
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", list(EXAMPLES))
 class TestEveryExample:
     def test_stands_the_trial_cut(self, name):
