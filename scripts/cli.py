@@ -13,7 +13,7 @@ from types import FrameType
 from prunegym.agents import AgentError
 from prunegym.pruning.errors import ImpossibleBudgetError, PruningError, one_line
 from prunegym.pruning.registry import unknown_name
-from prunegym.scripts.options import UsageError
+from prunegym.scripts.options.parser import UsageError
 
 VERBS = {
     "train": "learn a pruning policy and write policy, plan and compressed network",

@@ -2,77 +2,46 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
-from torch import nn
 
-from prunegym.envs.budget import Limits
 from prunegym.envs.budget_projection import rounded_up
 from prunegym.envs.description import describe
-from prunegym.pruning.compensation import COMPENSATIONS
-from prunegym.pruning.networks.registry import resolve_network
-from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.storage.compressed import load_compressed
-from prunegym.scripts import options
+from prunegym.scripts.building import build_dense, compressed_folder
 from prunegym.scripts.cli import run_verb
-from prunegym.scripts.run_folder import compressed_folder, console
-
-
-def build_parser() -> options.Parser:
-    """Return the parser of this verb."""
-    parser = options.Parser("describe", __doc__ or "")
-    options.add_network_flags(parser)
-    parser.set_defaults(model=None)
-    options.add_pruning_flags(parser)
-    parser.add_argument("--compressed", type=Path, metavar="DIR", help="a folder that train or prune wrote")
-    options.add_output_flags(parser, out=False)
-    return parser
+from prunegym.scripts.options.describe import parse
+from prunegym.scripts.results_table import console
 
 
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
-    args = build_parser().parse(argv)
-    COMPENSATIONS[args.compensation]  # unknown names are refused before the work begins
-    model, input_shape = _network(args)
+    config = parse(argv)
+    if config.compressed:
+        loaded = load_compressed(compressed_folder(config.compressed), network=config.model)
+        model, network = loaded.model, loaded.network
+    else:
+        model, network = build_dense(config.network)
     record = describe(
         model,
-        input_shape,
-        only=args.only,
-        protect=args.protect,
-        limits=Limits(static=args.max_static_ratio),
-        round_to=args.round_to,
-        compensation=args.compensation,
+        network.input_shape,
+        only=config.only,
+        protect=config.protect,
+        limits=config.limits,
+        round_to=config.round_to,
+        compensation=config.compensation,
     )
-    if args.json:
+    if config.as_json:
         print(json.dumps(record, indent=2))
     else:
         _show(record)
 
 
-def _network(args: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
-    if args.compressed:
-        options.refuse_dense(args)
-        loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
-        return loaded.model, loaded.network.input_shape
-    network = resolve_network(
-        args.model or "digits_resnet",
-        input_size=tuple(args.input_size) if args.input_size else None,
-        mean=args.mean,
-        std=args.std,
-    )
-    model = network.build().eval()
-    if args.weights is not None:
-        load_weights_(model, args.weights)
-    return model, network.input_shape
-
-
-def _show(record: dict[str, Any]) -> None:
+def _show(record: Mapping[str, Any]) -> None:
     prunable = sum(group["frozen"] is None for group in record["groups"])
     table = Table(
         title=f"{prunable} prunable channel groups, {record['macs'] / 1e6:.3f} M MACs",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -23,80 +22,68 @@ from prunegym.pruning.metrics import ScoreFunction
 from prunegym.pruning.networks.registry import NetworkSpec
 from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed
-from prunegym.scripts import options
+from prunegym.pruning.user_functions import named_function
+from prunegym.scripts.building import (
+    build_splits,
+    build_task,
+    compressed_folder,
+    measured_on,
+    usable_device,
+)
 from prunegym.scripts.cli import run_verb
-from prunegym.scripts.run_folder import METRICS, check_empty, claimed, compressed_folder, open_run, show_rows
-
-
-def build_parser() -> options.Parser:
-    """Return the parser of this verb."""
-    parser = options.Parser("evaluate", __doc__ or "")
-    options.add_network_flags(parser)
-    parser.set_defaults(model=None, data=None)
-    parser.add_argument("--compressed", type=Path, metavar="DIR", help="a folder that train or prune wrote")
-    options.add_score_flag(parser)
-    options.add_output_flags(parser)
-    return parser
+from prunegym.scripts.options.evaluate import EvaluateConfig, parse
+from prunegym.scripts.options.parser import UsageError
+from prunegym.scripts.results_table import show_rows
+from prunegym.scripts.run_folder import METRICS, check_empty, claimed, open_run
 
 
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
-    args = build_parser().parse(argv)
-    with claimed(args.out) if args.out else nullcontext():
-        _evaluate(args)
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    if args.out is not None:
-        check_empty(args.out, overwrite=args.overwrite)
-    evaluation, gated = _compressed(args) if args.compressed else _dense(args)
-    if args.out is not None:
-        open_run(args.out, options.plain(args), overwrite=args.overwrite)
-        write_json(args.out / METRICS, evaluation.to_dict())
-    if args.json:
-        print(json.dumps(evaluation.to_dict()))
-    else:
-        name = str(args.compressed or args.model)
-        show_rows(
-            f"{name}, {options.judged_on(args)}",
-            {"measured": evaluation.to_dict()},
-            gated={"measured": gated},
+    config = parse(argv)
+    output = config.output
+    with claimed(output.folder) if output else nullcontext():
+        if output:
+            check_empty(output.folder, overwrite=output.overwrite)
+        evaluation, gated = (
+            _compressed(config, config.compressed) if config.compressed else (_dense(config), 0)
         )
+        row = evaluation.to_dict()
+        if output:
+            open_run(output.folder, output.flags, overwrite=output.overwrite)
+            write_json(output.folder / METRICS, row)
+    if config.as_json:
+        print(json.dumps(row))
+    else:
+        title = f"{config.compressed or config.task.network.name}, {measured_on(config.task)}"
+        show_rows(title, {"measured": row}, gated={"measured": gated})
 
 
-def _dense(args: argparse.Namespace) -> tuple[Evaluation, int]:
-    args.model, args.data = args.model or "digits_resnet", _images_of(args, "digits")
-    task = options.task_of(args, Budget({"macs": 1.0}))
+def _dense(config: EvaluateConfig) -> Evaluation:
+    task = build_task(config.task, Budget({"macs": 1.0}))
     macs = find_groups(task.model, task.network.input_shape).macs
-    return _timed(task.model, task.test_metric, task.network, macs), 0
+    return _timed(task.model, task.test_metric, task.network, macs)
 
 
-def _compressed(args: argparse.Namespace) -> tuple[Evaluation, int]:
-    options.refuse_dense(args)
-    loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
-    metric = options.score_of(args) or _test_images(args, loaded)
-    model = loaded.model.to(options.device_of(args))
-    evaluation = _timed(model, metric, loaded.network, loaded.manifest.evaluation.macs)
-    return evaluation, len(loaded.gates)
+def _compressed(config: EvaluateConfig, folder: Path) -> tuple[Evaluation, int]:
+    """Return what is measured of a compressed network, and how many groups it gates."""
+    loaded = load_compressed(compressed_folder(folder), network=config.model)
+    score = config.task.score
+    metric = named_function(score) if score else _test_images(config, loaded)
+    model = loaded.model.to(usable_device(config.task.device))
+    return _timed(model, metric, loaded.network, loaded.manifest.evaluation.macs), len(loaded.gates)
 
 
-def _test_images(args: argparse.Namespace, loaded: LoadedNetwork) -> Images:
-    if loaded.manifest.evaluation.score is not None and args.data is None:
-        raise options.UsageError(
+def _test_images(config: EvaluateConfig, loaded: LoadedNetwork) -> Images:
+    if loaded.manifest.evaluation.score is not None and config.data is None:
+        raise UsageError(
             "this network was judged by a score function; name it with --score, or images with --data"
         )
-    args.data = _images_of(args, loaded.manifest.data)
-    splits = options.splits_of(args, loaded.network)
+    data = replace(config.task.data, spec=config.data or loaded.manifest.data)
+    if data.spec == "none":
+        raise UsageError("accuracy needs images with labels; name some with --data")
+    splits = build_splits(config.task, data, loaded.network)
     check_labels(splits, count_classes(loaded.model, loaded.network))
     return splits.test
-
-
-def _images_of(args: argparse.Namespace, default: str) -> str:
-    """Return the name of the images to evaluate on."""
-    name = args.data or default
-    if name == "none" and not args.score:
-        raise options.UsageError("accuracy needs images with labels; name some with --data")
-    return name
 
 
 def _timed(model: nn.Module, metric: Images | ScoreFunction, network: NetworkSpec, macs: int) -> Evaluation:

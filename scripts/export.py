@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -20,59 +19,20 @@ from prunegym.pruning.graph import find_groups
 from prunegym.pruning.latency.timing import measure_latency
 from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed
-from prunegym.pruning.storage.export import (
-    FORMATS,
-    N_SINGLE_IMAGES,
-    OPSET,
-    Comparison,
-    export_network,
-    to_program,
-)
-from prunegym.scripts import options
+from prunegym.pruning.storage.export import FORMATS, N_SINGLE_IMAGES, Comparison, export_network, to_program
+from prunegym.scripts.building import compressed_folder
 from prunegym.scripts.cli import run_verb
-from prunegym.scripts.run_folder import compressed_folder, console, show_rows
+from prunegym.scripts.options.export import ExportConfig, parse
+from prunegym.scripts.results_table import console, show_rows
 
 COMPARED = 32  # images
 
 
-def build_parser() -> options.Parser:
-    """Return the parser of this verb."""
-    parser = options.Parser("export", __doc__ or "")
-    parser.add_argument("--compressed", type=Path, metavar="DIR", help="a folder that train or prune wrote")
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="FILE.py:FACTORY, where that is what was compressed (it is not run unasked)",
-    )
-    parser.add_argument("--format", choices=[*FORMATS, "both"], default="onnx", help="default onnx")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="PATH",
-        help="FILE.onnx, FILE.pt2, or the folder for model.onnx and model.pt2",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    parser.add_argument(
-        "--opset", type=options.positive, default=OPSET, metavar="N", help=f"of ONNX (default {OPSET})"
-    )
-    parser.add_argument(
-        "--data",
-        metavar="SPEC",
-        help="test images to check on (default: those it was measured on); none: random ones",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the random images (default 0)")
-    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
-    return parser
-
-
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
-    args = build_parser().parse(argv)
-    if args.compressed is None:
-        raise options.UsageError("name the folder of the compressed network with --compressed")
-    paths = _paths(args)
-    loaded = load_compressed(compressed_folder(args.compressed), network=args.model)
-    images = _images(loaded, args)
+    config = parse(argv)
+    loaded = load_compressed(compressed_folder(config.compressed), network=config.model)
+    images = _images(loaded, config)
     count_classes(loaded.model, loaded.network)  # what gives no logits is refused before the work begins
     metadata = {
         "network": loaded.manifest.network,
@@ -80,46 +40,22 @@ def run(argv: Sequence[str]) -> None:
         "mean": list(loaded.network.mean),
         "std": list(loaded.network.std),
     }
-    compared = export_network(loaded.model, paths, images, metadata=metadata, opset=args.opset)
+    compared = export_network(loaded.model, config.files, images, metadata=metadata, opset=config.opset)
     with tempfile.TemporaryDirectory() as scratch:
-        record = _record(loaded, paths, compared, images, Path(scratch), opset=args.opset)
-    if args.json:
+        record = _record(loaded, config.files, compared, images, Path(scratch), opset=config.opset)
+    if config.as_json:
         print(json.dumps(record, indent=2))
     else:
-        _show(record, str(args.compressed))
+        _show(record, str(config.compressed))
 
 
-def _paths(args: argparse.Namespace) -> dict[str, Path]:
-    """Return the file of each format.
-
-    Raises:
-        UsageError: --out is missing, is a file of another format, or a file is there already.
-    """
-    if args.out is None:
-        raise options.UsageError("name the file or folder to write with --out")
-    formats = list(FORMATS) if args.format == "both" else [args.format]
-    ending = args.out.suffix.removeprefix(".")
-    if ending not in FORMATS:
-        paths = {name: args.out / f"model.{name}" for name in formats}
-    elif formats == [ending]:
-        paths = {ending: args.out}
-    else:
-        raise options.UsageError(
-            f"{args.out} does not go with --format {args.format}; name a folder, or change one"
-        )
-    there = [str(path) for path in paths.values() if path.exists()]
-    if there and not args.overwrite:
-        raise options.UsageError(f"{' and '.join(there)} exists; give another --out, or --overwrite")
-    return paths
-
-
-def _images(loaded: LoadedNetwork, args: argparse.Namespace) -> Tensor:
+def _images(loaded: LoadedNetwork, config: ExportConfig) -> Tensor:
     """Return the first test images, or random ones: [N, ...]."""
-    spec = args.data or loaded.manifest.data
+    spec = config.data or loaded.manifest.data
     if spec == "none":
-        generator = torch.Generator().manual_seed(args.seed)
+        generator = torch.Generator().manual_seed(config.seed)
         return torch.randn(COMPARED, *loaded.network.input_shape, generator=generator)
-    test = load_splits(spec, loaded.network, seed=args.seed).test
+    test = load_splits(spec, loaded.network, seed=config.seed).test
     return test.take(torch.arange(min(COMPARED, len(test))))
 
 

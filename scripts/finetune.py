@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from prunegym.envs import Budget, count_classes, trains_itself
 from prunegym.envs.training_data import TrainingData
-from prunegym.pruning.data import Images, absolute, check_labels
+from prunegym.pruning.data import absolute, check_labels
 from prunegym.pruning.evaluation.comparison import typical_image
-from prunegym.pruning.evaluation.evaluate import Evaluation, evaluate
+from prunegym.pruning.evaluation.evaluate import evaluate
 from prunegym.pruning.files import write_json
 from prunegym.pruning.graph import find_groups
 from prunegym.pruning.latency.timing import measure_latency
@@ -29,249 +28,141 @@ from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
 from prunegym.pruning.runtime.per_input import find_per_input_policy
 from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed, save_compressed
-from prunegym.pruning.training.batch_norms import KEPT, REESTIMATED, STATISTICS, check_statistics, reestimate_
+from prunegym.pruning.training.batch_norms import REESTIMATED, check_statistics, reestimate_
 from prunegym.pruning.training.distributed import ProcessGroup, launched
-from prunegym.pruning.training.finetuning import (
-    PARTS,
-    FinetuningConfig,
-    RunControl,
-    finetune_,
-    trained_parameters,
-)
+from prunegym.pruning.training.finetuning import RunControl, finetune_, trained_parameters
 from prunegym.pruning.training.loop import Epoch
-from prunegym.pruning.training.optimizers import OPTIMIZERS, SCHEDULES
-from prunegym.pruning.training.precision import PRECISIONS
-from prunegym.scripts import options
-from prunegym.scripts.cli import run_verb
-from prunegym.scripts.run_folder import (
-    METRICS,
-    check_out,
-    claimed,
+from prunegym.scripts.building import (
+    build_splits,
+    build_task,
     compressed_folder,
-    open_run,
-    run_config,
-    show,
+    measured_on,
+    usable_device,
 )
-
-LABELS, DISTILLATION = "labels", "distillation"
-
-
-def build_parser() -> options.Parser:
-    """Return the parser of this verb."""
-    parser = options.Parser("finetune", __doc__ or "")
-    parser.add_argument("--compressed", type=Path, metavar="DIR", help="a folder that train or prune wrote")
-    options.add_model_flags(parser, compressed=True)
-    options.add_eval_data_flag(parser)
-    parser.add_argument("--part", choices=PARTS, default="all", help="what is trained (default all)")
-    parser.add_argument(
-        "--learn",
-        choices=(LABELS, DISTILLATION),
-        default=LABELS,
-        help="from labels (default), or from the dense network, whose --weights are needed",
-    )
-    parser.add_argument(
-        "--validate",
-        action="store_true",
-        help="leave the validation images out, and show the accuracy on them after each epoch",
-    )
-    _add_descent_flags(parser)
-    options.add_output_flags(parser, resume=True)
-    return parser
-
-
-def _add_descent_flags(parser: options.Parser) -> None:
-    parser.add_argument("--epochs", type=int, default=5, metavar="N", help="passes over the images (5)")
-    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="sgd", help="default sgd")
-    rates = ", ".join(f"{OPTIMIZERS[name].learning_rate:g} for {name}" for name in OPTIMIZERS)
-    parser.add_argument("--lr", type=float, metavar="R", help=f"highest learning rate ({rates})")
-    parser.add_argument(
-        "--schedule", choices=list(SCHEDULES), default="cosine", help="of the rate, after a warm-up (cosine)"
-    )
-    parser.add_argument(
-        "--weight-decay", type=float, default=5e-4, metavar="R", help="of all that is trained (0.0005)"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="images in a step, of all processes (64)"
-    )
-    parser.add_argument(
-        "--batch-norms",
-        choices=STATISTICS,
-        default=KEPT,
-        help="their statistics are kept (default), reestimated on the images at first (with --epochs 0 no "
-        "more than that), or trained: follow the batches",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="of the arithmetic; auto (default): bfloat16 on a GPU that has it, else float32",
-    )
-    parser.add_argument("--shift", type=int, default=0, metavar="N", help="move images by up to N pixels (0)")
-    parser.add_argument("--flip", action="store_true", help="mirror half of the images")
+from prunegym.scripts.cli import run_verb
+from prunegym.scripts.options.finetune import DISTILLATION, LABELS, FinetuneConfig, parse
+from prunegym.scripts.options.network import NetworkConfig, TaskConfig
+from prunegym.scripts.options.parser import UsageError
+from prunegym.scripts.results_table import show
+from prunegym.scripts.run_folder import METRICS, begin_run, check_out, claimed, continue_run
 
 
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out, alone or as one of several processes that a launcher started."""
-    args = build_parser().parse(argv)
-    if args.lr is None:
-        args.lr = OPTIMIZERS[args.optimizer].learning_rate
-    source = _source(args)
-    with launched(args.device) as processes, nullcontext() if processes.number else claimed(args.out):
-        _run(args, source, processes)
+    config = parse(argv)
+    source, out = compressed_folder(config.compressed), config.output.folder.resolve()
+    place = source.resolve()
+    if out == place or out in place.parents or place in out.parents:
+        raise UsageError(f"{source} must stay as it is; give an --out elsewhere than {config.output.folder}")
+    claim = claimed(config.output.folder)
+    with launched(config.device) as processes, nullcontext() if processes.number else claim:
+        _run(config, source, processes)
 
 
-def _run(args: argparse.Namespace, source: Path, processes: ProcessGroup) -> None:
-    loaded = load_compressed(source, network=args.model)
-    _check(args, loaded.model)
-    _complete(args, loaded)
-    check_out(args.out, args)
-    data = _training_data(args, loaded)
-    before = copy.deepcopy(loaded.model).to(options.device_of(args))
-    share = _mean_share(before, data.validation)
+def _run(config: FinetuneConfig, source: Path, processes: ProcessGroup) -> None:
+    loaded = load_compressed(source, network=config.model)
+    trained_parameters(loaded.model, config.part)  # refused before the work begins
+    check_statistics(loaded.model, config.training.batch_norms if config.training else REESTIMATED)
+    spec = loaded.network
+    name = config.model or loaded.manifest.network
+    network = NetworkConfig(name, config.weights, spec.input_shape, spec.mean, spec.std)
+    task = config.task(network, data=loaded.manifest.data)
+    known = {"model": name, "data": task.data.spec, "input_size": list(spec.input_shape)}
+    known |= {"mean": list(spec.mean), "std": list(spec.std)}
+    config = replace(config, output=replace(config.output, flags={**config.output.flags, **known}))
+    check_out(config.output)
+    data, device = _training_data(config, task, loaded), usable_device(config.device)
+    before = copy.deepcopy(loaded.model).to(device)
+    share = None  # of the multiply-adds that inputs cost on average, where the network decides for each
+    if find_per_input_policy(gates_of(before)) is not None:
+        share = float(input_outcomes(before, data.validation).macs.mean())
     processes.wait()  # until all have seen what the folder held
-    if not args.resume and not processes.number:
-        open_run(args.out, run_config(args), overwrite=args.overwrite)
-    epochs = _finetune(loaded.model.to(options.device_of(args)), data, args, processes)
+    if not processes.number:
+        begin_run(config.output)
+    epochs = _finetune(loaded.model.to(device), data, config, processes)
     if processes.number:
         return
-    if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
-        open_run(args.out, run_config(args), overwrite=False)
+    continue_run(config.output)
     if share is not None:  # other features, other decisions
         images = data.validation
         wanted, _ = predictions(data.dense or before, images.batches())
-        typical = images.take(torch.arange(len(images))).to(options.device_of(args))
+        typical = images.take(torch.arange(len(images))).to(device)
         fit_input_statistics_(loaded.model, typical, wanted)
         keep_budget_(loaded.model, images, share)
-    _write(args, loaded, {"before": before, "after": loaded.model}, data, epochs)
+    _write(config, task, loaded, {"before": before, "after": loaded.model}, data, epochs)
 
 
-def _training_data(args: argparse.Namespace, loaded: LoadedNetwork) -> TrainingData:
+def _training_data(config: FinetuneConfig, task: TaskConfig, loaded: LoadedNetwork) -> TrainingData:
     """Load or make all images.
 
     Raises:
         PruningError: images or weights are missing, damaged, or do not fit the network.
     """
-    known = args.weights is not None or trains_itself(loaded.network.name, args.data)
-    if args.learn == LABELS and not known:
-        splits = options.splits_of(args, loaded.network)
+    known = config.weights is not None or trains_itself(loaded.network.name, task.data.spec)
+    if config.learn == LABELS and not known:
+        splits = build_splits(task, task.data, loaded.network)
         check_labels(splits, count_classes(loaded.model, loaded.network))
-        return TrainingData.from_splits(splits, validate=args.validate)
-    return TrainingData.from_task(options.task_of(args, Budget({"macs": 1.0})), validate=args.validate)
-
-
-def _check(args: argparse.Namespace, model: nn.Module) -> None:
-    """Refuse, before the work begins, what fine-tuning would refuse."""
-    trained_parameters(model, args.part)
-    check_statistics(model, args.batch_norms)
-    if args.epochs or args.batch_norms != REESTIMATED:
-        _config(args)
-
-
-def _config(args: argparse.Namespace) -> FinetuningConfig:
-    return FinetuningConfig(
-        epochs=args.epochs,
-        learning_rate=args.lr,
-        batch_size=args.batch_size,
-        weight_decay=args.weight_decay,
-        shift=args.shift,
-        flip=args.flip,
-        optimizer=args.optimizer,
-        precision=args.precision,
-        seed=args.seed,
-        part=args.part,
-        schedule=args.schedule,
-        batch_norms=args.batch_norms,
-    )
-
-
-def _source(args: argparse.Namespace) -> Path:
-    """Return the compressed network's folder; refuse it where the results would replace it."""
-    if args.compressed is None:
-        raise options.UsageError("name the folder of the compressed network with --compressed")
-    if args.out is None:
-        raise options.UsageError("name the folder for the results with --out")
-    source, out = compressed_folder(args.compressed), args.out.resolve()
-    place = source.resolve()
-    if out == place or out in place.parents or place in out.parents:
-        raise options.UsageError(f"{source} must stay as it is; give an --out elsewhere than {args.out}")
-    return source
-
-
-def _complete(args: argparse.Namespace, loaded: LoadedNetwork) -> None:
-    """Fill in what the compressed network's folder knows, and refuse what does not fit it."""
-    args.model, args.data = args.model or loaded.manifest.network, args.data or loaded.manifest.data
-    network = loaded.network
-    args.input_size, args.mean, args.std = list(network.input_shape), list(network.mean), list(network.std)
-    options.refuse_eval_data(args)
-    if args.data == "none" and args.learn == LABELS:
-        raise options.UsageError(
-            f"there are no labels without images; name some with --data, or use --learn {DISTILLATION}"
-        )
-
-
-def _mean_share(model: nn.Module, images: Images) -> float | None:
-    """Return what images cost on average, None if the network does not decide for each of them."""
-    if find_per_input_policy(gates_of(model)) is None:
-        return None
-    return float(input_outcomes(model, images).macs.mean())
+        return TrainingData.from_splits(splits, validate=config.validate)
+    return TrainingData.from_task(build_task(task, Budget({"macs": 1.0})), validate=config.validate)
 
 
 def _finetune(
-    model: nn.Module, data: TrainingData, args: argparse.Namespace, processes: ProcessGroup
+    model: nn.Module, data: TrainingData, config: FinetuneConfig, processes: ProcessGroup
 ) -> tuple[Epoch, ...]:
-    if not args.epochs:  # which `_check` lets through for this alone
+    if config.training is None:
         reestimate_(model, data.images, processes)
         return ()
-    with closing(Curves(args.out / "tensorboard")) as curves:
+    out = config.output.folder
+    with closing(Curves(out / "tensorboard")) as curves:
         return finetune_(
             model,
             data.images,
-            _config(args),
-            teacher=data.dense if args.learn == DISTILLATION else None,
-            validation=data.validation if args.validate else None,
+            config.training,
+            teacher=data.dense if config.learn == DISTILLATION else None,
+            validation=data.validation if config.validate else None,
             control=RunControl(
-                processes, args.out / "checkpoint" / "state.pt", resume=args.resume, on_epoch=curves.write
+                processes,
+                out / "checkpoint" / "state.pt",
+                resume=config.output.resume,
+                on_epoch=curves.write,
             ),
-            progress=not args.quiet,
+            progress=config.progress,
         )
 
 
 def _write(
-    args: argparse.Namespace,
+    config: FinetuneConfig,
+    task: TaskConfig,
     loaded: LoadedNetwork,
-    models: dict[str, nn.Module],
+    models: Mapping[str, nn.Module],
     data: TrainingData,
     epochs: tuple[Epoch, ...],
 ) -> None:
-    rows = _rows(args, loaded, models, data)
-    manifest = replace(loaded.manifest, data=absolute(args.eval_data or args.data), evaluation=rows["after"])
-    save_compressed(args.out / "compressed", loaded, manifest)
-    record = {
-        "rows": {name: row.to_dict() for name, row in rows.items()},
-        "gated_groups": {name: len(loaded.gates) if name in models else 0 for name in rows},
-        "epochs": [asdict(epoch) for epoch in epochs],
-    }
-    write_json(args.out / METRICS, record)
-    title = f"{args.compressed} learns from {args.learn}, {options.judged_on(args)}"
-    show(record, title, as_json=args.json)
-    print(f"written to {args.out}", file=sys.stderr)
-
-
-def _rows(
-    args: argparse.Namespace, loaded: LoadedNetwork, models: dict[str, nn.Module], data: TrainingData
-) -> dict[str, Evaluation]:
-    """Measure all networks; their latencies, as they are deployed, in turn within one run."""
-    shape = loaded.network.input_shape
+    out, shape, gated = config.output.folder, loaded.network.input_shape, len(loaded.gates)
     macs = dict.fromkeys(models, loaded.manifest.evaluation.macs)
     if data.dense is not None:
         models = {"dense": data.dense, **models}
         macs["dense"] = find_groups(data.dense, shape).macs
+    # as they are deployed, in turn within one run
     fast = {name: deployed(model, shape) for name, model in models.items()}
     latencies = measure_latency(fast, typical_image(models.values(), data.test))
-    return {
+    rows = {
         name: replace(evaluate(model, data.test, macs=macs[name]), latency_ms=latencies[name])
         for name, model in models.items()
     }
+    images = absolute(task.data.eval_data or task.data.spec)
+    save_compressed(
+        out / "compressed", loaded, replace(loaded.manifest, data=images, evaluation=rows["after"])
+    )
+    record = {
+        "rows": {name: row.to_dict() for name, row in rows.items()},
+        "gated_groups": {name: 0 if name == "dense" else gated for name in rows},
+        "epochs": [asdict(epoch) for epoch in epochs],
+    }
+    write_json(out / METRICS, record)
+    title = f"{config.compressed} learns from {config.learn}, {measured_on(task)}"
+    show(record, title, as_json=config.output.as_json)
+    print(f"written to {out}", file=sys.stderr)
 
 
 class Curves:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from prunegym.envs import Budget, BudgetRange
@@ -20,44 +19,30 @@ from prunegym.pruning.cost import plan_widths
 from prunegym.pruning.evaluation.comparison import Rows
 from prunegym.pruning.latency import LatencyTable
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.networks.registry import resolve_network
-from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.plan import PruningPlan
-from prunegym.scripts import options
+from prunegym.scripts.building import build_dense, build_latency_table, usable_device
 from prunegym.scripts.cli import run_verb
-from prunegym.scripts.run_folder import console
+from prunegym.scripts.options.latency import parse
+from prunegym.scripts.results_table import console
 
 logger = logging.getLogger(__name__)
 
 
-def build_parser() -> options.Parser:
-    """Return the parser of this verb."""
-    parser = options.Parser("latency", __doc__ or "")
-    options.add_network_flags(parser)
-    parser.add_argument("--remeasure", action="store_true", help="whatever the cache holds")
-    options.add_output_flags(parser, out=False)
-    return parser
-
-
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
-    args = build_parser().parse(argv)
-    network = resolve_network(
-        args.model,
-        input_size=tuple(args.input_size) if args.input_size else None,
-        mean=args.mean,
-        std=args.std,
+    config = parse(argv)
+    model, network = build_dense(config.network, seed=config.seed)
+    table = build_latency_table(
+        model.to(usable_device(config.device)),
+        network.input_shape,
+        remeasure=config.remeasure,
+        progress=config.progress,
     )
-    torch.manual_seed(args.seed)
-    model = network.build().eval()
-    if args.weights is not None:
-        load_weights_(model, args.weights)
-    table = options.table_of(model.to(options.device_of(args)), network.input_shape, args)
     record = describe_table(table)
-    if args.json:
+    if config.as_json:
         print(json.dumps(record, indent=2))
     else:
-        _show(record, args.model)
+        _show(record, config.network.name)
 
 
 def describe_table(table: LatencyTable) -> dict[str, Any]:

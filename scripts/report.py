@@ -16,9 +16,11 @@ from prunegym.agents.pictures import Run, png, read_inputs, read_updates, reason
 from prunegym.agents.pictures.page import bullets, element, page, picture, table
 from prunegym.pruning.files import read_json, written_whole
 from prunegym.pruning.plan import PruningPlan
-from prunegym.scripts import options
 from prunegym.scripts.cli import run_verb
-from prunegym.scripts.run_folder import COLUMNS, CONFIG, EPISODES, INPUTS, METRICS, UPDATES, gated_note
+from prunegym.scripts.options.parser import UsageError
+from prunegym.scripts.options.report import parse
+from prunegym.scripts.results_table import COLUMNS, gated_note
+from prunegym.scripts.run_folder import CONFIG, EPISODES, INPUTS, METRICS, UPDATES
 
 PICTURES = {  # title and caption
     "pareto": (
@@ -58,22 +60,11 @@ FIXED = ("heatmap", "examples")  # their colours are values
 SCALE = 0.75  # all but the heat map are drawn finer than they are shown, for print
 
 
-def build_parser() -> options.Parser:
-    """Return the parser of this verb."""
-    parser = options.Parser("report", __doc__ or "")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a folder that train wrote, or is writing")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: RUN/report.html)")
-    return parser
-
-
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
-    args = build_parser().parse(argv)
-    out = args.out or args.run / "report.html"
-    if out.is_dir():
-        raise options.UsageError(f"--out names a file, and {out} is a folder; give {out / 'report.html'}")
-    write_report(args.run, out)
-    print(f"written to {out}", file=sys.stderr)
+    config = parse(argv)
+    write_report(config.run, config.page)
+    print(f"written to {config.page}", file=sys.stderr)
 
 
 def write_report(folder: Path, out: Path) -> None:
@@ -110,11 +101,9 @@ def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
         UsageError, AgentError, PlanError: as `write_report`.
     """
     if not folder.is_dir():
-        raise options.UsageError(f"there is no folder {folder}; name one that train wrote")
+        raise UsageError(f"there is no folder {folder}; name one that train wrote")
     if not (folder / CONFIG).is_file():
-        raise options.UsageError(
-            f"{folder} holds no run ({CONFIG} is missing); name a folder that train wrote"
-        )
+        raise UsageError(f"{folder} holds no run ({CONFIG} is missing); name a folder that train wrote")
     plan, metrics, inputs = folder / "plan.json", folder / METRICS, folder / INPUTS
     record = _read(metrics, lambda path: _checked(read_json(path))) if metrics.exists() else {}
     found = Run(
@@ -134,7 +123,7 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
     try:
         return load(path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # not what was written
-        raise options.UsageError(f"{path} is damaged ({error!r}); run train again, or restore it") from error
+        raise UsageError(f"{path} is damaged ({error!r}); run train again, or restore it") from error
 
 
 def _checked(data: Any) -> dict[str, Any]:

@@ -1,11 +1,9 @@
-"""What verbs write down, and show as a table."""
+"""Folders for results: who may write into one, what it holds, and the configuration of its run."""
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -15,36 +13,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from prunegym.envs import Task
 from prunegym.pruning.data import absolute
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.files import cache_folder, read_json, write_json
 from prunegym.pruning.plan import PruningPlan
 from prunegym.pruning.storage.compressed import Manifest
-from prunegym.scripts.options import UsageError, plain
+from prunegym.scripts.options.network import DataConfig
+from prunegym.scripts.options.output import OutputConfig
+from prunegym.scripts.options.parser import UsageError
 
 CONFIG, METRICS, EPISODES = "config.json", "metrics.json", "episodes.jsonl"
 UPDATES, INPUTS = "updates.jsonl", "inputs.npz"  # of a run that learns to decide for each input
 # between a run and its resumption
 MAY_DIFFER = ("out", "resume", "overwrite", "json", "quiet", "device", "download", "cluster")
-
-COLUMNS = {
-    "accuracy": ("accuracy", lambda value: f"{value:.2%}"),
-    "agreement": ("agreement", lambda value: f"{value:.2%}"),
-    "score": ("score", lambda value: f"{value + 0.0:.5g}"),  # no -0
-    "macs": ("MACs", lambda value: f"{value / 1e6:.3f} M"),
-    "params": ("parameters", lambda value: f"{value:,}"),
-    "bytes": ("bytes", lambda value: f"{value:,}"),
-    "latency_ms": ("latency", lambda value: f"{value:.2f} ms"),
-    "onnx_bytes": ("ONNX bytes", lambda value: f"{value:,}"),
-    "pt2_bytes": ("pt2 bytes", lambda value: f"{value:,}"),
-    "eager_ms": ("eager", lambda value: f"{value:.2f} ms"),
-    "onnx_ms": ("onnxruntime", lambda value: f"{value:.2f} ms"),
-    "pt2_ms": ("torch.export", lambda value: f"{value:.2f} ms"),
-}
 
 
 @contextmanager
@@ -91,22 +73,22 @@ def check_empty(out: Path, *, overwrite: bool, way_out: str = "--overwrite") -> 
         raise UsageError(f"{out} already holds a run; give another --out, or {way_out}")
 
 
-def check_out(out: Path, args: argparse.Namespace, *, may_differ: Collection[str] = ()) -> None:
+def check_out(output: OutputConfig, *, may_differ: Collection[str] = ()) -> None:
     """Refuse a folder that holds something else than the run to begin or to resume, before any work.
 
     Args:
-        out: the folder for results.
-        args: the flags, --resume and --overwrite among them.
+        output: the folder for results, and the flags of the run.
         may_differ: flags that a resumption may change, beside MAY_DIFFER.
 
     Raises:
         UsageError: it holds a run and neither flag is given, or another run than these flags describe, or no
             run; or both flags are given.
     """
-    if not args.resume:
-        check_empty(out, overwrite=args.overwrite, way_out="--resume or --overwrite")
+    out = output.folder
+    if not output.resume:
+        check_empty(out, overwrite=output.overwrite, way_out="--resume or --overwrite")
         return
-    if args.overwrite:
+    if output.overwrite:
         raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them")
     try:
         earlier = read_json(out / CONFIG)
@@ -114,7 +96,7 @@ def check_out(out: Path, args: argparse.Namespace, *, may_differ: Collection[str
         raise UsageError(f"{out} holds no run to resume ({error}); leave out --resume") from error
     if not isinstance(earlier, dict):
         raise UsageError(f"{out / CONFIG} is damaged; give another --out, or --overwrite")
-    now = run_config(args)
+    now = run_config(output)
     changed = [name for name in now if earlier.get(name) != now[name] and name not in may_differ]
     if changed:
         raise UsageError(
@@ -132,9 +114,21 @@ def check_source(source: Path, out: Path) -> None:
         raise UsageError(f"--overwrite would remove {source}, which lies in {out}; give another --out")
 
 
-def run_config(args: argparse.Namespace) -> dict[str, Any]:
+def run_config(output: OutputConfig) -> dict[str, Any]:
     """Return the flags that make a run what it is, as plain data."""
-    return plain(args, without=MAY_DIFFER)
+    return {name: value for name, value in output.flags.items() if name not in MAY_DIFFER}
+
+
+def begin_run(output: OutputConfig) -> None:
+    """Begin a run's folder; one to be resumed stays as it is, since its checkpoint may prove damaged."""
+    if not output.resume:
+        open_run(output.folder, run_config(output), overwrite=output.overwrite)
+
+
+def continue_run(output: OutputConfig) -> None:
+    """Write the configuration of a run that was resumed, once nothing can be refused any more."""
+    if output.resume:
+        open_run(output.folder, run_config(output), overwrite=False)
 
 
 def open_run(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -144,7 +138,7 @@ def open_run(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
     write_json(out / CONFIG, {**config, "command": shlex.join(sys.argv)})
 
 
-def manifest_of(task: Task, args: argparse.Namespace, plan: PruningPlan, evaluation: Evaluation) -> Manifest:
+def manifest_of(task: Task, data: DataConfig, plan: PruningPlan, evaluation: Evaluation) -> Manifest:
     """Return what a compressed network's folder says of where it came from."""
     network = task.network
     return Manifest(
@@ -152,68 +146,7 @@ def manifest_of(task: Task, args: argparse.Namespace, plan: PruningPlan, evaluat
         input_shape=network.input_shape,
         mean=network.mean,
         std=network.std,
-        data=absolute(args.eval_data or args.data),
+        data=absolute(data.eval_data or data.spec),
         plan=plan,
         evaluation=evaluation,
     )
-
-
-def show(record: Mapping[str, Any], title: str, *, as_json: bool) -> None:
-    """Print a record of `rows`, `gated_groups` and, perhaps, a `verdict`: as a table, or as JSON."""
-    if as_json:
-        print(json.dumps(record, indent=2))
-        return
-    show_rows(title, record["rows"], gated=record["gated_groups"])
-    if "latency" in record:
-        shares = record["latency"]
-        print(
-            f"latency: {shares['predicted']:.1%} of the dense network's predicted, {shares['measured']:.1%} "
-            f"measured (the table's worst error: {shares['worst_error']:.1%})"
-        )
-    if "verdict" in record:
-        print(record["verdict"])
-
-
-def gated_note(gated: Mapping[str, int]) -> str:
-    """Say what a star beside a row means, from how many groups of each row skip units."""
-    names = ", ".join(f"{name} ({count} group{'s' * (count > 1)})" for name, count in gated.items() if count)
-    return f"{names}: for each input, units are skipped; latency with only the others run"
-
-
-def show_rows(title: str, rows: Mapping[str, Mapping[str, Any]], *, gated: Mapping[str, int]) -> None:
-    """Print rows of metrics; the row "dense" is what the shares are of.
-
-    Args:
-        title: above the table.
-        rows: name -> metrics, as in `metrics.json`.
-        gated: rows with runtime gates -> how many groups they gate; marked, with a note below.
-    """
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    columns = [key for key in COLUMNS if any(row.get(key) is not None for row in rows.values())]
-    for key in columns:
-        table.add_column(COLUMNS[key][0], justify="right")
-    for name, row in rows.items():
-        mark = " *" if gated.get(name) else ""
-        cells = (_cell(key, row.get(key), rows.get("dense", {}).get(key), mark) for key in columns)
-        table.add_row(name, *cells)
-    console().print(table)
-    if any(gated.values()):
-        console().print(f"* {gated_note(gated)}")
-
-
-def console() -> Console:
-    """Return standard output for tables, of a fixed width where it is no terminal."""
-    return Console() if Console().is_terminal else Console(width=120)
-
-
-def compressed_folder(path: Path) -> Path:
-    """Return a compressed network's folder: `path/compressed` where `path` is a run's folder, else `path`."""
-    return path / "compressed" if (path / "compressed").is_dir() else path
-
-
-def _cell(key: str, value: Any, dense: Any, mark: str) -> str:
-    if value is None:
-        return "-"
-    text = COLUMNS[key][1](value) + (mark if key == "macs" else "")
-    return f"{text}  {value / dense:6.1%}" if dense else text

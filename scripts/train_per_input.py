@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from prunegym.agents.learning.algorithms import read_overrides, with_overrides
-from prunegym.agents.per_input.ppo import PER_INPUT
 from prunegym.agents.per_input.rounds import (
     LearnedPerInput,
+    PerInputComparison,
     PerInputStart,
-    RoundsConfig,
     compare_with_fixed,
     prepare,
 )
-from prunegym.envs import Budget, Limits, Task, parse_budget
+from prunegym.envs import Task
 from prunegym.envs.input_pruning import loss
 from prunegym.pruning.apply import Compressed
 from prunegym.pruning.data import Images
@@ -37,96 +35,61 @@ from prunegym.pruning.networks.registry import NetworkSpec
 from prunegym.pruning.plan import PruningPlan
 from prunegym.pruning.runtime.outcomes import InputOutcomes, input_outcomes
 from prunegym.pruning.storage.compressed import save_compressed
-from prunegym.scripts import options
+from prunegym.scripts.building import build_network, build_task, measured_on
 from prunegym.scripts.cli import run_verb
+from prunegym.scripts.options.train_per_input import TrainPerInputConfig, parse
 from prunegym.scripts.report import write_pictures
+from prunegym.scripts.results_table import show
 from prunegym.scripts.run_folder import (
     INPUTS,
     METRICS,
     UPDATES,
+    begin_run,
     check_out,
     check_source,
     claimed,
+    continue_run,
     manifest_of,
-    open_run,
-    run_config,
-    show,
 )
 
 N_EXAMPLES = 8  # images shown of the cheapest, and of the dearest
 
 
-def build_parser() -> options.Parser:
-    """Return the parser of this verb."""
-    parser = options.Parser("train-per-input", __doc__ or "")
-    options.add_network_flags(parser)
-    options.add_budget_flag(parser, average=True)
-    options.add_pruning_flags(parser, per_input=True)
-    options.add_per_input_flags(parser)
-    options.add_output_flags(parser, resume=True)
-    return parser
-
-
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
-    args = build_parser().parse(argv)
-    budget = parse_budget(args.budget or ["macs=0.5"])
-    if not isinstance(budget, Budget) or set(budget.shares) != {"macs"}:
-        raise options.UsageError(
-            "train-per-input keeps to multiply-adds on average; give one --budget macs=SHARE"
-        )
-    args.budget = args.budget or ["macs=0.5"]
-    if args.plan and args.static_ratio:
-        raise options.UsageError("--plan holds the static ratios; leave out --static-ratio")
-    with_overrides(PER_INPUT, read_overrides(args.hyper))  # unknown names are refused before the work begins
-    options.method_of(args)
-    out = args.out or Path("runs") / args.model.replace("/", "-")
-    with claimed(out):
-        check_out(out, args)
-        if args.plan:
-            check_source(args.plan, out)
-        torch.manual_seed(args.seed)
-        _train(out, args, budget)
+    config = parse(argv)
+    with claimed(config.output.folder):
+        check_out(config.output)
+        if config.plan:
+            check_source(config.plan, config.output.folder)
+        torch.manual_seed(config.task.seed)
+        _train(config)
 
 
-def _train(out: Path, args: argparse.Namespace, budget: Budget) -> None:
-    plan = PruningPlan.load(args.plan) if args.plan else None
-    limits = Limits(static=args.max_static_ratio, runtime=args.max_runtime_ratio)
-    task = options.task_of(args, budget)
+def _train(config: TrainPerInputConfig) -> None:
+    output = config.output
+    plan = PruningPlan.load(config.plan) if config.plan else None
+    task = build_task(config.task, config.budget)
     # all that may be refused comes before the run begins
     start = prepare(
         task,
-        options.network_of(task, args),
-        budget.shares["macs"],
-        limits=limits,
-        static_ratio=args.static_ratio,
+        build_network(task, config.pruning, seed=config.task.seed),
+        config.budget.shares["macs"],
+        limits=config.pruning.limits,
+        static_ratio=config.static_ratio,
         plan=plan,
     )
-    config = RoundsConfig(
-        episodes=args.episodes,
-        rounds=args.rounds,
-        tune_epochs=args.tune_epochs,
-        max_runtime_ratio=args.max_runtime_ratio,
-        seed=args.seed,
-        hyperparameters=read_overrides(args.hyper),
-    )
-
-    def rewrite_config() -> None:
-        if args.resume:  # not before: a run whose checkpoint is damaged stays as it is
-            open_run(out, run_config(args), overwrite=False)
-
-    if not args.resume:
-        open_run(out, run_config(args), overwrite=args.overwrite)
+    begin_run(output)
     compared = compare_with_fixed(
         start,
-        config,
-        out=out,
-        resume=args.resume,
-        progress=not args.quiet,
-        on_update=_appending(out / UPDATES),
-        on_learned=rewrite_config,
+        config.rounds,
+        out=output.folder,
+        resume=output.resume,
+        progress=config.task.progress,
+        on_update=_appending(output.folder / UPDATES),
+        on_learned=partial(continue_run, output),
     )
-    _write(out, start, args, compared.networks, compared.learned)
+    _write(config, start, compared)
 
 
 def _appending(path: Path) -> Callable[[dict[str, float]], None]:
@@ -159,17 +122,12 @@ def _cut(path: Path, *, before: Mapping[str, float]) -> None:
         temporary.write_bytes(b"".join(kept))
 
 
-def _write(
-    out: Path,
-    start: PerInputStart,
-    args: argparse.Namespace,
-    networks: Mapping[str, Compressed],
-    learned: LearnedPerInput,
-) -> None:
+def _write(config: TrainPerInputConfig, start: PerInputStart, compared: PerInputComparison) -> None:
+    out, learned, networks = config.output.folder, compared.learned, compared.networks
     job, test = start.job, start.job.task.splits.test
     rows = measure_side_by_side(job.network, networks, test)
     learned.plan.save(out / "plan.json")
-    manifest = manifest_of(job.task, args, learned.plan, rows.evaluations["per-input"])
+    manifest = manifest_of(job.task, config.task.data, learned.plan, rows.evaluations["per-input"])
     save_compressed(out / "compressed", learned.compressed, manifest)
     found = input_outcomes(learned.compressed.model, test)
     reference = losses(job.task.model, networks["fixed"], test)
@@ -178,10 +136,10 @@ def _write(
     record = {
         "rows": {row: one.to_dict() for row, one in rows.evaluations.items()},
         "gated_groups": rows.gated,
-        "verdict": compared(rows.evaluations),
+        "verdict": verdict(rows.evaluations),
         "plans": {"fixed": start.plan.to_dict(), "per-input": learned.plan.to_dict()},
         "per_input": {
-            "budget": args.budget,
+            "budget": list(config.asked),
             "share": learned.share,
             "share_on_validation": learned.mean_share,
             "macs_quantiles": np.quantile(found.macs, (0, 0.1, 0.5, 0.9, 1)).tolist(),
@@ -194,15 +152,16 @@ def _write(
     with SummaryWriter(str(out / "tensorboard" / "pictures")) as writer:
         for name, picture in write_pictures(out).items():
             writer.add_image(f"input/{name}", picture, dataformats="HWC")
-    title = f"{args.model} at {' '.join(args.budget)} on average, {options.judged_on(args)}"
-    show(record, title, as_json=args.json)
+    name = config.task.network.name
+    title = f"{name} at {' '.join(config.asked)} on average, {measured_on(config.task)}"
+    show(record, title, as_json=config.output.as_json)
     print(
         f"written to {out}; watch the curves with: tensorboard --logdir {out / 'tensorboard'}",
         file=sys.stderr,
     )
 
 
-def compared(rows: Mapping[str, Evaluation]) -> str:
+def verdict(rows: Mapping[str, Evaluation]) -> str:
     """Say in a line how deciding for each input compares with fixed ratios."""
     found, fixed = rows["per-input"], rows["fixed"]
     points, spent = 100 * (found.quality - fixed.quality), found.macs / fixed.macs

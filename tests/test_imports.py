@@ -94,6 +94,13 @@ def test_no_script_hides_a_module_of_the_standard_library():
     assert not {path.stem for path in (ROOT / "scripts").rglob("*.py")} & set(sys.stdlib_module_names)
 
 
+def test_parsed_flags_are_known_to_the_options_alone():
+    beyond = [path for path in MODULES if path.parent != ROOT / "scripts" / "options"]
+    assert not {
+        str(path.relative_to(ROOT)) for path in beyond if "argparse" in path.read_text(encoding="utf-8")
+    }
+
+
 def test_what_draws_nothing_does_not_wait_for_matplotlib():
     code = "import sys, prunegym.agents, prunegym.scripts.train; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, task_env
 from prunegym.envs.action import ActionMode
 from prunegym.pruning.data import Images
-from prunegym.scripts import options
+from prunegym.scripts.building import usable_device
+from prunegym.scripts.options.benchmark import BenchmarkConfig
 
 WEIGHTS = {
     "cifar_resnet20": "resnet20-12fca82f.th",
@@ -19,19 +19,19 @@ WEIGHTS = {
 DRAWN_IMAGES = 256  # for each plan; twice as many, as `train` draws, gave equal rewards in 5/3 of the time
 
 
-def cifar_task(name: str, args: argparse.Namespace, **settings: Any) -> Task:
-    """Return the task of a network in `args.assets`; `settings` are further arguments of `load_task`."""
+def cifar_task(name: str, config: BenchmarkConfig, **settings: Any) -> Task:
+    """Return the task of a network in `config.assets`; `settings` are further arguments of `load_task`."""
     return load_task(
         name,
-        weights=args.assets / "weights" / WEIGHTS[name],
-        device=options.device_of(args),
-        **{"data": cifar_images(args), "budget": Budget({"macs": 0.5}), **settings},
+        weights=config.assets / "weights" / WEIGHTS[name],
+        device=usable_device(config.device),
+        **{"data": cifar_images(config), "budget": Budget({"macs": 0.5}), **settings},
     )
 
 
 def comparison_env(
     name: str,
-    args: argparse.Namespace,
+    config: BenchmarkConfig,
     *,
     budget: Budget | BudgetRange,
     only: tuple[str, ...] = (),
@@ -47,10 +47,10 @@ def comparison_env(
     Static ratios alone. A plan is scored on so many images drawn for it; without data, as in `train`.
     """
     if name == "digits_resnet":
-        task = load_task(name, data="digits", budget=budget, device=options.device_of(args), seed=seed)
+        task = load_task(name, data="digits", budget=budget, device=usable_device(config.device), seed=seed)
     else:
-        data = {} if labelled else {"data": "none", "eval_data": cifar_images(args)}
-        task = cifar_task(name, args, budget=budget, seed=seed, **data)
+        data = {} if labelled else {"data": "none", "eval_data": cifar_images(config)}
+        task = cifar_task(name, config, budget=budget, seed=seed, **data)
     drawn = {"drawn_images": drawn_images} if labelled else {}
     env = task_env(
         task,
@@ -63,6 +63,6 @@ def comparison_env(
     return env, task.splits.test
 
 
-def cifar_images(args: argparse.Namespace) -> str:
+def cifar_images(config: BenchmarkConfig) -> str:
     """Return the images' name, as `load_splits` understands it."""
-    return f"npz:{args.assets / 'cifar10' / 'cifar10_subset.npz'}"
+    return f"npz:{config.assets / 'cifar10' / 'cifar10_subset.npz'}"

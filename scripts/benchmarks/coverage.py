@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,35 +16,36 @@ from prunegym.scripts.benchmarks.coverage_networks import networks
 from prunegym.scripts.benchmarks.coverage_table import summary, write_table
 from prunegym.scripts.benchmarks.limited import Limits, run_limited
 from prunegym.scripts.benchmarks.results import available_cores, begun
-from prunegym.scripts.run_folder import console
+from prunegym.scripts.options.benchmark import BenchmarkConfig
+from prunegym.scripts.results_table import console
 
 LIMITS = Limits(seconds=200, gigabytes=12)
 CHECKS = {"prunegym": check_prunegym, "torch-pruning": check_torch_pruning}
 VERSIONS = ("torch", "torchvision", "timm", "torch-pruning")
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Return, by network, its kind and what became of it in each pruner's hands; written as it is found."""
-    kept = begun(args, seed=args.seed)
+    kept = begun(config, seed=config.seed)
     record = kept.results
     for part in ("kinds", *CHECKS):
         record.setdefault(part, {})
-    record["seed"] = args.seed
+    record["seed"] = config.seed
     record["versions"] = dict(_versions())
-    record["kinds"] |= {name: kind for name, kind in networks() if name in (args.networks or [name])}
+    record["kinds"] |= {name: kind for name, kind in networks() if name in (config.networks or [name])}
     jobs = {
-        (pruner, name): partial(check, name, seed=args.seed)
+        (pruner, name): partial(check, name, seed=config.seed)
         for name in record["kinds"]
         for pruner, check in CHECKS.items()
         if name not in record[pruner] and (pruner == "prunegym" or can_compare())
     }
-    shown = not args.quiet and sys.stderr.isatty()
+    shown = config.progress and sys.stderr.isatty()
     runs = run_limited(jobs, LIMITS, side_by_side=available_cores())
     for (pruner, name), result in tqdm(runs, total=len(jobs), unit="run", disable=not shown):
         record[pruner][name] = result
         kept.keep()
-    if args.table is not None:
-        write_table(args.table, record)
+    if config.table is not None:
+        write_table(config.table, record)
     return record
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -24,7 +23,8 @@ from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.scripts.benchmarks.assets import WEIGHTS, cifar_images, cifar_task
 from prunegym.scripts.benchmarks.results import Record, begun
-from prunegym.scripts.run_folder import console
+from prunegym.scripts.options.benchmark import BenchmarkConfig
+from prunegym.scripts.results_table import console
 
 MAX_STATIC_RATIO = 0.9  # static ratio of a group
 INNER = ("*.conv1",)  # of each block: its inner channels
@@ -63,12 +63,12 @@ def rows() -> Iterator[tuple[str, Method]]:
                 yield calibration, Method("elimination", compensation)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Return, by network, its dense accuracy, seconds to calibrate, and a cell per row and setting."""
-    record = begun(args)
-    for name in args.networks or WEIGHTS:
+    record = begun(config)
+    for name in config.networks or WEIGHTS:
         with _empty_cache():
-            _measure_network(name, args, record)
+            _measure_network(name, config, record)
     return record.results
 
 
@@ -87,7 +87,7 @@ def _empty_cache() -> Iterator[None]:
                 os.environ["PRUNEGYM_CACHE"] = before
 
 
-def _measure_network(name: str, args: argparse.Namespace, record: Record) -> None:
+def _measure_network(name: str, config: BenchmarkConfig, record: Record) -> None:
     found = record.results.setdefault(name, {"calibration_s": {}, "cells": {}})
     for calibration in CALIBRATIONS:
         methods = [method for source, method in rows() if source == calibration]
@@ -98,7 +98,7 @@ def _measure_network(name: str, args: argparse.Namespace, record: Record) -> Non
             if _key(calibration, method, setting) not in found["cells"]
         ]
         if missing:
-            _measure_calibration(name, args, calibration, missing, record)
+            _measure_calibration(name, config, calibration, missing, record)
 
 
 def _key(calibration: str, method: Method, setting: Setting) -> str:
@@ -108,21 +108,21 @@ def _key(calibration: str, method: Method, setting: Setting) -> str:
 
 def _measure_calibration(
     name: str,
-    args: argparse.Namespace,
+    config: BenchmarkConfig,
     calibration: str,
     missing: list[tuple[Method, Setting]],
     record: Record,
 ) -> None:
     found = record.results[name]
-    data = {"data": "none", "eval_data": cifar_images(args)} if calibration != "data" else {}
+    data = {"data": "none", "eval_data": cifar_images(config)} if calibration != "data" else {}
     start = time.perf_counter()
-    task = cifar_task(name, args, calibration=calibration, **data)
+    task = cifar_task(name, config, calibration=calibration, **data)
     networks: dict[tuple[str, ...], PrunableNetwork] = {}
     networks[()] = PrunableNetwork(task.model, task.calibration)
     found["calibration_s"][calibration] = round(time.perf_counter() - start, 1)
     networks[INNER] = PrunableNetwork(task.model, task.calibration, only=INNER)
     found["dense"] = accuracy(*predictions(task.model, task.splits.test.batches()))
-    shown = not args.quiet and sys.stderr.isatty()
+    shown = config.progress and sys.stderr.isatty()
     for method, setting in tqdm(missing, desc=f"{name} {calibration}", disable=not shown, leave=False):
         cell = _measure_cell(networks[setting.only], task, method, setting)
         found["cells"][_key(calibration, method, setting)] = cell

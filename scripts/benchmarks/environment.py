@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -15,28 +14,29 @@ from tqdm import tqdm
 from prunegym.agents.per_input.rounds import PerInputJob
 from prunegym.envs import LayerPruningEnv, even_plan, task_env
 from prunegym.scripts.benchmarks.assets import cifar_task
-from prunegym.scripts.run_folder import console
+from prunegym.scripts.options.benchmark import BenchmarkConfig
+from prunegym.scripts.results_table import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 EPISODES = 20
 BATCHES = 5  # of inputs
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Return one row per network."""
-    return {name: _time_network(name, args) for name in args.networks or NETWORKS}
+    return {name: _time_network(name, config) for name in config.networks or NETWORKS}
 
 
-def _time_network(name: str, args: argparse.Namespace) -> dict[str, float]:
-    task = cifar_task(name, args)
+def _time_network(name: str, config: BenchmarkConfig) -> dict[str, float]:
+    task = cifar_task(name, config)
     start = time.perf_counter()
     env = task_env(task)
     setup = time.perf_counter() - start
     return {
         "groups": len(env.group_names),
         "setup_s": setup,
-        **time_episodes(env, args),
-        "input_steps_per_s": time_inputs(PerInputJob(task, env.network), args.seed),
+        **time_episodes(env, config),
+        "input_steps_per_s": time_inputs(PerInputJob(task, env.network), config.seed),
     }
 
 
@@ -58,21 +58,21 @@ def time_inputs(job: PerInputJob, seed: int) -> float:
     return BATCHES * gates * env.num_envs / (time.perf_counter() - start)
 
 
-def time_episodes(env: LayerPruningEnv, args: argparse.Namespace) -> dict[str, float]:
+def time_episodes(env: LayerPruningEnv, config: BenchmarkConfig) -> dict[str, float]:
     """Time episodes of random actions, no two alike, after one that warms up.
 
     Returns:
         step_ms: median of the steps that only decide; steps_per_s: its inverse; episodes_per_s;
         evaluation_share: of an episode's time, spent in its last step beyond deciding.
     """
-    rng = np.random.default_rng(args.seed)
+    rng = np.random.default_rng(config.seed)
     _episode(env, rng)
     deciding: list[float] = []
     evaluating: list[float] = []
     for _ in tqdm(
-        range(args.episodes or EPISODES),
+        range(config.episodes or EPISODES),
         unit="episode",
-        disable=args.quiet or not sys.stderr.isatty(),
+        disable=not (config.progress and sys.stderr.isatty()),
         leave=False,
     ):
         *steps, last = _episode(env, rng)

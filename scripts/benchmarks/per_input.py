@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,7 +27,8 @@ from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.training.finetuning import FinetuningConfig, finetune_
 from prunegym.scripts.benchmarks.assets import cifar_task
 from prunegym.scripts.benchmarks.results import begun, interval, run_side_by_side
-from prunegym.scripts.run_folder import console
+from prunegym.scripts.options.benchmark import BenchmarkConfig
+from prunegym.scripts.results_table import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 INNER = ("*.conv1",)  # of each block: its inner channels
@@ -38,17 +38,17 @@ EPOCHS = 3  # of distillation on the training images
 KINDS = ("static", "fixed", "fixed, learned", "per-input")
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Return, by network and seed, what came of each kind of ratios, before and after fine-tuning."""
-    networks = args.networks or NETWORKS
-    record = begun(args, episodes=args.episodes or EPISODES)
+    networks = config.networks or NETWORKS
+    record = begun(config, episodes=config.episodes or EPISODES)
     jobs = [(network, str(seed)) for seed in range(SEEDS) for network in networks]
-    return run_side_by_side(record, jobs, partial(_run, args), quiet=args.quiet)
+    return run_side_by_side(record, jobs, partial(_run, config), progress=config.progress)
 
 
-def _run(args: argparse.Namespace, name: str, seed: str) -> dict[str, Any]:
+def _run(config: BenchmarkConfig, name: str, seed: str) -> dict[str, Any]:
     start = time.perf_counter()
-    task = cifar_task(name, args, seed=int(seed))
+    task = cifar_task(name, config, seed=int(seed))
     network = PrunableNetwork(
         task.model,
         task.calibration,
@@ -60,8 +60,8 @@ def _run(args: argparse.Namespace, name: str, seed: str) -> dict[str, Any]:
     plan = PruningPlan({group.name: LayerDecision(0.0, RATIO) for group in network.graph.prunable})
     fixed = job.apply(plan)
     share = network.cost.macs(fixed.widths) / network.cost.macs(network.cost.dense)
-    config = RoundsConfig(args.episodes or EPISODES, ROUNDS, max_runtime_ratio=LARGEST, seed=int(seed))
-    learned = learn_in_rounds(job, plan, config, share=share)
+    rounds = RoundsConfig(config.episodes or EPISODES, ROUNDS, max_runtime_ratio=LARGEST, seed=int(seed))
+    learned = learn_in_rounds(job, plan, rounds, share=share)
     learned_seconds = time.perf_counter() - start
     small = {
         "static": job.apply(static_plan(network, share, max_static_ratio=LARGEST)),

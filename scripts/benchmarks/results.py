@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import signal
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from prunegym.pruning.files import read_json, write_json
-from prunegym.scripts.options import UsageError
+from prunegym.scripts.options.benchmark import BenchmarkConfig
+from prunegym.scripts.options.parser import UsageError
 
 RESAMPLES = 10_000
 KEYS = ("settings", "results")  # of the file
@@ -39,36 +39,36 @@ class Record:
             write_json(self.path, {"settings": dict(self.settings), "results": self.results})
 
 
-def begun(args: argparse.Namespace, **settings: Any) -> Record:
+def begun(config: BenchmarkConfig, **settings: Any) -> Record:
     """Return what the file `--out` holds so far; nothing where there is none.
 
     Args:
-        args: the flags of `benchmark`.
+        config: the flags of `benchmark`.
         settings: plain data that the results depend on, beside the benchmark's name.
 
     Raises:
         UsageError: the file holds something else, or results of other settings.
     """
-    settings = {"benchmark": args.name, **settings}
-    if args.out is None or not args.out.exists():
-        return Record(args.out, settings, {})
+    settings = {"benchmark": config.name, **settings}
+    if config.out is None or not config.out.exists():
+        return Record(config.out, settings, {})
     try:
-        found = read_json(args.out)
+        found = read_json(config.out)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{args.out} holds no results ({error}); give another --out") from error
+        raise UsageError(f"{config.out} holds no results ({error}); give another --out") from error
     if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in KEYS):
-        raise UsageError(f"{args.out} holds no results of a benchmark; give another --out")
+        raise UsageError(f"{config.out} holds no results of a benchmark; give another --out")
     if found["settings"] != settings:
         there, here = (
             ", ".join(f"{name} {value}" for name, value in some.items())
             for some in (found["settings"], settings)
         )
-        raise UsageError(f"{args.out} holds results of {there}, not of {here}; give another --out")
-    return Record(args.out, settings, found["results"])
+        raise UsageError(f"{config.out} holds results of {there}, not of {here}; give another --out")
+    return Record(config.out, settings, found["results"])
 
 
 def run_side_by_side(
-    record: Record, jobs: Sequence[tuple[str, ...]], run: Callable[..., Any], *, quiet: bool
+    record: Record, jobs: Sequence[tuple[str, ...]], run: Callable[..., Any], *, progress: bool
 ) -> dict[str, Any]:
     """Return the results of all jobs, earlier ones included, one process per core; each is kept at once.
 
@@ -78,11 +78,11 @@ def run_side_by_side(
         record: of earlier results, nested by the parts of a job's name; a job that it holds is not run again.
         jobs: names.
         run: what does a job, given the parts of its name; each process uses one thread.
-        quiet: no bar.
+        progress: show a bar.
     """
     missing = [job for job in jobs if _found(record.results, job) is None]
     fork = multiprocessing.get_context("fork")
-    shown = not quiet and sys.stderr.isatty()
+    shown = progress and sys.stderr.isatty()
     with ProcessPoolExecutor(available_cores(), mp_context=fork, initializer=_start, initargs=(run,)) as pool:
         futures = {pool.submit(_call, job): job for job in missing}
         try:

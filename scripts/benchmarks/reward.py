@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Mapping
@@ -16,7 +15,8 @@ from tqdm import tqdm
 from prunegym.envs import Budget, task_env
 from prunegym.pruning.metrics import accuracy, predictions
 from prunegym.scripts.benchmarks.assets import cifar_images, cifar_task
-from prunegym.scripts.run_folder import console
+from prunegym.scripts.options.benchmark import BenchmarkConfig
+from prunegym.scripts.results_table import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 PLANS = 60
@@ -24,18 +24,18 @@ BUDGETS = (0.35, 0.8)  # of the MACs, drawn anew for each plan
 ACTION_SPREAD = 0.5  # of an action, to either side of the uniform plan
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Return, by network, the rank correlations and the figures behind them."""
-    return {name: _measure_network(name, args) for name in args.networks or NETWORKS}
+    return {name: _measure_network(name, config) for name in config.networks or NETWORKS}
 
 
-def _measure_network(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    task = cifar_task(name, args, data="none", eval_data=cifar_images(args))
-    env = task_env(task, seed=args.seed)
-    rng = np.random.default_rng(args.seed)
+def _measure_network(name: str, config: BenchmarkConfig) -> dict[str, Any]:
+    task = cifar_task(name, config, data="none", eval_data=cifar_images(config))
+    env = task_env(task, seed=config.seed)
+    rng = np.random.default_rng(config.seed)
     figures: dict[str, list[float]] = {"accuracy": [], "agreement": [], "divergence": []}
-    shown = not args.quiet and sys.stderr.isatty()
-    for _ in tqdm(range(args.episodes or PLANS), desc=name, unit="plan", disable=not shown, leave=False):
+    shown = config.progress and sys.stderr.isatty()
+    for _ in tqdm(range(config.episodes or PLANS), desc=name, unit="plan", disable=not shown, leave=False):
         env.set_budget(Budget({"macs": rng.uniform(*BUDGETS)}))
         env.reset()
         done, info = False, dict[str, Any]()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from prunegym.scripts.benchmarks import runtime_accuracy, runtime_latency
 from prunegym.scripts.benchmarks.results import begun
+from prunegym.scripts.options.benchmark import BenchmarkConfig
 
 PARTS = {"latency": runtime_latency, "accuracy": runtime_accuracy}
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Return the record of each part by network."""
-    record = begun(args, seed=args.seed)
+    record = begun(config, seed=config.seed)
     for name, part in PARTS.items():
-        part.measure(args, record.results.setdefault(name, {}), record)
+        part.measure(config, record.results.setdefault(name, {}), record)
     return record.results
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,8 @@ from prunegym.pruning.training.finetuning import FinetuningConfig, finetune_
 from prunegym.scripts.benchmarks.assets import cifar_images, cifar_task
 from prunegym.scripts.benchmarks.results import Record
 from prunegym.scripts.benchmarks.trust import TrustGate
-from prunegym.scripts.run_folder import console
+from prunegym.scripts.options.benchmark import BenchmarkConfig
+from prunegym.scripts.results_table import console
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 INNER = ("*.conv1",)  # of each block: its inner channels
@@ -60,9 +60,9 @@ KINDS = (
 )
 
 
-def measure(args: argparse.Namespace, found: dict[str, Any], record: Record) -> None:
+def measure(config: BenchmarkConfig, found: dict[str, Any], record: Record) -> None:
     """Add to `found`, by network, a cell for each source, kind and ratio; write the record as it grows."""
-    for name in args.networks or NETWORKS:
+    for name in config.networks or NETWORKS:
         cells = found.setdefault(name, {"cells": {}})["cells"]
         for calibration in ("distilled", "data"):
             missing = [
@@ -71,7 +71,7 @@ def measure(args: argparse.Namespace, found: dict[str, Any], record: Record) -> 
                 if any(_key(source, kind, ratio) not in cells for source in _sources(calibration))
             ]
             if missing:
-                _measure_calibration(name, args, calibration, missing, found[name], record)
+                _measure_calibration(name, config, calibration, missing, found[name], record)
 
 
 def _rows() -> Iterator[tuple[Kind, float]]:
@@ -90,25 +90,25 @@ def _key(source: str, kind: Kind, ratio: float) -> str:
 
 def _measure_calibration(
     name: str,
-    args: argparse.Namespace,
+    config: BenchmarkConfig,
     calibration: str,
     missing: list[tuple[Kind, float]],
     found: dict[str, Any],
     record: Record,
 ) -> None:
-    data = {"data": "none", "eval_data": cifar_images(args)} if calibration != "data" else {}
-    task = cifar_task(name, args, calibration=calibration, seed=args.seed, **data)
+    data = {"data": "none", "eval_data": cifar_images(config)} if calibration != "data" else {}
+    task = cifar_task(name, config, calibration=calibration, seed=config.seed, **data)
     network = PrunableNetwork(
         task.model, task.calibration, method=Method(compensation=COMPENSATION), only=INNER
     )
     found["dense"] = accuracy(*predictions(task.model, task.splits.test.batches()))
-    shown = not args.quiet and sys.stderr.isatty()
+    shown = config.progress and sys.stderr.isatty()
     for kind, ratio in tqdm(missing, desc=f"{name} {calibration}", disable=not shown, leave=False):
         start = time.perf_counter()
         small = _applied(network, kind, ratio)
         for source in _sources(calibration):
             if source == "fine-tuned":
-                _fine_tune_(small.model, task, args.seed)
+                _fine_tune_(small.model, task, config.seed)
             cell = _cell(network, small, task)
             found["cells"][_key(source, kind, ratio)] = {**cell, "seconds": time.perf_counter() - start}
             record.keep()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime.slicing import deployed
-from prunegym.scripts import options
 from prunegym.scripts.benchmarks.results import Record
-from prunegym.scripts.run_folder import console
+from prunegym.scripts.building import usable_device
+from prunegym.scripts.options.benchmark import BenchmarkConfig
+from prunegym.scripts.results_table import console
 
 RATIOS = (0.3, 0.5, 0.7)
 THREADS = (2, 1)
@@ -52,23 +52,23 @@ SUBJECTS = (
 )
 
 
-def measure(args: argparse.Namespace, found: dict[str, Any], record: Record) -> None:
+def measure(config: BenchmarkConfig, found: dict[str, Any], record: Record) -> None:
     """Add to `found`, by network and threads, the quartiles of each form; write the record as it grows."""
     for subject in SUBJECTS:
         if subject.name in found and "not measured" not in found[subject.name]:
             continue
-        if args.networks and subject.network not in args.networks:
+        if config.networks and subject.network not in config.networks:
             continue
         try:
-            found[subject.name] = _measure_subject(subject, args)
+            found[subject.name] = _measure_subject(subject, config)
         except PruningError as error:  # torchvision is an extra
             found[subject.name] = {"not measured": str(error)}
         record.keep()
 
 
-def _measure_subject(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
-    device = options.device_of(args)
-    forms, shape = _forms(subject, device, args.seed)
+def _measure_subject(subject: Subject, config: BenchmarkConfig) -> dict[str, Any]:
+    device = usable_device(config.device)
+    forms, shape = _forms(subject, device, config.seed)
     quartiles = {}
     for threads in THREADS:
         with _threads(threads):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,8 +25,9 @@ from prunegym.envs import Budget, LayerPruningEnv
 from prunegym.pruning.metrics import predictions
 from prunegym.scripts.benchmarks.assets import comparison_env
 from prunegym.scripts.benchmarks.results import begun, interval, run_side_by_side
-from prunegym.scripts.options import UsageError
-from prunegym.scripts.run_folder import console
+from prunegym.scripts.options.benchmark import BenchmarkConfig
+from prunegym.scripts.options.parser import UsageError
+from prunegym.scripts.results_table import console
 
 MARKS = (100, 200, 400)  # evaluations
 ALL_IMAGES = sys.maxsize  # to draw
@@ -57,23 +57,23 @@ CELLS: Mapping[str, Cell] = {
 }
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Return, by cell, method and seed, what was found; runs that `--out` holds already are not repeated."""
     networks = {what.network for what in CELLS.values()}
-    if not set(args.networks or ()) <= networks:
+    if not set(config.networks or ()) <= networks:
         raise UsageError(f"--networks are those of its cells here: {', '.join(sorted(networks))}")
-    record = begun(args, episodes=args.episodes or MARKS[-1])
+    record = begun(config, episodes=config.episodes or MARKS[-1])
     jobs = [
         (cell, method, str(seed))
         for cell, what in CELLS.items()
-        if not args.networks or what.network in args.networks
+        if not config.networks or what.network in config.networks
         for seed in range(what.seeds)
         for method in what.methods
     ]
-    return run_side_by_side(record, jobs, partial(_run, args), quiet=args.quiet)
+    return run_side_by_side(record, jobs, partial(_run, config), progress=config.progress)
 
 
-def _run(args: argparse.Namespace, cell: str, method: str, seed: str) -> dict[str, Any]:
+def _run(config: BenchmarkConfig, cell: str, method: str, seed: str) -> dict[str, Any]:
     """Return the plans that a method found, as rows of accuracies, rewards and which test images were right.
 
     Rewards are on all images that plans are scored on a draw of.
@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace, cell: str, method: str, seed: str) -> dict[st
     make = partial(
         comparison_env,
         what.network,
-        args,
+        config,
         budget=Budget({"macs": what.budget}),
         only=what.only,
         seed=int(seed),
@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace, cell: str, method: str, seed: str) -> dict[st
     )
     env, test = make(actions=ALGORITHMS[method].actions if method in ALGORITHMS else "centred")
     scoring_env, _ = make(drawn_images=ALL_IMAGES)  # by more than one draw
-    episodes = args.episodes or MARKS[-1]
+    episodes = config.episodes or MARKS[-1]
     answers = _answers(env, method, int(seed), episodes)
     rows = {}
     for name, result in answers.items():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,8 @@ from prunegym.pruning.metrics import accuracy, predictions
 from prunegym.pruning.storage.compressed import folder_written_whole
 from prunegym.scripts.benchmarks.assets import comparison_env
 from prunegym.scripts.benchmarks.results import begun, run_side_by_side
-from prunegym.scripts.run_folder import console
+from prunegym.scripts.options.benchmark import BenchmarkConfig
+from prunegym.scripts.results_table import console
 
 HALF = Budget({"macs": 0.5})
 AROUND_HALF = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.6}))
@@ -55,16 +56,14 @@ ZERO_SHOT = "0"
 MEAN = "mean of four, which ships"
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Return, by scope, origin of the policy, evaluations and seed, the accuracy on the target network."""
-    record = begun(args, episodes=args.episodes or EPISODES)
-    folder = args.out.with_suffix("") if args.out else Path(tempfile.mkdtemp())
+    record = begun(config, episodes=config.episodes or EPISODES)
+    folder = config.out.with_suffix("") if config.out else Path(tempfile.mkdtemp())
     seeds = [str(seed) for seed in range(SEEDS)]
     jobs = [("policies", source, seed) for source in SOURCES for seed in seeds]
-    run_side_by_side(record, jobs, partial(_learn_policy, args, folder), quiet=args.quiet)
-    on_processor = argparse.Namespace(
-        **{**vars(args), "device": "cpu"}
-    )  # a GPU in use does not survive a fork
+    run_side_by_side(record, jobs, partial(_learn_policy, config, folder), progress=config.progress)
+    on_processor = replace(config, device="cpu")  # a GPU in use does not survive a fork
     _average(on_processor, folder, [folder / f"{source} {seed}" for source in AVERAGED for seed in seeds])
     steps = {
         "uniform": (ZERO_SHOT,),
@@ -79,19 +78,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for origin, counts in steps.items()
         for evaluations in counts
     ]
-    return run_side_by_side(record, runs, partial(_run, args, folder), quiet=args.quiet)
+    return run_side_by_side(record, runs, partial(_run, config, folder), progress=config.progress)
 
 
-def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, seed: str) -> dict[str, Any]:
+def _learn_policy(config: BenchmarkConfig, folder: Path, _: str, source: str, seed: str) -> dict[str, Any]:
     """Learn one policy on a source's networks, on inner channels and on all, and keep it in `folder`."""
     what = SOURCES[source]
-    envs = {
-        f"{network} {scope}": comparison_env(network, args, budget=what.budget, only=only, seed=int(seed))[0]
-        for network in what.networks
-        for scope, only in SCOPES.items()
-    }
+    envs = {}
+    for network in what.networks:
+        for scope, only in SCOPES.items():
+            made = comparison_env(network, config, budget=what.budget, only=only, seed=int(seed))
+            envs[f"{network} {scope}"] = made[0]
     env = MultiNetworkEnv(envs)
-    episodes = args.episodes or EPISODES
+    episodes = config.episodes or EPISODES
     found = learn(env, episodes=episodes, seed=int(seed))
     place = folder / f"{source} {seed}"
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -101,9 +100,9 @@ def _learn_policy(args: argparse.Namespace, folder: Path, _: str, source: str, s
     return {"episodes": found.episodes}
 
 
-def _average(args: argparse.Namespace, folder: Path, places: Sequence[Path]) -> None:
+def _average(config: BenchmarkConfig, folder: Path, places: Sequence[Path]) -> None:
     """Keep the mean of the policies at `places` in `folder`; it is what lies in `agents/builtin`."""
-    env, _ = comparison_env(TARGET, args, budget=HALF, seed=0)
+    env, _ = comparison_env(TARGET, config, budget=HALF, seed=0)
     policies = [load_policy(place, env) for place in places]
     learned = [policy.description["learned_on"] for policy in policies]
     learned_on = {
@@ -117,10 +116,10 @@ def _average(args: argparse.Namespace, folder: Path, places: Sequence[Path]) -> 
 
 
 def _run(
-    args: argparse.Namespace, folder: Path, scope: str, origin: str, evaluations: str, seed: str
+    config: BenchmarkConfig, folder: Path, scope: str, origin: str, evaluations: str, seed: str
 ) -> dict[str, Any]:
     """Return the test accuracy on the target after so many evaluations there."""
-    env, test = comparison_env(TARGET, args, budget=HALF, only=SCOPES[scope], seed=int(seed))
+    env, test = comparison_env(TARGET, config, budget=HALF, only=SCOPES[scope], seed=int(seed))
     place = folder / (MEAN if origin == MEAN else f"{origin} {seed}")
     policy = load_policy(place, env) if origin in (*SOURCES, MEAN) else None
     candidates = []

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prunegym.scripts import train
+from prunegym.scripts.options import train
 
 
 @pytest.fixture
@@ -477,7 +477,7 @@ def test_a_wrong_yaml_file(refused, flags, tmp_path, text, expected):
 @pytest.mark.parametrize(("text", "address"), [("true", "auto"), ("local", "local"), ("false", None)])
 def test_a_yaml_file_names_a_flag_whose_value_may_be_left_out(tmp_path, text, address):
     (tmp_path / "c.yaml").write_text(f"cluster: {text}")
-    assert train.build_parser().parse(["--config", str(tmp_path / "c.yaml")]).cluster == address
+    assert train.parse(["--config", str(tmp_path / "c.yaml")]).learning.cluster == address
 
 
 def test_a_line_stays_short_whatever_a_file_holds(refused, flags, tmp_path):

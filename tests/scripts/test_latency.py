@@ -3,7 +3,7 @@ import json
 import pytest
 
 import prunegym.pruning.evaluation.comparison
-import prunegym.scripts.options
+import prunegym.scripts.building
 from prunegym.pruning.latency import latency_table
 from tests.pruning.latency.devices import additive
 from tests.scripts.conftest import in_own_process
@@ -15,7 +15,7 @@ def device(tmp_path, monkeypatch):
     """A cache of its own, and a device that takes what it is said to take, both in tables and in rows."""
     monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        prunegym.scripts.options,
+        prunegym.scripts.building,
         "latency_table",
         lambda *network, **settings: latency_table(*network, **settings, time_of=additive),
     )
@@ -43,7 +43,7 @@ def test_the_verb_lists_layers_and_the_error_and_measures_once(run_cli, flags, m
     assert record["error"]["worst"] < 1e-5
     assert record["key"]["input"] == [1, 8, 8]
     monkeypatch.setattr("tests.pruning.latency.devices.additive", None)
-    monkeypatch.setattr(prunegym.scripts.options, "latency_table", latency_table)  # by the clock, if at all
+    monkeypatch.setattr(prunegym.scripts.building, "latency_table", latency_table)  # by the clock, if at all
     assert run_cli("latency", *flags, "--json").out == first.out
     shown = run_cli("latency", *flags).out
     assert "a.0" in shown

@@ -1,6 +1,5 @@
 """Train, prune, evaluate and describe on a small network, end to end through the command line."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.storage.compressed import load_compressed
 from prunegym.scripts.benchmarks.environment import time_episodes
 from prunegym.scripts.cli import VERBS
+from prunegym.scripts.options.benchmark import BenchmarkConfig
 from prunegym.scripts.train import verdict
 from tests.envs.conftest import make_small_env
 from tests.pruning.example_networks import randomised
@@ -295,8 +295,8 @@ def test_every_verb_has_its_help(verb, run_cli, capfd):
 
 
 def test_the_benchmark_divides_an_episode_into_deciding_and_evaluating():
-    given = argparse.Namespace(seed=0, episodes=2, quiet=True)
-    record = time_episodes(make_small_env("projected"), given)
+    config = BenchmarkConfig("env", episodes=2)
+    record = time_episodes(make_small_env("projected"), config)
     assert set(record) == {"step_ms", "steps_per_s", "episodes_per_s", "evaluation_share"}
     assert record["steps_per_s"] == pytest.approx(1000 / record["step_ms"])
     assert 0 < record["evaluation_share"] < 1

@@ -1,6 +1,5 @@
 """`train-per-input` through the command line, and what other verbs make of its results."""
 
-import argparse
 import contextlib
 import io
 import json
@@ -22,6 +21,7 @@ from prunegym.pruning.training import dense
 from prunegym.scripts.benchmarks import per_input as benchmark
 from prunegym.scripts.benchmarks import results
 from prunegym.scripts.cli import main
+from prunegym.scripts.options.benchmark import BenchmarkConfig
 from tests.scripts.conftest import in_own_process
 from tests.scripts.test_main_job import METRICS, read, without_latency
 
@@ -363,7 +363,7 @@ class TestBenchmark:
         monkeypatch.setattr(benchmark, "INNER", ("a.*", "c.*"))
         monkeypatch.setattr(benchmark, "EPOCHS", 1)
         monkeypatch.setattr(benchmark, "measure_latency", lambda models, *_, **__: dict.fromkeys(models, 1.5))
-        record = benchmark._run(argparse.Namespace(episodes=100), "any", "0")
+        record = benchmark._run(BenchmarkConfig("per-input", episodes=100), "any", "0")
         assert list(record["rows"]) == list(benchmark.KINDS)
         fixed = record["rows"]["fixed"]["macs"]
         for row in record["rows"].values():

@@ -1,6 +1,6 @@
-import argparse
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from prunegym.scripts.benchmarks import runtime_accuracy, runtime_latency
 from prunegym.scripts.benchmarks.results import Record
 from prunegym.scripts.benchmarks.runtime_accuracy import KINDS
 from prunegym.scripts.benchmarks.runtime_latency import Subject
+from prunegym.scripts.options.benchmark import BenchmarkConfig
 from tests.pruning.example_networks import EXAMPLES
 
 KIND = {kind.name: kind for kind in KINDS}
@@ -22,8 +23,8 @@ KIND = {kind.name: kind for kind in KINDS}
 
 def measured(tmp_path, found):
     """Measure what is missing among what was found."""
-    args = argparse.Namespace(networks=None, device="cpu", seed=0)
-    runtime_latency.measure(args, found, Record(tmp_path / "results.json", {}, {"latency": found}))
+    config = BenchmarkConfig("runtime", device="cpu")
+    runtime_latency.measure(config, found, Record(tmp_path / "results.json", {}, {"latency": found}))
     return found
 
 
@@ -54,7 +55,7 @@ def test_without_the_zoo_the_others_are_measured_all_the_same(monkeypatch, tmp_p
     said = " ".join(capsys.readouterr().out.split())
     assert "not measured, networks by a zoo's name need torchvision" in said
     assert 'pip install "prunegym[zoo]"' in said
-    monkeypatch.setattr(runtime_latency, "_measure_subject", lambda subject, args: {"1": "measured now"})
+    monkeypatch.setattr(runtime_latency, "_measure_subject", lambda subject, config: {"1": "measured now"})
     assert measured(tmp_path, found) == {"torchvision/resnet18 at 64": {"1": "measured now"}}
 
 
@@ -85,7 +86,7 @@ def test_the_published_rule_is_priced_by_what_it_runs(network):
     images = EXAMPLES["plain"].images(300, seed=7)
     labels = network.model(images).argmax(1)
     test = Images(images, labels)
-    task = argparse.Namespace(splits=argparse.Namespace(test=test))
+    task = SimpleNamespace(splits=SimpleNamespace(test=test))
     cell = runtime_accuracy._cell(network, small, task)
     masks = [gates_of(small.model).gate_for(group.name).mask for group in network.graph.prunable]
     assert [len(mask) for mask in masks] == [300, 300]

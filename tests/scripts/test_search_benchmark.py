@@ -13,7 +13,7 @@ from tests.scripts import fork_server
 
 
 def side_by_side(jobs, run, out=None, results=None):
-    return run_side_by_side(Record(out, {}, {} if results is None else results), jobs, run, quiet=True)
+    return run_side_by_side(Record(out, {}, {} if results is None else results), jobs, run, progress=False)
 
 
 def say(*names):

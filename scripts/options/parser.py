@@ -39,10 +39,10 @@ class Parser(argparse.ArgumentParser):
         config = self.parse_known_args(argv)[0].config
         args, unknown = self.parse_known_args([*(self._from_yaml(config, argv) if config else []), *argv])
         if unknown:
-            self._refuse(unknown[0])
+            self._refuse_unknown(unknown[0])
         return args
 
-    def _refuse(self, flag: str) -> NoReturn:
+    def _refuse_unknown(self, flag: str) -> NoReturn:
         near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
         self.error(f"unknown argument {flag}" + (f"; did you mean {near[0]}?" if near else ""))
 
@@ -60,9 +60,15 @@ class Parser(argparse.ArgumentParser):
             flag = f"--{str(key).replace('_', '-')}"
             action = self._option_string_actions.get(flag)
             if action is None:
-                self._refuse(flag)
+                self._refuse_unknown(flag)
             flags += [] if flag in given else _as_flags(flag, action, value)
         return flags
+
+
+def plain(flags: argparse.Namespace) -> dict[str, Any]:
+    """Return all flags as plain data, fit for JSON."""
+    entries = {name: value for name, value in vars(flags).items() if name != "config"}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in entries.items()}
 
 
 def _as_flags(flag: str, action: argparse.Action, value: Any) -> list[str]:
@@ -71,10 +77,10 @@ def _as_flags(flag: str, action: argparse.Action, value: Any) -> list[str]:
     if value is None:
         return []
     if isinstance(value, dict):
-        value = [f"{name}={one}" for name, one in value.items()]
-    values = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+        value = [f"{key}={entry}" for key, entry in value.items()]
+    values = [str(entry) for entry in value] if isinstance(value, list) else [str(value)]
     repeats = isinstance(action, argparse._AppendAction)
-    return [part for one in values for part in (flag, one)] if repeats else [flag, *values]
+    return [part for entry in values for part in (flag, entry)] if repeats else [flag, *values]
 
 
 def positive(text: str) -> int:

@@ -1,0 +1,81 @@
+"""Results as a table on standard output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = {  # key in a record -> heading, and how a value is written
+    "accuracy": ("accuracy", lambda value: f"{value:.2%}"),
+    "agreement": ("agreement", lambda value: f"{value:.2%}"),
+    "score": ("score", lambda value: f"{value + 0.0:.5g}"),  # no -0
+    "macs": ("MACs", lambda value: f"{value / 1e6:.3f} M"),
+    "params": ("parameters", lambda value: f"{value:,}"),
+    "bytes": ("bytes", lambda value: f"{value:,}"),
+    "latency_ms": ("latency", lambda value: f"{value:.2f} ms"),
+    "onnx_bytes": ("ONNX bytes", lambda value: f"{value:,}"),
+    "pt2_bytes": ("pt2 bytes", lambda value: f"{value:,}"),
+    "eager_ms": ("eager", lambda value: f"{value:.2f} ms"),
+    "onnx_ms": ("onnxruntime", lambda value: f"{value:.2f} ms"),
+    "pt2_ms": ("torch.export", lambda value: f"{value:.2f} ms"),
+}
+
+
+def show(record: Mapping[str, Any], title: str, *, as_json: bool) -> None:
+    """Print a record of `rows`, `gated_groups` and, perhaps, a `verdict`: as a table, or as JSON."""
+    if as_json:
+        print(json.dumps(record, indent=2))
+        return
+    show_rows(title, record["rows"], gated=record["gated_groups"])
+    if "latency" in record:
+        shares = record["latency"]
+        print(
+            f"latency: {shares['predicted']:.1%} of the dense network's predicted, {shares['measured']:.1%} "
+            f"measured (the table's worst error: {shares['worst_error']:.1%})"
+        )
+    if "verdict" in record:
+        print(record["verdict"])
+
+
+def gated_note(gated: Mapping[str, int]) -> str:
+    """Say what a star beside a row means, from how many groups of each row skip units."""
+    names = ", ".join(f"{name} ({count} group{'s' * (count > 1)})" for name, count in gated.items() if count)
+    return f"{names}: for each input, units are skipped; latency with only the others run"
+
+
+def show_rows(title: str, rows: Mapping[str, Mapping[str, Any]], *, gated: Mapping[str, int]) -> None:
+    """Print rows of metrics; the row "dense" is what the shares are of.
+
+    Args:
+        title: above the table.
+        rows: name -> metrics, as in `metrics.json`.
+        gated: rows with runtime gates -> how many groups they gate; marked, with a note below.
+    """
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    columns = [key for key in COLUMNS if any(row.get(key) is not None for row in rows.values())]
+    for key in columns:
+        table.add_column(COLUMNS[key][0], justify="right")
+    for name, row in rows.items():
+        mark = " *" if gated.get(name) else ""
+        cells = (_cell(key, row.get(key), rows.get("dense", {}).get(key), mark) for key in columns)
+        table.add_row(name, *cells)
+    console().print(table)
+    if any(gated.values()):
+        console().print(f"* {gated_note(gated)}")
+
+
+def console() -> Console:
+    """Return standard output for tables, of a fixed width where it is no terminal."""
+    return Console() if Console().is_terminal else Console(width=120)
+
+
+def _cell(key: str, value: Any, dense: Any, mark: str) -> str:
+    if value is None:
+        return "-"
+    text = COLUMNS[key][1](value) + (mark if key == "macs" else "")
+    return f"{text}  {value / dense:6.1%}" if dense else text
