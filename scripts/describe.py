@@ -7,15 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from prunegym.envs.budget_projection import rounded_up
 from prunegym.envs.description import describe
 from prunegym.pruning.storage.compressed import load_compressed
 from prunegym.scripts.building import build_dense, compressed_folder
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.describe import parse
-from prunegym.scripts.results_table import console
+from prunegym.scripts.tables import console, print_table
 
 
 def run(argv: Sequence[str]) -> None:
@@ -43,19 +41,19 @@ def run(argv: Sequence[str]) -> None:
 
 def _show(record: Mapping[str, Any]) -> None:
     prunable = sum(group["frozen"] is None for group in record["groups"])
-    table = Table(
-        title=f"{prunable} prunable channel groups, {record['macs'] / 1e6:.3f} M MACs",
-        title_justify="left",
-    )
-    for heading in ("group", "units", "writers", "MACs saved", "runtime gate", "frozen"):
-        table.add_column(heading, justify="right" if heading in ("units", "MACs saved") else "left")
+    rows = []
     for group in record["groups"]:
         layers, share = group["layers"], group["macs_share"]
         writers = ", ".join(layers[:2]) + (f" and {len(layers) - 2} more" if len(layers) > 2 else "")
         gate = "-" if group["frozen"] else f"no: {group['ungated']}" if group["ungated"] else "yes"
         saved = "-" if share is None else f"{share:.1%}"
-        table.add_row(group["name"], str(group["units"]), writers, saved, gate, group["frozen"] or "")
-    console().print(table)
+        rows.append([group["name"], str(group["units"]), writers, saved, gate, group["frozen"] or ""])
+    print_table(
+        f"{prunable} prunable channel groups, {record['macs'] / 1e6:.3f} M MACs",
+        ("group", "units", "writers", "MACs saved", "runtime gate", "frozen"),
+        rows,
+        left=("group", "writers", "runtime gate", "frozen"),
+    )
     for name, (smallest, _) in record["budgets"].items():
         console().print(f"budget {name}: {rounded_up(smallest)} to 1 can be reached")
 

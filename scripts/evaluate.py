@@ -33,8 +33,8 @@ from prunegym.scripts.building import (
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.evaluate import EvaluateConfig, parse
 from prunegym.scripts.options.parser import UsageError
-from prunegym.scripts.results_table import show_rows
 from prunegym.scripts.run_folder import METRICS, check_empty, claimed, open_run
+from prunegym.scripts.tables import show_rows
 
 
 def run(argv: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from prunegym.pruning.storage.export import FORMATS, N_SINGLE_IMAGES, Comparison
 from prunegym.scripts.building import compressed_folder
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.export import ExportConfig, parse
-from prunegym.scripts.results_table import console, show_rows
+from prunegym.scripts.tables import console, show_rows
 
 COMPARED = 32  # images
 

@@ -43,8 +43,8 @@ from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.finetune import DISTILLATION, LABELS, FinetuneConfig, parse
 from prunegym.scripts.options.network import NetworkConfig, TaskConfig
 from prunegym.scripts.options.parser import UsageError
-from prunegym.scripts.results_table import show
 from prunegym.scripts.run_folder import METRICS, begin_run, check_out, claimed, continue_run
+from prunegym.scripts.tables import show
 
 
 def run(argv: Sequence[str]) -> None:

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from prunegym.envs import Budget, BudgetRange
 from prunegym.pruning.cost import plan_widths
 from prunegym.pruning.evaluation.comparison import Rows
@@ -23,7 +21,7 @@ from prunegym.pruning.plan import PruningPlan
 from prunegym.scripts.building import build_dense, build_latency_table, usable_device
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.latency import parse
-from prunegym.scripts.results_table import console
+from prunegym.scripts.tables import console, print_table
 
 logger = logging.getLogger(__name__)
 
@@ -76,16 +74,14 @@ def describe_table(table: LatencyTable) -> dict[str, Any]:
 def _show(record: Mapping[str, Any], model: str) -> None:
     key, error, dense = record["key"], record["error"], record["dense_milliseconds"]
     title = f"{model}: {dense:.2f} ms for one image on {key['device']}, threads: {key['threads']}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("layers", "widths timed", "ms", "share"):
-        table.add_column(heading, justify="left" if heading == "layers" else "right")
+    rows = []
     for row in record["layers"]:
         names = row["names"]
         label = names[0] + (f" and {len(names) - 1} more calls" if len(names) > 1 else "")
-        table.add_row(label, str(row["widths"]), f"{row['milliseconds']:.3f}", f"{row['share']:.1%}")
+        rows.append([label, str(row["widths"]), f"{row['milliseconds']:.3f}", f"{row['share']:.1%}"])
     rest = record["rest_milliseconds"]
-    table.add_row("all else", "", f"{rest:.3f}", f"{rest / dense:.1%}")
-    console().print(table)
+    rows.append(["all else", "", f"{rest:.3f}", f"{rest / dense:.1%}"])
+    print_table(title, ("layers", "widths timed", "ms", "share"), rows)
     console().print(
         f"shares predicted of {error['networks']} networks cut at random are off by {error['median']:.1%} "
         f"(median), {error['worst']:.1%} (worst)"

@@ -20,8 +20,8 @@ from prunegym.scripts.building import build_env, build_network, build_task, meas
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.latency import predicted_and_measured
 from prunegym.scripts.options.prune import PruneConfig, parse
-from prunegym.scripts.results_table import show
 from prunegym.scripts.run_folder import METRICS, check_empty, check_source, claimed, manifest_of, open_run
+from prunegym.scripts.tables import show
 
 
 def run(argv: Sequence[str]) -> None:

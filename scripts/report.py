@@ -19,8 +19,8 @@ from prunegym.pruning.plan import PruningPlan
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.parser import UsageError
 from prunegym.scripts.options.report import parse
-from prunegym.scripts.results_table import COLUMNS, gated_note
 from prunegym.scripts.run_folder import CONFIG, EPISODES, INPUTS, METRICS, UPDATES
+from prunegym.scripts.tables import COLUMNS, gated_note
 
 PICTURES = {  # title and caption
     "pareto": (

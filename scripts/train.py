@@ -31,7 +31,6 @@ from prunegym.scripts.latency import predicted_and_measured
 from prunegym.scripts.options.learning import LearningConfig
 from prunegym.scripts.options.train import TrainConfig, parse
 from prunegym.scripts.report import write_pictures
-from prunegym.scripts.results_table import show
 from prunegym.scripts.run_folder import (
     EPISODES,
     METRICS,
@@ -42,6 +41,7 @@ from prunegym.scripts.run_folder import (
     continue_run,
     manifest_of,
 )
+from prunegym.scripts.tables import show
 
 MAY_DIFFER = ("episodes", "baselines")  # when a run is resumed
 CANDIDATES = {

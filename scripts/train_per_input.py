@@ -39,7 +39,6 @@ from prunegym.scripts.building import build_network, build_task, measured_on
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.train_per_input import TrainPerInputConfig, parse
 from prunegym.scripts.report import write_pictures
-from prunegym.scripts.results_table import show
 from prunegym.scripts.run_folder import (
     INPUTS,
     METRICS,
@@ -51,6 +50,7 @@ from prunegym.scripts.run_folder import (
     continue_run,
     manifest_of,
 )
+from prunegym.scripts.tables import show
 
 N_EXAMPLES = 8  # images shown of the cheapest, and of the dearest
 

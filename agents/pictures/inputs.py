@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from prunegym.agents.interface import Plan
 from prunegym.agents.pictures.canvas import DPI, PALETTE, in_percent, new_axes
+from prunegym.agents.pictures.ranks import rank_correlation, ranks
 from prunegym.agents.pictures.ratio_bars import ROW
 
 if TYPE_CHECKING:
@@ -80,19 +81,6 @@ def difficulty_figure(macs: Floats, difficulty: Floats, right: NDArray[np.bool_]
     axes.set_ylabel(MACS)
     figure.legend(loc="outside upper left", ncols=3, frameon=False)
     return figure
-
-
-def rank_correlation(first: Floats, second: Floats) -> float | None:
-    """Return Spearman's coefficient of two series, [N] each; None where one of them does not vary."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
-
-
-def ranks(values: Floats) -> Floats:
-    """Return ranks from the smallest, [N], each in (0, N); equal values share the mean of theirs."""
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - counts / 2)[where]
 
 
 def examples_figure(images: NDArray[np.uint8], macs: Floats) -> Figure:

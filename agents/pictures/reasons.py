@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunegym.agents.interface import Plan
+from prunegym.agents.pictures.ranks import rank_correlation
 from prunegym.agents.pictures.ratio_bars import shares
 
 MIN_DIFFERENCE = 0.05  # of a group's units, more or less than uniform takes
@@ -84,9 +85,9 @@ class _GroupSummaries:
     def overall(self, more: NDArray[np.float64]) -> list[str]:
         """Return a line on how far the error curves explain the whole plan, if there are enough groups."""
         losses = self._errors[:, 1]
-        if len(more) < MIN_GROUPS_FOR_CORRELATION or np.ptp(more) == 0 or np.ptp(losses) == 0:
+        correlation = rank_correlation(more, losses)
+        if len(more) < MIN_GROUPS_FOR_CORRELATION or correlation is None:
             return []
-        correlation = np.corrcoef(_ranks(more), _ranks(losses))[0, 1]
         says = "the error curves explain little of the plan"
         if abs(correlation) >= STRONG_CORRELATION:
             says = (
@@ -111,9 +112,3 @@ def _highest(place: int) -> str:
         return "highest"
     ending = "th" if 10 <= place % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
     return f"{place}{ending} highest"
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ranks from the smallest, equal values sharing the mean of theirs."""
-    below = (values[None, :] < values[:, None]).sum(1)
-    return below + (values[None, :] == values[:, None]).sum(1) / 2

@@ -19,13 +19,22 @@ WEIGHTS = {
 DRAWN_IMAGES = 256  # for each plan; twice as many, as `train` draws, gave equal rewards in 5/3 of the time
 
 
-def cifar_task(name: str, config: BenchmarkConfig, **settings: Any) -> Task:
-    """Return the task of a network in `config.assets`; `settings` are further arguments of `load_task`."""
+def cifar_task(name: str, config: BenchmarkConfig, *, labelled: bool = True, **settings: Any) -> Task:
+    """Return the task of a network in `config.assets`.
+
+    Args:
+        name: a network in WEIGHTS.
+        config: where assets lie, and the device.
+        labelled: whether images decide; else they are only reported on, and all decisions are made without.
+        settings: further arguments of `load_task`.
+    """
+    images = f"npz:{config.assets / 'cifar10' / 'cifar10_subset.npz'}"
+    data = {"data": images} if labelled else {"data": "none", "eval_data": images}
     return load_task(
         name,
         weights=config.assets / "weights" / WEIGHTS[name],
         device=usable_device(config.device),
-        **{"data": cifar_images(config), "budget": Budget({"macs": 0.5}), **settings},
+        **{**data, "budget": Budget({"macs": 0.5}), **settings},
     )
 
 
@@ -49,8 +58,7 @@ def comparison_env(
     if name == "digits_resnet":
         task = load_task(name, data="digits", budget=budget, device=usable_device(config.device), seed=seed)
     else:
-        data = {} if labelled else {"data": "none", "eval_data": cifar_images(config)}
-        task = cifar_task(name, config, budget=budget, seed=seed, **data)
+        task = cifar_task(name, config, labelled=labelled, budget=budget, seed=seed)
     drawn = {"drawn_images": drawn_images} if labelled else {}
     env = task_env(
         task,
@@ -61,8 +69,3 @@ def comparison_env(
         **drawn,
     )
     return env, task.splits.test
-
-
-def cifar_images(config: BenchmarkConfig) -> str:
-    """Return the images' name, as `load_splits` understands it."""
-    return f"npz:{config.assets / 'cifar10' / 'cifar10_subset.npz'}"

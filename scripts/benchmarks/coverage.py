@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
-
-from tqdm import tqdm
 
 from prunegym.pruning.errors import PruningError
 from prunegym.scripts.benchmarks.coverage_checks import check_prunegym, check_torch_pruning, torch_pruning
 from prunegym.scripts.benchmarks.coverage_networks import networks
 from prunegym.scripts.benchmarks.coverage_table import summary, write_table
 from prunegym.scripts.benchmarks.limited import Limits, run_limited
-from prunegym.scripts.benchmarks.results import available_cores, begun
+from prunegym.scripts.benchmarks.results import available_cores, begun, progress_bar
 from prunegym.scripts.options.benchmark import BenchmarkConfig
-from prunegym.scripts.results_table import console
+from prunegym.scripts.tables import console
 
 LIMITS = Limits(seconds=200, gigabytes=12)
 CHECKS = {"prunegym": check_prunegym, "torch-pruning": check_torch_pruning}
@@ -39,9 +36,8 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
         for pruner, check in CHECKS.items()
         if name not in record[pruner] and (pruner == "prunegym" or can_compare())
     }
-    shown = config.progress and sys.stderr.isatty()
     runs = run_limited(jobs, LIMITS, side_by_side=available_cores())
-    for (pruner, name), result in tqdm(runs, total=len(jobs), unit="run", disable=not shown):
+    for (pruner, name), result in progress_bar(runs, shown=config.progress, total=len(jobs), unit="run"):
         record[pruner][name] = result
         kept.keep()
     if config.table is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -12,19 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
-from tqdm import tqdm
 
-from prunegym.envs import Task, static_plan
+from prunegym.envs import even_plan, static_plan
 from prunegym.pruning.apply import Method, apply_plan
 from prunegym.pruning.compensation import COMPENSATIONS
-from prunegym.pruning.metrics import accuracy, predictions
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import LayerDecision, PruningPlan
-from prunegym.scripts.benchmarks.assets import WEIGHTS, cifar_images, cifar_task
-from prunegym.scripts.benchmarks.results import Record, begun
+from prunegym.scripts.benchmarks.assets import WEIGHTS, cifar_task
+from prunegym.scripts.benchmarks.figures import accuracy_on
+from prunegym.scripts.benchmarks.results import Record, begun, progress_bar
 from prunegym.scripts.options.benchmark import BenchmarkConfig
-from prunegym.scripts.results_table import console
+from prunegym.scripts.tables import print_table
 
 MAX_STATIC_RATIO = 0.9  # static ratio of a group
 INNER = ("*.conv1",)  # of each block: its inner channels
@@ -67,8 +63,17 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Return, by network, its dense accuracy, seconds to calibrate, and a cell per row and setting."""
     record = begun(config)
     for name in config.networks or WEIGHTS:
+        found = record.results.setdefault(name, {"calibration_s": {}, "cells": {}})
         with _empty_cache():
-            _measure_network(name, config, record)
+            for calibration in CALIBRATIONS:
+                missing = [
+                    (method, setting)
+                    for source, method in rows()
+                    for setting in SETTINGS
+                    if source == calibration and _key(calibration, method, setting) not in found["cells"]
+                ]
+                if missing:
+                    _measure_calibration(name, config, calibration, missing, record)
     return record.results
 
 
@@ -87,20 +92,6 @@ def _empty_cache() -> Iterator[None]:
                 os.environ["PRUNEGYM_CACHE"] = before
 
 
-def _measure_network(name: str, config: BenchmarkConfig, record: Record) -> None:
-    found = record.results.setdefault(name, {"calibration_s": {}, "cells": {}})
-    for calibration in CALIBRATIONS:
-        methods = [method for source, method in rows() if source == calibration]
-        missing = [
-            (method, setting)
-            for method in methods
-            for setting in SETTINGS
-            if _key(calibration, method, setting) not in found["cells"]
-        ]
-        if missing:
-            _measure_calibration(name, config, calibration, missing, record)
-
-
 def _key(calibration: str, method: Method, setting: Setting) -> str:
     source = "-" if method.compensation in WITHOUT_INPUTS else calibration
     return "/".join((method.compensation, source, method.criterion, setting.name))
@@ -114,53 +105,47 @@ def _measure_calibration(
     record: Record,
 ) -> None:
     found = record.results[name]
-    data = {"data": "none", "eval_data": cifar_images(config)} if calibration != "data" else {}
     start = time.perf_counter()
-    task = cifar_task(name, config, calibration=calibration, **data)
+    task = cifar_task(name, config, labelled=calibration == "data", calibration=calibration)
     networks: dict[tuple[str, ...], PrunableNetwork] = {}
     networks[()] = PrunableNetwork(task.model, task.calibration)
     found["calibration_s"][calibration] = round(time.perf_counter() - start, 1)
     networks[INNER] = PrunableNetwork(task.model, task.calibration, only=INNER)
-    found["dense"] = accuracy(*predictions(task.model, task.splits.test.batches()))
-    shown = config.progress and sys.stderr.isatty()
-    for method, setting in tqdm(missing, desc=f"{name} {calibration}", disable=not shown, leave=False):
-        cell = _measure_cell(networks[setting.only], task, method, setting)
-        found["cells"][_key(calibration, method, setting)] = cell
+    found["dense"] = accuracy_on(task.model, task.splits.test)
+    label = f"{name} {calibration}"
+    for method, setting in progress_bar(missing, shown=config.progress, desc=label, leave=False):
+        network = networks[setting.only]
+        if setting.ratio is not None:
+            plan = even_plan(network.graph, setting.ratio)
+        else:
+            assert setting.macs is not None
+            plan = static_plan(network, setting.macs, max_static_ratio=MAX_STATIC_RATIO)
+        torch.manual_seed(0)
+        start = time.perf_counter()
+        small = apply_plan(network.model, network.graph, plan, network.calibration, method=method)
+        seconds = time.perf_counter() - start
+        found["cells"][_key(calibration, method, setting)] = {
+            "accuracy": accuracy_on(small.model, task.splits.test),
+            "seconds": round(seconds, 3),
+            "macs": network.cost.macs(small.widths) / network.cost.macs(network.cost.dense),
+        }
         record.keep()
-
-
-def _measure_cell(network: PrunableNetwork, task: Task, method: Method, setting: Setting) -> dict[str, float]:
-    plan = _plan(network, setting)
-    torch.manual_seed(0)
-    start = time.perf_counter()
-    small = apply_plan(network.model, network.graph, plan, network.calibration, method=method)
-    seconds = time.perf_counter() - start
-    return {
-        "accuracy": accuracy(*predictions(small.model, task.splits.test.batches())),
-        "seconds": round(seconds, 3),
-        "macs": network.cost.macs(small.widths) / network.cost.macs(network.cost.dense),
-    }
-
-
-def _plan(network: PrunableNetwork, setting: Setting) -> PruningPlan:
-    groups = network.graph.prunable
-    if setting.ratio is not None:
-        return PruningPlan({group.name: LayerDecision(setting.ratio) for group in groups})
-    assert setting.macs is not None
-    return static_plan(network, setting.macs, max_static_ratio=MAX_STATIC_RATIO)
 
 
 def show(record: Mapping[str, Any]) -> None:
     """Print a table per network: accuracy, and seconds to carry the plan out."""
+    settings = [setting.name for setting in SETTINGS]
     for name, found in record.items():
         calibrating = ", ".join(f"{key} {value} s" for key, value in found["calibration_s"].items())
-        title = f"{name}, dense {found['dense']:.1%}, 500 test images; tracing and calibrating: {calibrating}"
-        table = Table(title=title, title_justify="left")
-        for heading in ("compensation", "calibration", "criterion", *(one.name for one in SETTINGS), "s"):
-            table.add_column(heading, justify="left" if heading.startswith("c") else "right")
+        rows = []
         for row in dict.fromkeys(key.rpartition("/")[0] for key in found["cells"]):
-            cells = [found["cells"].get(f"{row}/{setting.name}") for setting in SETTINGS]
+            cells = [found["cells"].get(f"{row}/{setting}") for setting in settings]
             figures = [f"{100 * cell['accuracy']:.1f}" if cell else "" for cell in cells]
-            seconds = max(cell["seconds"] for cell in cells if cell)
-            table.add_row(*row.split("/"), *figures, f"{seconds:.2f}")
-        console().print(table)
+            rows.append([*row.split("/"), *figures, f"{max(cell['seconds'] for cell in cells if cell):.2f}"])
+        method = ("compensation", "calibration", "criterion")
+        print_table(
+            f"{name}, dense {found['dense']:.1%}, 500 test images; tracing and calibrating: {calibrating}",
+            (*method, *settings, "s"),
+            rows,
+            left=method,
+        )

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from typing import Any
 
 import numpy as np
-from rich.table import Table
-from tqdm import tqdm
 
 from prunegym.agents.per_input.rounds import PerInputJob
 from prunegym.envs import LayerPruningEnv, even_plan, task_env
 from prunegym.scripts.benchmarks.assets import cifar_task
+from prunegym.scripts.benchmarks.results import progress_bar
 from prunegym.scripts.options.benchmark import BenchmarkConfig
-from prunegym.scripts.results_table import console
+from prunegym.scripts.tables import print_table
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 EPISODES = 20
@@ -24,20 +22,19 @@ BATCHES = 5  # of inputs
 
 def measure(config: BenchmarkConfig) -> dict[str, Any]:
     """Return one row per network."""
-    return {name: _time_network(name, config) for name in config.networks or NETWORKS}
-
-
-def _time_network(name: str, config: BenchmarkConfig) -> dict[str, float]:
-    task = cifar_task(name, config)
-    start = time.perf_counter()
-    env = task_env(task)
-    setup = time.perf_counter() - start
-    return {
-        "groups": len(env.group_names),
-        "setup_s": setup,
-        **time_episodes(env, config),
-        "input_steps_per_s": time_inputs(PerInputJob(task, env.network), config.seed),
-    }
+    rows = {}
+    for name in config.networks or NETWORKS:
+        task = cifar_task(name, config)
+        start = time.perf_counter()
+        env = task_env(task)
+        setup = time.perf_counter() - start
+        rows[name] = {
+            "groups": len(env.group_names),
+            "setup_s": setup,
+            **time_episodes(env, config),
+            "input_steps_per_s": time_inputs(PerInputJob(task, env.network), config.seed),
+        }
+    return rows
 
 
 def time_inputs(job: PerInputJob, seed: int) -> float:
@@ -69,12 +66,8 @@ def time_episodes(env: LayerPruningEnv, config: BenchmarkConfig) -> dict[str, fl
     _episode(env, rng)
     deciding: list[float] = []
     evaluating: list[float] = []
-    for _ in tqdm(
-        range(config.episodes or EPISODES),
-        unit="episode",
-        disable=not (config.progress and sys.stderr.isatty()),
-        leave=False,
-    ):
+    count = config.episodes or EPISODES
+    for _ in progress_bar(range(count), shown=config.progress, unit="episode", leave=False):
         *steps, last = _episode(env, rng)
         deciding += steps
         evaluating.append(last - statistics.median(steps))
@@ -102,20 +95,9 @@ def _episode(env: LayerPruningEnv, rng: np.random.Generator) -> list[float]:
 
 def show(record: dict[str, dict[str, Any]]) -> None:
     """Print the rows as a table."""
-    table = Table(title="environment, half the MACs, 512 reward images", title_justify="left")
-    for heading in (
-        "network",
-        "groups",
-        "set-up",
-        "a step",
-        "steps/s",
-        "episodes/s",
-        "in evaluation",
-        "inputs: steps/s",
-    ):
-        table.add_column(heading, justify="left" if heading == "network" else "right")
-    for name, row in record.items():
-        table.add_row(
+    headings = ("network", "groups", "set-up", "a step", "steps/s", "episodes/s", "in evaluation")
+    rows = [
+        (
             name,
             str(row["groups"]),
             f"{row['setup_s']:.1f} s",
@@ -125,4 +107,6 @@ def show(record: dict[str, dict[str, Any]]) -> None:
             f"{row['evaluation_share']:.1%}",
             f"{row['input_steps_per_s']:.0f}",
         )
-    console().print(table)
+        for name, row in record.items()
+    ]
+    print_table("environment, half the MACs, 512 reward images", (*headings, "inputs: steps/s"), rows)

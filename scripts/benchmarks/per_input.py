@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.table import Table
-from torch import nn
 
 from prunegym.agents.per_input.rounds import PerInputJob, RoundsConfig, learn_in_rounds, mean_plan
-from prunegym.envs import static_plan
+from prunegym.envs import even_plan, static_plan
 from prunegym.pruning.apply import Compressed, Method
 from prunegym.pruning.data import Images, ImageSplits
 from prunegym.pruning.evaluation.comparison import typical_image
 from prunegym.pruning.latency.timing import measure_latency
-from prunegym.pruning.metrics import predictions
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
 from prunegym.pruning.runtime.per_input import find_per_input_policy
 from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.training.finetuning import FinetuningConfig, finetune_
 from prunegym.scripts.benchmarks.assets import cifar_task
-from prunegym.scripts.benchmarks.results import begun, interval, run_side_by_side
+from prunegym.scripts.benchmarks.figures import ahead_by, mean_and_spread, right_answers
+from prunegym.scripts.benchmarks.results import begun, run_side_by_side
 from prunegym.scripts.options.benchmark import BenchmarkConfig
-from prunegym.scripts.results_table import console
+from prunegym.scripts.tables import console, print_table
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 INNER = ("*.conv1",)  # of each block: its inner channels
@@ -57,7 +54,7 @@ def _run(config: BenchmarkConfig, name: str, seed: str) -> dict[str, Any]:
         seed=int(seed),
     )
     job, test = PerInputJob(task, network), task.splits.test
-    plan = PruningPlan({group.name: LayerDecision(0.0, RATIO) for group in network.graph.prunable})
+    plan = even_plan(network.graph, 0.0, RATIO)
     fixed = job.apply(plan)
     share = network.cost.macs(fixed.widths) / network.cost.macs(network.cost.dense)
     rounds = RoundsConfig(config.episodes or EPISODES, ROUNDS, max_runtime_ratio=LARGEST, seed=int(seed))
@@ -70,8 +67,10 @@ def _run(config: BenchmarkConfig, name: str, seed: str) -> dict[str, Any]:
         "per-input": learned.compressed,
     }
     rows = {kind: _row(network, one, test) for kind, one in small.items()}
+    assert isinstance(task.splits, ImageSplits)  # there is data
     for kind, one in small.items():
-        _fine_tune_(one.model, job, int(seed))
+        training = FinetuningConfig(EPOCHS, flip=True, shift=4, seed=int(seed))
+        finetune_(one.model, task.splits.all_but_test(), training, teacher=task.model)
         if kind == "per-input":
             keep_budget_(one.model, task.splits.validation, share)
         rows[kind]["tuned"] = _row(network, one, test)
@@ -81,18 +80,9 @@ def _run(config: BenchmarkConfig, name: str, seed: str) -> dict[str, Any]:
     return {"rows": rows, "latency_ms": latency, "seconds": learned_seconds}
 
 
-def _fine_tune_(model: nn.Module, job: PerInputJob, seed: int) -> None:
-    assert isinstance(job.task.splits, ImageSplits)  # there is data
-    images = job.task.splits.all_but_test()
-    config = FinetuningConfig(EPOCHS, flip=True, shift=4, seed=seed)
-    finetune_(model, images, config, teacher=job.task.model)
-
-
 def _row(network: PrunableNetwork, small: Compressed, test: Images) -> dict[str, Any]:
     """Return which test images are right, and the multiply-adds they take, as a share of the dense ones."""
-    logits, labels = predictions(small.model, test.batches())
-    right = (logits.argmax(1) == labels).long().tolist()
-    row: dict[str, Any] = {"accuracy": float(np.mean(right)), "right": "".join(map(str, right))}
+    row = right_answers(small.model, test)
     if find_per_input_policy(gates_of(small.model)) is not None:
         found = input_outcomes(small.model, test)
         return {**row, "macs": float(found.macs.mean()), "macs_std": float(found.macs.std())}
@@ -101,50 +91,26 @@ def _row(network: PrunableNetwork, small: Compressed, test: Images) -> dict[str,
 
 def show(record: Mapping[str, Any]) -> None:
     """Print a table per network: accuracies in percent, and how far per-input ratios are ahead, in points."""
+    headings = ("ratios", "MACs", "accuracy", "behind by [95 %]", "tuned", "behind by", "ms, batch 1")
     for name, runs in record.items():
-        title = f"{name}, {len(runs)} seeds, tuned by {EPOCHS} epochs of distillation; ms at batch 1"
-        table = Table(title=title, title_justify="left")
-        for heading in (
-            "ratios",
-            "MACs",
-            "accuracy",
-            "behind by [95 %]",
-            "tuned",
-            "behind by",
-            "ms, batch 1",
-        ):
-            table.add_column(heading, justify="left" if heading == "ratios" else "right")
+        table = []
         for kind in KINDS:
             rows = [run["rows"][kind] for run in runs.values()]
             others = [run["rows"]["per-input"] for run in runs.values()]
-            tuned, others_tuned = [row["tuned"] for row in rows], [row["tuned"] for row in others]
-            table.add_row(
-                kind,
-                f"{100 * np.mean([row['macs'] for row in rows]):.1f} %",
-                _accuracy(rows),
-                _behind(rows, others) if kind != "per-input" else "-",
-                _accuracy(tuned),
-                _behind(tuned, others_tuned) if kind != "per-input" else "-",
-                f"{np.median([run['latency_ms'][kind] for run in runs.values()]):.2f}",
-            )
-        console().print(table)
-        dense = np.median([run["latency_ms"]["dense"] for run in runs.values()])
-        console().print(f"dense: {dense:.2f} ms; learning took {_seconds(runs)} s a seed")
+            cells = [kind, f"{100 * np.mean([row['macs'] for row in rows]):.1f} %"]
+            for mine, best in (
+                (rows, others),
+                ([row["tuned"] for row in rows], [row["tuned"] for row in others]),
+            ):
+                behind = ahead_by([row["right"] for row in best], [row["right"] for row in mine])
+                cells += [mean_and_spread(row["accuracy"] for row in mine)]
+                cells += [behind if kind != "per-input" else "-"]
+            table.append([*cells, f"{_median(runs, kind):.2f}"])
+        title = f"{name}, {len(runs)} seeds, tuned by {EPOCHS} epochs of distillation; ms at batch 1"
+        print_table(title, headings, table)
+        seconds = np.median([run["seconds"] for run in runs.values()])
+        console().print(f"dense: {_median(runs, 'dense'):.2f} ms; learning took {seconds:.0f} s a seed")
 
 
-def _accuracy(rows: Sequence[Mapping[str, Any]]) -> str:
-    found = [100 * row["accuracy"] for row in rows]
-    return f"{np.mean(found):.1f} ± {np.std(found):.1f}"
-
-
-def _behind(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
-    """Return by how much per-input ratios beat other ones, paired by seed and image."""
-    ours, theirs = (
-        np.array([[float(bit) for bit in row["right"]] for row in some]) for some in (others, rows)
-    )
-    low, high = interval(ours, theirs)
-    return f"{100 * (ours.mean() - theirs.mean()):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def _seconds(runs: Mapping[str, Any]) -> str:
-    return f"{np.median([run['seconds'] for run in runs.values()]):.0f}"
+def _median(runs: Mapping[str, Any], kind: str) -> float:
+    return float(np.median([run["latency_ms"][kind] for run in runs.values()]))

@@ -6,22 +6,20 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from prunegym.pruning.files import read_json, write_json
 from prunegym.scripts.options.benchmark import BenchmarkConfig
 from prunegym.scripts.options.parser import UsageError
 
-RESAMPLES = 10_000
+T = TypeVar("T")
 KEYS = ("settings", "results")  # of the file
 
 
@@ -82,12 +80,16 @@ def run_side_by_side(
     """
     missing = [job for job in jobs if _found(record.results, job) is None]
     fork = multiprocessing.get_context("fork")
-    shown = progress and sys.stderr.isatty()
     with ProcessPoolExecutor(available_cores(), mp_context=fork, initializer=_start, initargs=(run,)) as pool:
         futures = {pool.submit(_call, job): job for job in missing}
         try:
-            for future in tqdm(as_completed(futures), total=len(futures), unit="run", disable=not shown):
-                _file(record.results, futures[future], future.result())
+            done = as_completed(futures)
+            for future in progress_bar(done, shown=progress, total=len(futures), unit="run"):
+                *path, last = futures[future]
+                place = record.results
+                for part in path:
+                    place = place.setdefault(part, {})
+                place[last] = future.result()
                 record.keep()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -97,16 +99,14 @@ def run_side_by_side(
     return record.results
 
 
+def progress_bar(items: Iterable[T], *, shown: bool, **settings: Any) -> Iterable[T]:
+    """Return items that move a bar on standard error, where that is a terminal; `settings` are tqdm's."""
+    return tqdm(items, disable=not (shown and sys.stderr.isatty()), **settings)
+
+
 def available_cores() -> int:
     """Return how many cores this process may use: fewer than there are, where it is held to some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _file(results: dict[str, Any], job: tuple[str, ...], result: Any) -> None:
-    *path, last = job
-    for part in path:
-        results = results.setdefault(part, {})
-    results[last] = result
 
 
 def _found(results: dict[str, Any], job: tuple[str, ...]) -> Any:
@@ -129,21 +129,3 @@ def _start(run: Callable[..., Any]) -> None:
 
 def _call(job: tuple[str, ...]) -> Any:
     return _run(*job)
-
-
-def interval(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a difference of mean accuracies, paired by seed and image.
-
-    Args:
-        one: whether each image was right, [seeds, images].
-        other: likewise, of the same seeds and images.
-    """
-    rng = np.random.default_rng(0)
-    difference = one - other
-    seeds, images = difference.shape
-    means = [
-        difference[rng.integers(seeds, size=seeds)][:, rng.integers(images, size=images)].mean()
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)

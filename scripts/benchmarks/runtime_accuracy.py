@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import nn
-from tqdm import tqdm
 
 from prunegym.envs import Task
 from prunegym.pruning.apply import Compressed, Method, apply_plan
@@ -22,11 +19,12 @@ from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime.gates import RuntimeGates, as_key, attach_gates_, detach_gates_, gates_of
 from prunegym.pruning.training.finetuning import FinetuningConfig, finetune_
-from prunegym.scripts.benchmarks.assets import cifar_images, cifar_task
-from prunegym.scripts.benchmarks.results import Record
+from prunegym.scripts.benchmarks.assets import cifar_task
+from prunegym.scripts.benchmarks.figures import accuracy_on
+from prunegym.scripts.benchmarks.results import Record, progress_bar
 from prunegym.scripts.benchmarks.trust import TrustGate
 from prunegym.scripts.options.benchmark import BenchmarkConfig
-from prunegym.scripts.results_table import console
+from prunegym.scripts.tables import print_table
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 INNER = ("*.conv1",)  # of each block: its inner channels
@@ -96,29 +94,24 @@ def _measure_calibration(
     found: dict[str, Any],
     record: Record,
 ) -> None:
-    data = {"data": "none", "eval_data": cifar_images(config)} if calibration != "data" else {}
-    task = cifar_task(name, config, calibration=calibration, seed=config.seed, **data)
+    labelled = calibration == "data"
+    task = cifar_task(name, config, labelled=labelled, calibration=calibration, seed=config.seed)
     network = PrunableNetwork(
         task.model, task.calibration, method=Method(compensation=COMPENSATION), only=INNER
     )
-    found["dense"] = accuracy(*predictions(task.model, task.splits.test.batches()))
-    shown = config.progress and sys.stderr.isatty()
-    for kind, ratio in tqdm(missing, desc=f"{name} {calibration}", disable=not shown, leave=False):
+    found["dense"] = accuracy_on(task.model, task.splits.test)
+    label = f"{name} {calibration}"
+    for kind, ratio in progress_bar(missing, shown=config.progress, desc=label, leave=False):
         start = time.perf_counter()
         small = _applied(network, kind, ratio)
         for source in _sources(calibration):
             if source == "fine-tuned":
-                _fine_tune_(small.model, task, config.seed)
+                assert isinstance(task.splits, ImageSplits)  # there is data
+                training = FinetuningConfig(EPOCHS, flip=True, shift=4, seed=config.seed)
+                finetune_(small.model, task.splits.all_but_test(), training, teacher=task.model)
             cell = _cell(network, small, task)
             found["cells"][_key(source, kind, ratio)] = {**cell, "seconds": time.perf_counter() - start}
             record.keep()
-
-
-def _fine_tune_(model: nn.Module, task: Task, seed: int) -> None:
-    assert isinstance(task.splits, ImageSplits)  # there is data
-    images = task.splits.all_but_test()
-    config = FinetuningConfig(EPOCHS, flip=True, shift=4, seed=seed)
-    finetune_(model, images, config, teacher=task.model)
 
 
 def _applied(network: PrunableNetwork, kind: Kind, ratio: float) -> Compressed:
@@ -168,18 +161,17 @@ def _cell(network: PrunableNetwork, small: Compressed, task: Task) -> dict[str, 
 def show(found: Mapping[str, Any]) -> None:
     """Print a table per network: multiply-adds, parameters, and accuracy by source of the calibration."""
     for name, measured in found.items():
+        rows = []
+        for kind, ratio in _rows():
+            cells = [measured["cells"].get(_key(source, kind, ratio)) for source in SOURCES]
+            known = next(filter(None, cells), None)
+            if known is not None:
+                figures = [f"{100 * cell['accuracy']:.1f}" if cell else "" for cell in cells]
+                shares = (f"{known['macs']:.1%}", f"{known['params']:.1%}")
+                rows.append((f"-{ratio:.0%}", kind.name, *shares, *figures))
         title = (
             f"{name}, dense {measured['dense']:.1%}, 500 test images; fine-tuned: {EPOCHS} epochs of "
             "distillation on 4,000 images"
         )
-        table = Table(title=title, title_justify="left")
-        for heading in ("inner channels", "pruning", "MACs", "parameters", *SOURCES):
-            table.add_column(heading, justify="left" if heading == "pruning" else "right")
-        for kind, ratio in _rows():
-            cells = {source: measured["cells"].get(_key(source, kind, ratio)) for source in SOURCES}
-            known = next((cell for cell in cells.values() if cell), None)
-            if known is not None:
-                figures = [f"{100 * cell['accuracy']:.1f}" if cell else "" for cell in cells.values()]
-                shares = (f"{known['macs']:.1%}", f"{known['params']:.1%}")
-                table.add_row(f"-{ratio:.0%}", kind.name, *shares, *figures)
-        console().print(table)
+        headings = ("inner channels", "pruning", "MACs", "parameters", *SOURCES)
+        print_table(title, headings, rows, left=("pruning",))

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import nn
 
+from prunegym.envs import even_plan
 from prunegym.pruning.apply import Method
 from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.errors import PruningError
 from prunegym.pruning.latency.timing import time_in_turn
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.networks.registry import resolve_network
-from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.runtime.slicing import deployed
 from prunegym.scripts.benchmarks.results import Record
 from prunegym.scripts.building import usable_device
 from prunegym.scripts.options.benchmark import BenchmarkConfig
-from prunegym.scripts.results_table import console
+from prunegym.scripts.tables import console, print_table
 
 RATIOS = (0.3, 0.5, 0.7)
+KINDS = ("static", "sliced", "masked")
 THREADS = (2, 1)
 ROUNDS = 15
 IMAGES = 8  # of noise: gates choose by something, what they choose is of no matter
@@ -70,9 +69,13 @@ def _measure_subject(subject: Subject, config: BenchmarkConfig) -> dict[str, Any
     device = usable_device(config.device)
     forms, shape = _forms(subject, device, config.seed)
     quartiles = {}
+    before = torch.get_num_threads()
     for threads in THREADS:
-        with _threads(threads):
+        torch.set_num_threads(threads)
+        try:
             times = time_in_turn(forms, torch.randn((1, *shape), device=device), rounds=ROUNDS)
+        finally:
+            torch.set_num_threads(before)
         quartiles[str(threads)] = {
             name: [found[len(found) * quarter // 4] for quarter in (1, 2, 3)] for name, found in times.items()
         }
@@ -91,23 +94,12 @@ def _forms(subject: Subject, device: str, seed: int) -> tuple[dict[str, nn.Modul
     forms = {"dense": deployed(model, spec.input_shape)}
     for ratio in RATIOS:
         static, gated = (
-            network.apply(PruningPlan({group.name: decision for group in network.graph.prunable})).model
-            for decision in (LayerDecision(ratio), LayerDecision(0.0, ratio))
+            network.apply(even_plan(network.graph, *ratios)).model for ratios in ((ratio, 0.0), (0.0, ratio))
         )
         forms[f"static {ratio:.0%}"] = deployed(static, spec.input_shape)
         forms[f"sliced {ratio:.0%}"] = deployed(gated, spec.input_shape)
         forms[f"masked {ratio:.0%}"] = gated
     return forms, spec.input_shape
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -117,18 +109,15 @@ def show(found: Mapping[str, Any]) -> None:
             console().print(f"{name}: not measured, {by_threads['not measured']}", markup=False)
             continue
         for threads, forms in by_threads.items():
-            title = f"{name}, batch 1, {threads} threads: ms (quartiles), speed-up over dense"
-            table = Table(title=title, title_justify="left")
-            table.add_column("channels pruned or skipped")
-            for kind in ("static", "sliced", "masked"):
-                table.add_column(kind, justify="right")
-            table.add_column("sliced / static", justify="right")
+            dense, rows = forms["dense"], []
             for ratio in RATIOS:
-                rows = {kind: forms[f"{kind} {ratio:.0%}"] for kind in ("static", "sliced", "masked")}
-                cells = [_cell(row, forms["dense"]) for row in rows.values()]
-                table.add_row(f"{ratio:.0%}", *cells, f"{rows['sliced'][1] / rows['static'][1]:.2f}")
-            console().print(table)
-            console().print(f"dense: {_cell(forms['dense'], forms['dense'])}")
+                kinds = [forms[f"{kind} {ratio:.0%}"] for kind in KINDS]
+                static, sliced, _ = (median for _, median, _ in kinds)
+                cells = [_cell(quartiles, dense) for quartiles in kinds]
+                rows.append([f"{ratio:.0%}", *cells, f"{sliced / static:.2f}"])
+            title = f"{name}, batch 1, {threads} threads: ms (quartiles), speed-up over dense"
+            print_table(title, ("channels pruned or skipped", *KINDS, "sliced / static"), rows)
+            console().print(f"dense: {_cell(dense, dense)}")
 
 
 def _cell(quartiles: list[float], dense: list[float]) -> str:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.table import Table
 
 from prunegym.agents import (
     ALGORITHMS,
@@ -22,12 +21,12 @@ from prunegym.agents import (
 )
 from prunegym.agents.search import SEARCHES, search
 from prunegym.envs import Budget, LayerPruningEnv
-from prunegym.pruning.metrics import predictions
 from prunegym.scripts.benchmarks.assets import comparison_env
-from prunegym.scripts.benchmarks.results import begun, interval, run_side_by_side
+from prunegym.scripts.benchmarks.figures import ahead_by, mean_and_spread, right_answers
+from prunegym.scripts.benchmarks.results import begun, run_side_by_side
 from prunegym.scripts.options.benchmark import BenchmarkConfig
 from prunegym.scripts.options.parser import UsageError
-from prunegym.scripts.results_table import console
+from prunegym.scripts.tables import print_table
 
 MARKS = (100, 200, 400)  # evaluations
 ALL_IMAGES = sys.maxsize  # to draw
@@ -92,16 +91,14 @@ def _run(config: BenchmarkConfig, cell: str, method: str, seed: str) -> dict[str
     scoring_env, _ = make(drawn_images=ALL_IMAGES)  # by more than one draw
     episodes = config.episodes or MARKS[-1]
     answers = _answers(env, method, int(seed), episodes)
-    rows = {}
-    for name, result in answers.items():
-        logits, labels = predictions(env.apply(result.plan), test.batches())
-        right = (logits.argmax(1) == labels).long().tolist()
-        rows[name] = {
-            "accuracy": float(np.mean(right)),
-            "right": "".join(map(str, right)),
+    rows = {
+        name: {
+            **right_answers(env.apply(result.plan), test),
             "reward": scoring_env.evaluate(result.plan)["reward"]["total"],
             "macs": result.macs,
         }
+        for name, result in answers.items()
+    }
     return {"rows": rows, "seconds": time.perf_counter() - start}
 
 
@@ -124,12 +121,12 @@ def _answers(env: LayerPruningEnv, method: str, seed: int, episodes: int) -> dic
             initial_policy=initial,
             on_episode=seen.append,
         ).final
-    marks = {f"best of {mark}": _best(seen[:mark]) for mark in MARKS if mark <= episodes}
-    return {**marks, "answer": final, "chosen": choose_on_validation(env, [final, _best(seen)])}
 
+    def best(results: Sequence[EpisodeResult]) -> EpisodeResult:
+        return max(results, key=lambda result: result.total)
 
-def _best(results: Sequence[EpisodeResult]) -> EpisodeResult:
-    return max(results, key=lambda result: result.total)
+    marks = {f"best of {mark}": best(seen[:mark]) for mark in MARKS if mark <= episodes}
+    return {**marks, "answer": final, "chosen": choose_on_validation(env, [final, best(seen)])}
 
 
 def show(record: Mapping[str, Any]) -> None:
@@ -137,46 +134,29 @@ def show(record: Mapping[str, Any]) -> None:
 
     The last column says how far the default agent's answers are ahead, in points (95 % bootstrap).
     """
+    columns = [*(f"best of {mark}" for mark in MARKS), "answer", "chosen"]
+    headings = ("method", "seeds", *columns, "reward", f"{DEFAULT_ALGORITHM} ahead by")
     for cell, methods in record.items():
-        table = Table(
-            title=f"{cell}: test accuracy without fine-tuning, mean ± spread",
-            title_justify="left",
-            pad_edge=False,
-        )
-        columns = [*(f"best of {mark}" for mark in MARKS), "answer", "chosen"]
-        for heading in ("method", "seeds", *columns, "reward", f"{DEFAULT_ALGORITHM} ahead by"):
-            table.add_column(heading, justify="left" if heading == "method" else "right")
+        rows = []
         for method, runs in sorted(methods.items(), key=lambda item: ALL.index(item[0])):
-            table.add_row(
-                method,
-                str(len(runs)),
-                *_cells(runs, columns),
-                _rewards(runs),
-                *_ahead(methods, method),
-            )
-        console().print(table)
+            found = [run["rows"] for run in runs.values()]
+            accuracies = [
+                mean_and_spread(one[column]["accuracy"] for one in found if column in one)
+                for column in columns
+            ]
+            reward = f"{np.mean([one['answer']['reward'] for one in found]):.3f}"
+            rows.append([method, str(len(runs)), *accuracies, reward, _ahead(methods, method)])
+        title = f"{cell}: test accuracy without fine-tuning, mean ± spread"
+        print_table(title, headings, rows, pad_edge=False)
 
 
-def _cells(runs: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    cells = []
-    for column in columns:
-        found = [100 * run["rows"][column]["accuracy"] for run in runs.values() if column in run["rows"]]
-        cells.append(f"{np.mean(found):.1f} ± {np.std(found):.1f}" if found else "-")
-    return cells
-
-
-def _rewards(runs: Mapping[str, Any]) -> str:
-    return f"{np.mean([run['rows']['answer']['reward'] for run in runs.values()]):.3f}"
-
-
-def _ahead(methods: Mapping[str, Any], method: str) -> list[str]:
+def _ahead(methods: Mapping[str, Any], method: str) -> str:
     """Return by how much the default agent's deterministic policy beats a method's answer."""
     seeds = sorted(set(methods.get(DEFAULT_ALGORITHM, {})) & set(methods[method]))
     if method == DEFAULT_ALGORITHM or not seeds:
-        return ["-"]
-    one, other = (
-        np.array([[int(bit) for bit in methods[name][seed]["rows"]["answer"]["right"]] for seed in seeds])
+        return "-"
+    ours, theirs = (
+        [methods[name][seed]["rows"]["answer"]["right"] for seed in seeds]
         for name in (DEFAULT_ALGORITHM, method)
     )
-    low, high = interval(one.astype(float), other.astype(float))
-    return [f"{100 * (one.mean() - other.mean()):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"]
+    return ahead_by(ours, theirs)

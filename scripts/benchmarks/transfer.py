@@ -9,9 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from rich.table import Table
-
 from prunegym.agents import (
     EpisodeResult,
     choose_on_validation,
@@ -23,12 +20,12 @@ from prunegym.agents import (
     save_policy,
 )
 from prunegym.envs import Budget, BudgetRange, MultiNetworkEnv
-from prunegym.pruning.metrics import accuracy, predictions
 from prunegym.pruning.storage.compressed import folder_written_whole
 from prunegym.scripts.benchmarks.assets import comparison_env
+from prunegym.scripts.benchmarks.figures import accuracy_on, mean_and_spread
 from prunegym.scripts.benchmarks.results import begun, run_side_by_side
 from prunegym.scripts.options.benchmark import BenchmarkConfig
-from prunegym.scripts.results_table import console
+from prunegym.scripts.tables import print_table
 
 HALF = Budget({"macs": 0.5})
 AROUND_HALF = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.6}))
@@ -132,22 +129,19 @@ def _run(
         found = learn(env, episodes=further, seed=int(seed), initial_policy=policy)
         candidates += [found.final, found.best]
     chosen = choose_on_validation(env, candidates)
-    right = accuracy(*predictions(env.apply(chosen.plan), test.batches()))
+    right = accuracy_on(env.apply(chosen.plan), test)
     return {"accuracy": right, "reward": chosen.total, "macs": chosen.macs}
 
 
 def show(record: Mapping[str, Any]) -> None:
     """Print a table per scope: accuracy in percent after so many evaluations on the target."""
     for scope in SCOPES:
-        table = Table(title=f"{TARGET}, {scope}, half the MACs: test accuracy", title_justify="left")
-        columns = sorted({int(count) for counts in record.get(scope, {}).values() for count in counts})
-        for heading in ("policy from", *map(str, columns)):
-            table.add_column(heading, justify="left" if heading == "policy from" else "right")
-        for origin, counts in record.get(scope, {}).items():
-            table.add_row(origin, *(_cell(counts.get(str(count), {})) for count in columns))
-        console().print(table)
-
-
-def _cell(runs: Mapping[str, Any]) -> str:
-    found = [100 * run["accuracy"] for run in runs.values()]
-    return f"{np.mean(found):.1f} ± {np.std(found):.1f}" if found else "-"
+        origins = record.get(scope, {})
+        columns = sorted({int(count) for counts in origins.values() for count in counts})
+        rows = []
+        for origin, counts in origins.items():
+            runs = [counts.get(str(column), {}).values() for column in columns]
+            rows.append([origin, *(mean_and_spread(run["accuracy"] for run in some) for some in runs)])
+        print_table(
+            f"{TARGET}, {scope}, half the MACs: test accuracy", ("policy from", *map(str, columns)), rows
+        )

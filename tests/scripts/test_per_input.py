@@ -18,8 +18,8 @@ from prunegym.pruning.metrics import accuracy
 from prunegym.pruning.runtime.outcomes import input_outcomes
 from prunegym.pruning.storage.compressed import load_compressed
 from prunegym.pruning.training import dense
+from prunegym.scripts.benchmarks import figures
 from prunegym.scripts.benchmarks import per_input as benchmark
-from prunegym.scripts.benchmarks import results
 from prunegym.scripts.cli import main
 from prunegym.scripts.options.benchmark import BenchmarkConfig
 from tests.scripts.conftest import in_own_process
@@ -335,7 +335,7 @@ class TestBenchmark:
         }
         latency = {"dense": 9.0, "static": 5.0, "fixed": 6.0, "fixed, learned": 6.5, "per-input": 7.25}
         runs = {"0": {"rows": rows, "latency_ms": latency, "seconds": 61.0}}
-        monkeypatch.setattr(results, "RESAMPLES", 100)
+        monkeypatch.setattr(figures, "RESAMPLES", 100)
         benchmark.show({"cifar_resnet20": runs, "cifar_resnet56": {**runs, "1": runs["0"]}})
         shown = capsys.readouterr().out
         assert "cifar_resnet56, 2 seeds" in shown
@@ -371,5 +371,5 @@ class TestBenchmark:
                 assert one["macs"] == pytest.approx(fixed, rel=0.08)
                 assert one["accuracy"] == pytest.approx(np.mean([bit == "1" for bit in one["right"]]))
         assert list(record["latency_ms"]) == ["dense", *benchmark.KINDS]
-        monkeypatch.setattr(results, "RESAMPLES", 100)
+        monkeypatch.setattr(figures, "RESAMPLES", 100)
         benchmark.show({"any": {"0": json.loads(json.dumps(record))}})

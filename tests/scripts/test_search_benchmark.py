@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from prunegym.scripts.benchmarks import results, search, transfer
+from prunegym.scripts.benchmarks import figures, search, transfer
 from prunegym.scripts.benchmarks.results import Record, run_side_by_side
 from tests.scripts import fork_server
 
@@ -98,14 +98,14 @@ def test_an_interruption_ends_all_at_once_and_keeps_what_was_found(tmp_path, ask
 class TestInterval:
     def test_equal_methods_differ_by_nothing(self):
         right = np.random.default_rng(1).integers(2, size=(5, 500)).astype(float)
-        assert results.interval(right, right) == (0.0, 0.0)
+        assert figures.interval(right, right) == (0.0, 0.0)
 
     def test_covers_the_true_difference_about_as_often_as_it_says(self):
         rng, covered = np.random.default_rng(2), 0
         for _ in range(40):
             one = (rng.random((4, 300)) < 0.8).astype(float)
             other = (rng.random((4, 300)) < 0.75).astype(float)
-            low, high = results.interval(one, other)
+            low, high = figures.interval(one, other)
             covered += low <= 0.05 <= high
         assert covered >= 34
 
@@ -113,7 +113,7 @@ class TestInterval:
         right = (np.random.default_rng(3).random((5, 500)) < 0.5).astype(float)
         worse = right.copy()
         worse[:, :50] = 0.0  # differs on these images alone
-        low, high = results.interval(right, worse)
+        low, high = figures.interval(right, worse)
         assert 0.0 < low < (right - worse).mean() < high < 0.1
 
 

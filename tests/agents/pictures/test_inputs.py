@@ -9,9 +9,9 @@ from prunegym.agents.pictures.inputs import (
     examples_figure,
     inputs_figure,
     learning_figure,
-    rank_correlation,
     ratios_figure,
 )
+from prunegym.agents.pictures.ranks import rank_correlation
 
 MACS = np.array([0.3, 0.4, 0.4, 0.5, 0.6, 0.5, 0.7, 0.8])
 DIFFICULTY = np.array([0.9, 0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5])

@@ -1,9 +1,9 @@
-"""Results as a table on standard output."""
+"""Tables on standard output: one renderer for all of them, and results of networks as its main use."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -55,18 +55,40 @@ def show_rows(title: str, rows: Mapping[str, Mapping[str, Any]], *, gated: Mappi
         rows: name -> metrics, as in `metrics.json`.
         gated: rows with runtime gates -> how many groups they gate; marked, with a note below.
     """
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
     columns = [key for key in COLUMNS if any(row.get(key) is not None for row in rows.values())]
-    for key in columns:
-        table.add_column(COLUMNS[key][0], justify="right")
+    dense = rows.get("dense", {})
+    cells = []
     for name, row in rows.items():
         mark = " *" if gated.get(name) else ""
-        cells = (_cell(key, row.get(key), rows.get("dense", {}).get(key), mark) for key in columns)
-        table.add_row(name, *cells)
-    console().print(table)
+        cells.append([name, *(_cell(key, row.get(key), dense.get(key), mark) for key in columns)])
+    print_table(title, ["", *(COLUMNS[key][0] for key in columns)], cells)
     if any(gated.values()):
         console().print(f"* {gated_note(gated)}")
+
+
+def print_table(
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    left: Collection[str] | None = None,
+    pad_edge: bool = True,
+) -> None:
+    """Print a table.
+
+    Args:
+        title: above it.
+        headings: of the columns.
+        rows: the cells of each row.
+        left: headings of the columns that are aligned to the left; by default the first one.
+        pad_edge: leave a space at both ends of a row.
+    """
+    table = Table(title=title, title_justify="left", pad_edge=pad_edge)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in (left or headings[:1]) else "right")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
 
 
 def console() -> Console:
