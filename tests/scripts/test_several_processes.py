@@ -71,7 +71,7 @@ def test_two_processes_go_on_where_one_was_interrupted(run_cli, alone, flags, tm
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("prunegym.scripts.curves.Curves.write", interrupt)
+        patch.setattr("prunegym.scripts.finetune.Curves.write", interrupt)
         assert run_cli("finetune", *flags, "--out", out).code == 130
     code, _, err = launch(*flags, "--out", out, "--resume")
     assert code == 0, err
