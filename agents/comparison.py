@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from prunegym.agents.episode_log import EpisodeLog
 from prunegym.agents.errors import AgentError
 from prunegym.agents.learning.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
-from prunegym.agents.learning.policies import Policy
-from prunegym.agents.learning.training import LearningResult, learn
+from prunegym.agents.learning.training import LearningConfig, LearningResult, Recording, learn
 from prunegym.agents.rollout import EpisodeResult, deterministic, run_episode
 from prunegym.agents.search import SEARCHES, SearchResult, choose_on_validation, search
 from prunegym.agents.vector.make import vectorized
@@ -29,10 +27,7 @@ class ComparisonConfig:
     episodes: int = 200  # evaluations for the algorithm, and for each baseline that searches
     baselines: Sequence[str] = ("random",)  # names in SEARCHES or ALLOCATIONS
     seed: int = 0
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    initial_policy: Policy | None = None  # to continue from; stays a candidate, unchanged
-    n_envs: int = 1
-    cluster: str | None = None
+    learning: LearningConfig = LearningConfig()  # noqa: RUF009 (frozen) its initial policy stays a candidate
 
 
 @dataclass(frozen=True)
@@ -85,12 +80,12 @@ def compare(
     for name in (config.algorithm, *config.baselines):
         if name not in ALGORITHMS and name not in ALLOCATIONS:
             SEARCHES[name]  # unknown names are refused before the work begins
-    budget = env.budget
+    budget = env.problem.budget
     if not isinstance(budget, Budget):
         raise AgentError(f"methods are compared within one budget, got the range {budget}; choose one")
     acting_env = acting_env or env
-    uniform = EpisodeResult.from_dict(env.evaluate(env.allocation("uniform")))
-    shares = env.shares(uniform.plan)
+    uniform = EpisodeResult.from_dict(env.problem.evaluate(env.problem.allocation("uniform")))
+    shares = env.problem.shares(uniform.plan)
     spent = Budget({name: shares[name] for name in budget.shares})
     env.set_budget(spent)
     if acting_env is not env:
@@ -104,16 +99,15 @@ def compare(
             algorithm=config.algorithm,
             episodes=config.episodes,
             seed=config.seed,
-            hyperparameters=config.hyperparameters,
-            initial_policy=config.initial_policy,
-            n_envs=config.n_envs,
-            cluster=config.cluster,
-            tensorboard_log=out / "tensorboard" if out else None,
-            progress=progress,
-            log=log,
-            uniform=uniform,
-            checkpoint=out / "checkpoint" if out else None,
-            resume=resume,
+            config=config.learning,
+            recording=Recording(
+                tensorboard=out / "tensorboard" if out else None,
+                checkpoint=out / "checkpoint" if out else None,
+                resume=resume,
+                log=log,
+                uniform=uniform,
+                progress=progress,
+            ),
         )
     else:
         found = _search(acting_env, config.algorithm, config, log, progress=progress)
@@ -122,13 +116,13 @@ def compare(
     chosen = {"uniform": uniform}
     for baseline in config.baselines:
         if baseline in ALLOCATIONS:
-            chosen[baseline] = EpisodeResult.from_dict(env.evaluate(env.allocation(baseline)))
+            chosen[baseline] = EpisodeResult.from_dict(env.problem.evaluate(env.problem.allocation(baseline)))
         elif baseline != config.algorithm:
             result = _search(env, baseline, config, log, progress=progress)
             chosen[baseline] = choose_on_validation(env, [result.final, result.best])
     candidates = {"final": found.final, "best": found.best}
-    if config.initial_policy is not None:
-        unchanged = config.initial_policy.build(acting_env)
+    if config.learning.initial_policy is not None:
+        unchanged = config.learning.initial_policy.build(acting_env)
         candidates["initial"] = run_episode(acting_env, deterministic(unchanged))
     name = config.algorithm if learned is None else "learned"
     chosen[name] = choose_on_validation(env, list(candidates.values()))
@@ -140,7 +134,7 @@ def _search(
 ) -> SearchResult:
     if log is not None:
         log.take_up(env, name, 0)
-    envs = vectorized(env, n_envs=config.n_envs, cluster=config.cluster)
+    envs = vectorized(env, n_envs=config.learning.n_envs, cluster=config.learning.cluster)
     try:
         return search(
             envs,

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import gymnasium as gym
-from torch import Tensor, nn
+from torch import nn
 
-from prunegym.agents.interface import GymEnv, pruning_environment
 from prunegym.agents.learning.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
 from prunegym.agents.learning.training import learn
 from prunegym.agents.rollout import EpisodeResult
 from prunegym.agents.search import choose_on_validation
-
-Batches = Iterable[tuple[Tensor, Tensor]]
+from prunegym.envs import make_env
+from prunegym.envs.problem import Batches
+from prunegym.pruning.metrics import ScoreFunction
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,12 @@ def compress(
     model: nn.Module,
     *,
     calibration: Batches,
-    reward: Batches | None = None,
-    score: Callable[[nn.Module], float] | None = None,
     budget: Mapping[str, float],
-    validation: Batches | None = None,
+    reward: Batches | None = None,
+    score: ScoreFunction | None = None,
     episodes: int = 200,
     algorithm: str = DEFAULT_ALGORITHM,
     seed: int = 0,
-    progress: bool = False,
     **settings: Any,
 ) -> Compression:
     """Learn how much to prune where, and return the pruned network; `model` is never changed.
@@ -45,39 +42,33 @@ def compress(
     Args:
         model: a trained network.
         calibration: batches of (images, labels), or a DataLoader of them, for compensation and gates.
-        reward: batches that score a plan while learning.
-        score: takes their place: any function of a compressed network, higher being better.
         budget: shares of the dense network that may remain, such as {"macs": 0.5}.
-        validation: batches that choose between the learned policy's plan and the best plan seen; the reward
-            images where there are none.
+        reward: batches that score a plan while learning.
+        score: takes their place: any function of a compressed network, higher is better.
         episodes: plans to evaluate.
         algorithm: a name in `ALGORITHMS`.
         seed: of everything random.
-        progress: show a bar on standard error.
-        settings: further arguments of the environment, such as `protect=("stem*",)`.
+        settings: further settings of the environment, see `make_env`, such as `validation=batches`, which
+            choose between the learned policy's plan and the best plan seen, or `protect=("stem*",)`.
 
     Raises:
-        AgentError: the algorithm is unknown or `episodes` is not positive.
-        PruningError: see the environment; there must be reward batches or a score function, not both.
+        UnknownNameError: the algorithm or a setting is unknown.
+        AgentError: `episodes` is not positive.
+        PruningError: see `PruningProblem.from_model`; there must be reward batches or a score function, not
+            both.
 
     Example:
         small = compress(net, calibration=train, reward=held_out, budget={"macs": 0.5}).model
     """
-    settings = {"actions": ALGORITHMS[algorithm].actions, **settings}
-    env = cast(
-        GymEnv,
-        gym.make(
-            "prunegym/LayerPruning-v0",
-            model=model,
-            calibration=calibration,
-            reward=reward,
-            score=score,
-            validation=validation,
-            budget=budget,
-            seed=seed,
-            **settings,
-        ),
+    env = make_env(
+        model=model,
+        calibration=calibration,
+        reward=reward,
+        score=score,
+        budget=budget,
+        seed=seed,
+        **{"actions": ALGORITHMS[algorithm].actions, **settings},
     )
-    learned = learn(env, algorithm=algorithm, episodes=episodes, seed=seed, progress=progress)
+    learned = learn(env, algorithm=algorithm, episodes=episodes, seed=seed)
     chosen = choose_on_validation(env, [learned.final, learned.best])
-    return Compression(pruning_environment(env).apply(chosen.plan), chosen)
+    return Compression(env.problem.apply(chosen.plan), chosen)

@@ -5,10 +5,6 @@ class AgentError(Exception):
     """Base of every error this package raises on purpose."""
 
 
-class UnknownAlgorithmError(AgentError):
-    """No learning algorithm has that name."""
-
-
 class HyperparameterError(AgentError):
     """A hyper-parameter is unknown, or its value of the wrong kind."""
 
@@ -19,8 +15,3 @@ class CheckpointError(AgentError):
 
 class PolicyError(AgentError):
     """A policy folder is missing, damaged, of another version, or made for other observations."""
-
-
-def one_line(error: Exception) -> str:
-    """Return what an error says, without its line breaks."""
-    return " ".join(str(error).split())

@@ -1,31 +1,28 @@
-"""What this package knows of an environment: its interface, and plans as plain data."""
+"""What learning asks of an environment, beneath whatever wraps it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import gymnasium as gym
-import numpy as np
-from numpy.typing import NDArray
-from torch import nn
 
-Observation: TypeAlias = NDArray[np.float32]  # [F], each feature in [-1, 1]
-Action: TypeAlias = NDArray[np.float32]  # [2], runtime and static, each in [-1, 1]; zero is the uniform plan
-ActionMode: TypeAlias = Literal["centred", "raw"]  # what its static entry is taken for, see `Algorithm`
+from prunegym.envs.action import ActionMode
+from prunegym.envs.layer_pruning import Action, Observation
+from prunegym.envs.problem import PruningProblem
+from prunegym.envs.results import LossPredictor
+
 ActionRule: TypeAlias = Callable[[Observation], Action]
 GymEnv: TypeAlias = gym.Env[Observation, Action]
-RUNTIME, STATIC = 0, 1  # places in an action
-Plan: TypeAlias = Mapping[str, Mapping[str, float]]  # group -> {"static_ratio", "runtime_ratio"}
 
 
 class EpisodicEnvironment(Protocol):
-    """What an environment to learn in offers beneath its wrappers, beside Gymnasium's own methods.
+    """What an environment to learn in offers beside Gymnasium's own methods.
 
-    One episode takes one step per channel group of one network. The last step terminates it, and its info
-    holds, under "episode_result", the plan, the reward's parts, and what the plan costs and scores. Among the
-    parts are "loss", "reference", "expected", the share of the reference that was expected to be lost before
-    the plan was carried out, and "total". With several networks the episodes take turns.
+    One episode takes one step for each channel group of one network. The last step terminates it, and its
+    info holds the plain data "episode_result": the plan, the reward's parts, and what the plan costs and
+    scores. Among the parts are "loss", "reference", "expected" (the loss that was expected before the plan
+    was applied, as a share of the reference) and "total". With several networks the episodes take turns.
     """
 
     group_names: tuple[str, ...]  # of all networks, in the order of the steps
@@ -39,33 +36,20 @@ class EpisodicEnvironment(Protocol):
     def gated(self) -> tuple[bool, ...]:
         """Whether a runtime action has any effect, for each group."""
 
-    def surrogate_env(self, predict: Callable[[Plan, float], float]) -> GymEnv:
-        """Return a twin whose episodes end with what is predicted for a plan, at no evaluation.
+    def surrogate_env(self, predict: LossPredictor) -> GymEnv:
+        """Return an environment of the same problem whose episodes end with predicted losses.
 
-        Foreseen is the loss as a share of the reference, from the plan and the share expected of it.
+        It evaluates nothing. Losses are relative to the reference.
         """
 
     def episode_state(self) -> dict[str, Any]:
         """Return, as plain data, what the next episode depends on beside its actions."""
 
     def restore_episode_state(self, state: Mapping[str, Any]) -> None:
-        """Have the next episode start from such a state."""
+        """Let the next episode start from such a state."""
 
     def remember(self, result: Mapping[str, Any]) -> None:
         """Take an episode's result as known; an equal plan will not be evaluated again."""
-
-
-class PruningEnvironment(EpisodicEnvironment, Protocol):
-    """What an environment of one network offers besides."""
-
-    def evaluate(self, plan: Plan) -> dict[str, Any]:
-        """Return a plan's "episode_result"; it costs one evaluation."""
-
-    def validate(self, plan: Plan) -> float:
-        """Return the plan's score on the validation split; higher is better."""
-
-    def apply(self, plan: Plan) -> nn.Module:
-        """Return a copy of the network, compressed as the plan says."""
 
 
 def episodic_environment(env: GymEnv) -> EpisodicEnvironment:
@@ -73,9 +57,9 @@ def episodic_environment(env: GymEnv) -> EpisodicEnvironment:
     return cast(EpisodicEnvironment, env.unwrapped)
 
 
-def pruning_environment(env: GymEnv) -> PruningEnvironment:
-    """Return the environment beneath the wrappers of `env`, which is of one network."""
-    return cast(PruningEnvironment, env.unwrapped)
+def problem_of(env: GymEnv) -> PruningProblem:
+    """Return the problem of the environment of one network that lies beneath the wrappers of `env`."""
+    return cast(Any, env.unwrapped).problem
 
 
 def observation_schema(env: GymEnv) -> dict[str, object]:
@@ -89,6 +73,6 @@ def observation_schema(env: GymEnv) -> dict[str, object]:
 
 
 def action_schema(env: GymEnv) -> dict[str, object]:
-    """Return names and range of an action's entries, and what they are taken for, as plain data."""
+    """Return names and range of an action's entries, and how they are decoded, as plain data."""
     mode = episodic_environment(env).action_mode
     return {"names": ["runtime", "static"], "low": -1.0, "high": 1.0, "mode": mode}

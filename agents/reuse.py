@@ -72,7 +72,7 @@ def plans_within(
     positions = (0.0, 0.5, 1.0)
     for one in [budget] if isinstance(budget, Budget) else map(budget.budget_at, positions):
         env.set_budget(one)
-        plans[f"{one} uniform"] = PruningPlan.from_dict(env.allocation("uniform"))
+        plans[f"{one} uniform"] = PruningPlan.from_dict(env.problem.allocation("uniform"))
         decided = run_episode(env, deterministic(policy))
         plans[f"{one} learned"] = PruningPlan.from_dict(decided.plan)
     return plans

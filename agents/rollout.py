@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from prunegym.agents.errors import AgentError
-from prunegym.agents.interface import ActionRule, GymEnv, Observation, Plan
+from prunegym.agents.interface import ActionRule, GymEnv
+from prunegym.envs.layer_pruning import Observation
+from prunegym.envs.results import PlainPlan
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
     """What one finished episode decided, and what came of it."""
 
-    plan: Plan
+    plan: PlainPlan
     reward: Mapping[str, float]  # the parts, and their "total"
     accuracy: float | None  # in [0, 1]; None without labels
     macs: float  # share of the dense network that remains

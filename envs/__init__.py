@@ -8,18 +8,33 @@ from prunegym.envs.input_pruning import InputPruningVectorEnv
 from prunegym.envs.layer_pruning import LayerPruningEnv
 from prunegym.envs.multi_network import MultiNetworkEnv
 from prunegym.envs.observation import LayerObservation
-from prunegym.envs.tasks import TASKS, Task, count_classes, load_task, make_env, task_env, trains_itself
+from prunegym.envs.problem import ProblemConfig, PruningProblem
+from prunegym.envs.tasks import (
+    TASKS,
+    DataSource,
+    NetworkSource,
+    Task,
+    count_classes,
+    load_task,
+    make_env,
+    task_problem,
+    trains_itself,
+)
 
 __all__ = [
     "ALLOCATIONS",
     "TASKS",
     "Budget",
     "BudgetRange",
+    "DataSource",
     "InputPruningVectorEnv",
     "LayerObservation",
     "LayerPruningEnv",
     "Limits",
     "MultiNetworkEnv",
+    "NetworkSource",
+    "ProblemConfig",
+    "PruningProblem",
     "Task",
     "count_classes",
     "even_plan",
@@ -28,7 +43,7 @@ __all__ = [
     "make_env",
     "parse_budget",
     "static_plan",
-    "task_env",
+    "task_problem",
     "trains_itself",
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +10,7 @@ import numpy as np
 
 from prunegym.pruning.cost import CostModel, Widths
 from prunegym.pruning.errors import BudgetError
+from prunegym.pruning.registry import nearest_hint
 
 MEASURES: Mapping[str, Callable[[CostModel, Widths], int]] = {
     "macs": CostModel.macs,
@@ -35,8 +35,7 @@ class Budget:
             raise BudgetError("a budget needs at least one share, such as macs=0.5")
         for name, share in self.shares.items():
             if name not in MEASURES:
-                near = difflib.get_close_matches(name, MEASURES, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = nearest_hint(name, MEASURES)
                 raise BudgetError(f"no budget named {name!r}.{hint} Known: {', '.join(MEASURES)}")
             if not 0.0 < share <= 1.0:  # a NaN fails every comparison
                 raise BudgetError(

@@ -1,10 +1,12 @@
-"""What can be pruned in a network, and how far."""
+"""What can be pruned in a network, how far, and what is known of each group before any decision."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from prunegym.envs.budget import Limits
@@ -13,6 +15,7 @@ from prunegym.pruning.compensation import COMPENSATIONS
 from prunegym.pruning.cost import CostModel
 from prunegym.pruning.graph.patterns import restrict
 from prunegym.pruning.latency import LatencyPrices, cached_table
+from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.surgery.verification import trace
 
 
@@ -70,3 +73,34 @@ def describe(
         "groups": groups,
         "budgets": {name: [share, 1.0] for name, share in reachable.items()},
     }
+
+
+def group_summary(network: PrunableNetwork, loo_gain: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return what is known of each prunable group, as plain data.
+
+    Its `name` and `units`, its `macs_share` and `params_share` of the dense network, the `errors` at a
+    quarter, a half and three quarters (`error_curve`), and its `loo_gain`.
+
+    Args:
+        network: the network that the groups are of.
+        loo_gain: leave-one-out gain of each group within a budget, [groups], see `UniformBaseline`.
+    """
+    columns = zip(
+        network.graph.prunable,
+        network.cost.vanishing_shares(CostModel.macs).tolist(),
+        network.cost.vanishing_shares(CostModel.params).tolist(),
+        network.error_curves,
+        loo_gain.tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "name": group.name,
+            "units": group.units,
+            "macs_share": macs,
+            "params_share": params,
+            "errors": list(errors),
+            "loo_gain": loo_gain,
+        }
+        for group, macs, params, errors, loo_gain in columns
+    ]

@@ -7,8 +7,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from prunegym.envs.layer_pruning import Action, LayerPruningEnv, Observation, PlainPlan
-from prunegym.envs.results import LossPredictor
+from prunegym.envs.layer_pruning import Action, LayerPruningEnv, Observation
+from prunegym.envs.results import LossPredictor, PlainPlan
 from prunegym.pruning.errors import PlanError
 
 
@@ -67,12 +67,14 @@ class MultiNetworkEnv(gym.Env[Observation, Action]):
         return observation, reward, terminated, truncated, info
 
     def surrogate_env(self, predict: LossPredictor) -> MultiNetworkEnv:
-        """Return a twin whose episodes end with what is predicted for a plan, see LayerPruningEnv."""
+        """Return an environment of the same problems whose episodes end with predicted losses."""
 
-        def of(name: str) -> LossPredictor:
+        def predict_for(name: str) -> LossPredictor:
             return lambda plan, expected: predict(_named(name, plan), expected)
 
-        return MultiNetworkEnv({name: env.surrogate_env(of(name)) for name, env in self.envs.items()})
+        return MultiNetworkEnv(
+            {name: env.surrogate_env(predict_for(name)) for name, env in self.envs.items()}
+        )
 
     def episode_state(self) -> dict[str, Any]:
         """Return whose turn is over, and the state of the random numbers, as plain data."""

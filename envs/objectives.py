@@ -1,4 +1,4 @@
-"""What a compressed network is judged by: images, or a function of the user's."""
+"""Objectives: score a compressed network on images, or by a function of the user's."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Objective(Protocol):
 
         Args:
             model: the compressed network.
-            to_beat: where its loss lies clearly above it, an estimate will do.
+            to_beat: the loss of the best plan so far; for a loss clearly above it, an estimate will do.
             known: scores of other plans.
-            draw: seed of the images to objective by, where they are drawn; None for all of them.
+            draw: seed of the images to evaluate on, where they are drawn; None for all of them.
         """
 
 
@@ -110,6 +110,46 @@ class ImageObjective:
         return replace(first, loss=min(1.0, loss), accuracy=max(0.0, 1.0 - loss), estimated=True)
 
 
+class ImagePool:
+    """Many reward images, of which each plan is scored on some, and the dense network's outputs on them.
+
+    Args:
+        dense: the dense network.
+        batches: all images, normalised, and labels.
+        drawn: how many to draw for a plan.
+
+    Raises:
+        DataError: there is no image, or none is to be drawn.
+    """
+
+    def __init__(self, dense: nn.Module, batches: Iterable[Batch], *, drawn: int) -> None:
+        if drawn < 1:
+            raise DataError(f"a plan needs at least one image to be judged by, got {drawn}")
+        # of a single batch no copy is made: there may be many images
+        self._images, self.labels = (
+            torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*batches, strict=True)
+        )
+        self._drawn = drawn
+        self._dense = self._predictions(dense, self.draw(None)).double().log_softmax(1)
+
+    def draw(self, seed: int | None) -> Tensor:
+        """Return the indices of the images drawn with a seed, ascending; of all images for None."""
+        count = len(self.labels)
+        if seed is None or self._drawn >= count:
+            return torch.arange(count)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(count, generator=generator)[: self._drawn].sort().values
+
+    def losses(self, model: nn.Module, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [K, classes], and divergences [K] from the dense network, on these images."""
+        logits = self._predictions(model, indices)
+        return logits, divergences(logits.double(), self._dense[indices])
+
+    def _predictions(self, model: nn.Module, indices: Tensor) -> Tensor:
+        batches = ((self._images[part], self.labels[part]) for part in indices.split(BATCH_SIZE))
+        return predictions(model, batches)[0]
+
+
 class DrawnImagesObjective:
     """Compares a compressed network with the dense one on some of many images, drawn for each plan.
 
@@ -117,66 +157,36 @@ class DrawnImagesObjective:
     on ResNet-20, the better half of 75 plans found by 512 images: rank correlation of the loss on these with
     the loss on test images 0.16, of that on 1,536 other training images 0.60. Drawn anew, images cost as much
     and err each time in another way, which averages out.
-    A draw depends on the plan alone, so that it is the same in any process and in a run that goes on.
+    A draw depends on the plan alone, so that it is the same in any process and in a resumed run.
 
-    The loss is a ratio estimate (Cochran 1977, chapter 6): the mean on the images drawn, times what the
-    anchor loses on all images for what it loses on these.
+    The loss is a ratio estimate (Cochran 1977, chapter 6): the mean on the images drawn, times the ratio of
+    the anchor's mean loss on all images to its mean loss on those drawn.
 
     Args:
-        dense: the dense network.
-        batches: all images, normalised, and labels.
-        drawn: how many to draw for a plan.
+        pool: the images.
         anchor: makes a network whose loss on an image tells how hard it is: that of uniform pruning.
-
-    Raises:
-        DataError: there is no image, or none is to be drawn.
     """
 
-    def __init__(
-        self, dense: nn.Module, batches: Iterable[Batch], *, drawn: int, anchor: Callable[[], nn.Module]
-    ) -> None:
-        if drawn < 1:
-            raise DataError(f"a plan needs at least one image to be judged by, got {drawn}")
-        # of a single batch no copy is made: there may be many images
-        self._images, self._labels = (
-            torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*batches, strict=True)
-        )
-        self._drawn = drawn
+    def __init__(self, pool: ImagePool, *, anchor: Callable[[], nn.Module]) -> None:
+        self._pool = pool
         self._make_anchor = anchor
-        self._dense = self._predictions(dense, self._which(None)).double().log_softmax(1)
 
     def __call__(
         self, model: nn.Module, *, to_beat: float, known: Iterable[Score], draw: int | None
     ) -> Score:
         """Return a network's score on images drawn for it, or on all of them; never marked as an estimate."""
-        which = self._which(draw)
-        logits, losses = self._losses(model, which)
+        indices = self._pool.draw(draw)
+        logits, losses = self._pool.losses(model, indices)
         loss = float(losses.mean())
-        if len(which) < len(self._labels):
-            loss *= float((self._anchor.mean() + EPS) / (self._anchor[which].mean() + EPS))
-        labels = self._labels[which].to(logits.device)
+        if len(indices) < len(self._pool.labels):
+            loss *= float((self._anchor.mean() + EPS) / (self._anchor[indices].mean() + EPS))
+        labels = self._pool.labels[indices].to(logits.device)
         return Score(loss, accuracy=accuracy(logits, labels), divergence=loss)
 
     @cached_property
     def _anchor(self) -> Tensor:
-        """The anchor's loss on each image, float64."""
-        return self._losses(self._make_anchor(), self._which(None))[1]
-
-    def _which(self, draw: int | None) -> Tensor:
-        count = len(self._labels)
-        if draw is None or self._drawn >= count:
-            return torch.arange(count)
-        return (
-            torch.randperm(count, generator=torch.Generator().manual_seed(draw))[: self._drawn].sort().values
-        )
-
-    def _losses(self, model: nn.Module, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [K, classes] and losses [K] on images of these numbers."""
-        logits = self._predictions(model, which)
-        return logits, divergences(logits.double(), self._dense[which])
-
-    def _predictions(self, model: nn.Module, which: Tensor) -> Tensor:
-        return predictions(model, ((self._images[at], self._labels[at]) for at in which.split(BATCH_SIZE)))[0]
+        """The anchor's loss on each image, float64 [N]."""
+        return self._pool.losses(self._make_anchor(), self._pool.draw(None))[1]
 
 
 class FunctionObjective:

@@ -1,68 +1,110 @@
-"""What finished plans come to, as the plain data that ends an episode."""
+"""Scores of finished plans, each distinct plan evaluated once, as the plain data that ends an episode."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from prunegym.envs.objectives import Objective
 from prunegym.envs.reward import MIN_REFERENCE_LOSS, RewardTerms, Score
-from prunegym.envs.scoring import PlanScorer
 from prunegym.pruning.cost import Widths, plan_widths, widths_plan
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import PruningPlan
 
-# from a plan, plain data, and the share of what uniform pruning loses that is expected of it (see
-# `ExpectedLosses`), the share that it loses
-LossPredictor: TypeAlias = Callable[[Mapping[str, Mapping[str, float]], float], float]
+PlainPlan: TypeAlias = Mapping[str, Mapping[str, float]]  # group -> {"static_ratio", "runtime_ratio"}
+# (plan, expected relative loss) -> predicted relative loss; losses are relative to the uniform plan's
+LossPredictor: TypeAlias = Callable[[PlainPlan, float], float]
+
+
+class PlanScorer:
+    """Applies plans and evaluates the compressed networks; scores are cached by plan.
+
+    Args:
+        network: the network that plans are applied to.
+        objective: evaluates a compressed network.
+    """
+
+    def __init__(self, network: PrunableNetwork, objective: Objective) -> None:
+        self._network = network
+        self._objective = objective
+        self._scores: dict[bytes, Score] = {}
+
+    def score(self, widths: Widths, *, to_beat: float = math.inf, on_all: bool = False) -> Score:
+        """Return the score of the plan with these unit counts.
+
+        Args:
+            widths: the plan's unit counts.
+            to_beat: the loss of the best plan so far; for a plan that is clearly worse, the objective may
+                return an estimate.
+            on_all: evaluate a plan that is not in the cache on all reward images, where the objective would
+                draw some.
+        """
+        key = _key(widths)
+        score = self._scores.get(key)
+        if score is None or (score.estimated and score.loss <= to_beat):
+            model = self._network.apply(widths_plan(self._network.graph, widths)).model
+            draw = None if on_all else _draw_seed(key)
+            score = self._objective(model, to_beat=to_beat, known=self._scores.values(), draw=draw)
+            self._scores[key] = score
+        return score
+
+    def remember(self, widths: Widths, score: Score) -> None:
+        """Put a score into the cache, from an earlier run of the same problem."""
+        self._scores[_key(widths)] = score
+
+
+def _key(widths: Widths) -> bytes:
+    return widths.kept.tobytes() + widths.executed.tobytes()
+
+
+def _draw_seed(key: bytes) -> int:
+    """Return the seed of the images drawn for a plan: a function of the plan alone, the same everywhere."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
 
 
 class EpisodeResults:
-    """Scores finished plans against the uniform one, and remembers the least loss that was measured in full.
+    """Turns finished plans into `episode_result` records, and keeps the smallest relative loss so far.
 
     Args:
-        network: whose plans.
-        scorer: scores them.
+        network: the network that plans are applied to.
+        scorer: scores finished plans.
     """
 
     def __init__(self, network: PrunableNetwork, scorer: PlanScorer) -> None:
         self._network = network
         self._scorer = scorer
-        self.forget_least()
-
-    def forget_least(self) -> None:
-        """Compare the plans to come among themselves alone, as where the budget changes."""
-        self._least_share = math.inf  # of the results so far that are no estimates
+        self._min_share = math.inf  # smallest loss relative to the uniform plan's, estimates aside
 
     def result_for(self, widths: Widths, *, uniform: Widths, expected: float) -> dict[str, Any]:
         """Return the `episode_result` of a plan, see `LayerPruningEnv`.
 
         Args:
             widths: the plan's unit counts.
-            uniform: those of the uniform plan within the same budget.
-            expected: the share of that one's loss that the plan is expected to lose.
+            uniform: unit counts of the uniform plan within the same budget.
+            expected: the plan's expected loss as a share of the uniform plan's, see `ExpectedLosses`.
         """
         reference = self._reference(uniform)
-        # as a share: the loss itself is always larger within a tighter budget
-        to_beat = self._least_share * max(reference, MIN_REFERENCE_LOSS)
-        score = self._scorer.score(widths, to_beat=to_beat)
-        return self._noted(widths, RewardTerms(score, reference, expected))
+        # relative losses compare across budgets; the loss itself is always larger within a tighter one
+        to_beat = self._min_share * max(reference, MIN_REFERENCE_LOSS)
+        return self._record(
+            widths, RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference, expected)
+        )
 
     def full_result_for(self, widths: Widths, *, uniform: Widths) -> dict[str, Any]:
         """Return the `episode_result` of a plan that no episode decided, never an estimate."""
-        reference = self._reference(
-            uniform
-        )  # first: the plan may be the uniform one, to be met by all images
-        return self._noted(widths, RewardTerms(self._scorer.score(widths), reference))
+        reference = self._reference(uniform)  # first: the plan may be the uniform one, scored on all images
+        return self._record(widths, RewardTerms(self._scorer.score(widths), reference))
 
     def remember(self, result: Mapping[str, Any]) -> None:
-        """Take an `episode_result` as known, from an earlier run of the same task."""
+        """Put an `episode_result` into the cache, from an earlier run of the same problem."""
         score = Score.from_parts(result["reward"])
         self._scorer.remember(self.widths(result["plan"]), score)
         self._note(RewardTerms(score, result["reward"]["reference"]))
 
-    def widths(self, plan: Mapping[str, Mapping[str, float]]) -> Widths:
-        """Return the unit counts that a plan, plain data, comes to.
+    def widths(self, plan: PlainPlan) -> Widths:
+        """Return the unit counts of a plan.
 
         Raises:
             PlanError: the plan asks for what the network cannot do.
@@ -71,25 +113,17 @@ class EpisodeResults:
         return plan_widths(network.graph, PruningPlan.from_dict(plan), round_to=network.method.round_to)
 
     def with_predictions(self, predict: LossPredictor) -> SurrogateResults:
-        """Return results of plans that nobody carries out, beside these."""
+        """Return results whose losses are predicted instead of measured, beside these."""
         return SurrogateResults(self._network, self._scorer, predict)
-
-    def _noted(self, widths: Widths, terms: RewardTerms) -> dict[str, Any]:
-        self._note(terms)
-        return self._result(widths, self._plan(widths), terms)
 
     def _reference(self, uniform: Widths) -> float:
         return self._scorer.score(uniform, on_all=True).loss
 
-    def _plan(self, widths: Widths) -> dict[str, dict[str, float]]:
-        return widths_plan(self._network.graph, widths).to_dict()
-
-    def _result(
-        self, widths: Widths, plan: Mapping[str, Mapping[str, float]], terms: RewardTerms
-    ) -> dict[str, Any]:
+    def _record(self, widths: Widths, terms: RewardTerms) -> dict[str, Any]:
+        self._note(terms)
         cost = self._network.cost
         return {
-            "plan": plan,
+            "plan": widths_plan(self._network.graph, widths).to_dict(),
             "reward": terms.to_dict(),
             "accuracy": terms.score.accuracy,
             "macs": cost.macs(widths) / cost.macs(cost.dense),
@@ -98,16 +132,16 @@ class EpisodeResults:
 
     def _note(self, terms: RewardTerms) -> None:
         if not terms.score.estimated:
-            self._least_share = min(self._least_share, terms.share)
+            self._min_share = min(self._min_share, terms.share)
 
 
 class SurrogateResults(EpisodeResults):
-    """Results of plans that nobody carries out: their losses are predicted, uniform pruning's is measured.
+    """Results of plans that are never applied: their losses are predicted, the uniform plan's is measured.
 
     Args:
-        network: whose plans.
+        network: the network that the plans are for.
         scorer: measures uniform plans.
-        predict: what any other plan loses.
+        predict: predicts the relative loss of any other plan.
     """
 
     def __init__(self, network: PrunableNetwork, scorer: PlanScorer, predict: LossPredictor) -> None:
@@ -115,7 +149,7 @@ class SurrogateResults(EpisodeResults):
         self._predict = predict
 
     def result_for(self, widths: Widths, *, uniform: Widths, expected: float) -> dict[str, Any]:
-        """Return the `episode_result` that a plan is predicted to have."""
-        plan, reference = self._plan(widths), self._reference(uniform)
-        score = Score(self._predict(plan, expected) * max(reference, MIN_REFERENCE_LOSS), estimated=True)
-        return self._result(widths, plan, RewardTerms(score, reference, expected))
+        """Return the `episode_result` that is predicted for a plan."""
+        plan, reference = widths_plan(self._network.graph, widths).to_dict(), self._reference(uniform)
+        loss = self._predict(plan, expected) * max(reference, MIN_REFERENCE_LOSS)
+        return self._record(widths, RewardTerms(Score(loss, estimated=True), reference, expected))

@@ -1,58 +1,121 @@
-"""Carry plans out and score them, each distinct one once."""
+"""How the plans of a problem are scored: on images, or by a function of the user's."""
 
 from __future__ import annotations
 
-import hashlib
-import math
+from collections.abc import Iterable
+from typing import Protocol
 
-from prunegym.envs.objectives import Objective
-from prunegym.envs.reward import Score
+from torch import Tensor, nn
+
+from prunegym.envs.objectives import (
+    DrawnImagesObjective,
+    FunctionObjective,
+    Goal,
+    ImageObjective,
+    ImagePool,
+    first_batches,
+)
+from prunegym.envs.results import PlanScorer
 from prunegym.pruning.cost import Widths, widths_plan
+from prunegym.pruning.data import checked
+from prunegym.pruning.errors import DataError
+from prunegym.pruning.metrics import ScoreFunction, accuracy, predictions, scored
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import PruningPlan
+
+N_LOO_IMAGES = 128  # a group's share of a loss needs fewer images than the loss itself
 
 
-class PlanScorer:
-    """Carries plans out and has them judged; equal plans are looked up.
+class Scoring(Protocol):
+    """Scores the plans of one network."""
 
-    Args:
-        network: whose plans.
-        objective: scores what comes of them.
-    """
+    loo_scorer: PlanScorer  # for leave-one-out gains, see `UniformBaseline`
 
-    def __init__(self, network: PrunableNetwork, objective: Objective) -> None:
-        self._network = network
-        self._objective = objective
-        self._scores: dict[bytes, Score] = {}
-
-    def score(self, widths: Widths, *, to_beat: float = math.inf, on_all: bool = False) -> Score:
-        """Return the score of the plan that comes to these unit counts.
+    def plan_scorer(self, anchor: Widths) -> PlanScorer:
+        """Return the scorer of finished plans; it is the same object for an equal anchor.
 
         Args:
-            widths: the unit counts.
-            to_beat: for a plan whose loss lies clearly above it, an estimate will do.
-            on_all: objective a plan that is not known yet by all images, where a objective else draws some.
+            anchor: unit counts of the uniform plan, whose losses say how hard drawn images are.
         """
-        known = self._scores.get(_key(widths))
-        if known is None or (known.estimated and known.loss <= to_beat):
-            draw = None if on_all else _draw(widths)
-            plan = widths_plan(self._network.graph, widths)
-            known = self._scores[_key(widths)] = self._measure(plan, to_beat, draw)
-        return known
 
-    def remember(self, widths: Widths, score: Score) -> None:
-        """Take a score as known, from an earlier run of the same task."""
-        self._scores[_key(widths)] = score
-
-    def _measure(self, plan: PruningPlan, to_beat: float, draw: int | None) -> Score:
-        model = self._network.apply(plan).model
-        return self._objective(model, to_beat=to_beat, known=self._scores.values(), draw=draw)
+    def validate(self, model: nn.Module) -> float:
+        """Return the score by which one of several finished networks is chosen; higher is better."""
 
 
-def _key(widths: Widths) -> bytes:
-    return widths.kept.tobytes() + widths.executed.tobytes()
+class ImageScoring:
+    """Scores plans on reward images, and chooses among finished ones on validation images.
+
+    Args:
+        network: the network that plans are applied to.
+        reward: batches of normalised images and labels.
+        validation: likewise; the reward images where there are none.
+        goal: the loss, see `ImageObjective`.
+        first_images: score plans on so many images first, see `ImageObjective`.
+        drawn_images: score each plan on so many images, drawn for it, see `DrawnImagesObjective`.
+
+    Raises:
+        DataError: there is no image, or the images are to be chosen in two ways.
+    """
+
+    def __init__(
+        self,
+        network: PrunableNetwork,
+        reward: Iterable[tuple[Tensor, Tensor]],
+        validation: Iterable[tuple[Tensor, Tensor]] | None,
+        *,
+        goal: Goal = "divergence",
+        first_images: int | None = None,
+        drawn_images: int | None = None,
+    ) -> None:
+        if drawn_images is not None and (first_images is not None or goal != "divergence"):
+            raise DataError("drawn images go with divergence, and not with first images; choose one")
+        dense, reward = network.model, list(checked(reward, "reward"))
+        self._network = network
+        self._pool: ImagePool | None = None
+        self._scorers: dict[bytes, PlanScorer] = {}
+        if drawn_images is not None:
+            self._pool = ImagePool(dense, reward, drawn=drawn_images)
+        else:
+            objective = ImageObjective(dense, reward, goal=goal, first_images=first_images)
+            self._scorer = PlanScorer(network, objective)
+        few = ImageObjective(dense, first_batches(reward, N_LOO_IMAGES)[0], goal="divergence")
+        self.loo_scorer = PlanScorer(network, few)
+        self._validation = reward if validation is None else list(checked(validation, "validation"))
+
+    def plan_scorer(self, anchor: Widths) -> PlanScorer:
+        """Return the scorer of finished plans, see `Scoring`; only drawn images depend on the anchor."""
+        if self._pool is None:
+            return self._scorer
+        key = anchor.kept.tobytes()
+        if key not in self._scorers:
+            plan = widths_plan(self._network.graph, anchor)
+            objective = DrawnImagesObjective(self._pool, anchor=lambda: self._network.apply(plan).model)
+            self._scorers[key] = PlanScorer(self._network, objective)
+        return self._scorers[key]
+
+    def validate(self, model: nn.Module) -> float:
+        """Return a network's accuracy on the validation images."""
+        return accuracy(*predictions(model, self._validation))
 
 
-def _draw(widths: Widths) -> int:
-    """Return the seed of a plan's draw, the same everywhere."""
-    return int.from_bytes(hashlib.sha256(_key(widths)).digest()[:7], "big")
+class FunctionScoring:
+    """Scores plans by a function of the user's, which also chooses among finished ones.
+
+    Args:
+        network: the network that plans are applied to.
+        function: the score of a network, higher is better; see `FunctionObjective`.
+
+    Raises:
+        DataError: see `scored`.
+    """
+
+    def __init__(self, network: PrunableNetwork, function: ScoreFunction) -> None:
+        self._function = function
+        self.loo_scorer = PlanScorer(network, FunctionObjective(function, network.model))
+
+    def plan_scorer(self, anchor: Widths) -> PlanScorer:
+        """Return the scorer of finished plans, whatever the anchor."""
+        return self.loo_scorer
+
+    def validate(self, model: nn.Module) -> float:
+        """Return a network's score."""
+        return scored(self._function, model)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunegym.envs.action import ActionMode
 from prunegym.envs.budget import Budget, BudgetRange
 from prunegym.envs.layer_pruning import LayerPruningEnv
+from prunegym.envs.problem import ProblemConfig, PruningProblem
 from prunegym.pruning.calibration.statistics import CalibrationInputs, real_images
 from prunegym.pruning.calibration.synthesis import SYNTHESES, SyntheticSplits
 from prunegym.pruning.data import Images, ImageSplits, check_labels, load_splits
@@ -19,7 +22,7 @@ from prunegym.pruning.errors import DataError, WeightsError, one_line
 from prunegym.pruning.metrics import ScoreFunction
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
-from prunegym.pruning.registry import Registry
+from prunegym.pruning.registry import Registry, unknown_name
 from prunegym.pruning.training.dense import dense_digits
 
 DIGITS_BUDGET: Mapping[str, float] = {"macs": 0.2}  # tight enough that the allocation matters
@@ -51,72 +54,80 @@ def digits() -> Task:
     return load_task("digits_resnet", data="digits", budget=Budget(DIGITS_BUDGET))
 
 
+@dataclass(frozen=True)
+class NetworkSource:
+    """Where a trained network comes from."""
+
+    name: str  # as `resolve_network` understands it
+    weights: Path | None = None  # file of trained weights; the embedded default trains itself without
+    input_size: tuple[int, int, int] | None = None  # (channels, height, width), where the name does not say
+    mean: Sequence[float] | None = None  # per channel, of pixels in [0, 1], where the name does not say
+    std: Sequence[float] | None = None  # likewise
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where images come from."""
+
+    spec: str  # as `load_splits` understands it, or "none"
+    calibration: str | None = None  # "data", or a name in SYNTHESES; by default data where there is some
+    eval_data: str | None = None  # where `spec` is "none": images to report on; they decide nothing
+    download: bool = False  # fetch images that are missing, of "cifar10" and "cifar100"
+
+
 def load_task(
-    model: str,
+    network: NetworkSource | str,
     *,
-    data: str,
+    data: DataSource | str,
     budget: Budget | BudgetRange,
-    calibration: str | None = None,
-    eval_data: str | None = None,
     score: ScoreFunction | None = None,
-    weights: Path | None = None,
-    input_size: tuple[int, int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     device: str = "cpu",
     seed: int = 0,
-    download: bool = False,
     progress: bool = False,
 ) -> Task:
     """Build a task from names.
 
     Args:
-        model: a network as `resolve_network` understands it.
-        data: images as `load_splits` understands them, or `none`.
+        network: where the network comes from; a name alone will do.
+        data: where the images come from; a name alone will do. Without any, `distilled` images calibrate.
         budget: what may remain.
-        calibration: `data`, or a name among SYNTHESES, which need the weights alone. By default the images if
-            there are any, else `distilled`.
-        eval_data: where `data` is `none`, images to report on; they take no part in any decision.
-        score: objectives plans in place of images, which then serve calibration alone; the network may return
+        score: scores plans in place of images, which then serve calibration alone; the network may return
             anything.
-        weights: a file of trained weights; may be left out for the embedded default, which trains itself.
-        input_size: (channels, height, width), where the network's name does not say.
-        mean: per channel, of pixels in [0, 1], where the network's name does not say.
-        std: likewise.
         device: where the network goes.
         seed: of the splits.
-        download: fetch images that are missing, of `cifar10` and `cifar100`.
         progress: show bars while the embedded default trains and while files are read.
 
     Raises:
         PruningError: a name is unknown, a file missing or damaged, or they do not fit together.
     """
-    network = resolve_network(model, input_size=input_size, mean=mean, std=std)
-    source = calibration or ("distilled" if data == "none" else "data")
+    network = NetworkSource(network) if isinstance(network, str) else network
+    data = DataSource(data) if isinstance(data, str) else data
+    spec = resolve_network(network.name, input_size=network.input_size, mean=network.mean, std=network.std)
+    source = data.calibration or ("distilled" if data.spec == "none" else "data")
     if source != "data":
         SYNTHESES[source]  # unknown names are refused before the work begins
-    elif data == "none":
+    elif data.spec == "none":
         raise DataError(f"there is no data to calibrate on; choose one of: {', '.join(SYNTHESES)}")
-    spec = eval_data if data == "none" else data
+    images = data.eval_data if data.spec == "none" else data.spec
     real = None
-    if spec:
-        real = load_splits(spec, network, seed=seed, download=download, progress=progress)
-    trained = _trained(network, weights, spec, progress=progress).eval().to(device)
+    if images:
+        real = load_splits(images, spec, seed=seed, download=data.download, progress=progress)
+    trained = _trained(spec, network.weights, images, progress=progress).eval().to(device)
     if score is None:
-        classes = count_classes(trained, network)
+        classes = count_classes(trained, spec)
         if real is not None:
             check_labels(real, classes)
     splits: ImageSplits | SyntheticSplits
-    if real is not None and data != "none":
+    if real is not None and data.spec != "none":
         splits = real
     else:
-        splits = SyntheticSplits(trained, network, seed, progress, real_test=real.test if real else None)
+        splits = SyntheticSplits(trained, spec, seed, progress, real_test=real.test if real else None)
     inputs = (
         real_images(trained, (images for images, _ in splits.calibration.batches()))
         if isinstance(splits, ImageSplits) and source == "data"
-        else SYNTHESES[source](trained, network.input_shape, seed=seed, progress=progress)
+        else SYNTHESES[source](trained, spec.input_shape, seed=seed, progress=progress)
     )
-    return Task(network, trained, splits, inputs, budget, score)
+    return Task(spec, trained, splits, inputs, budget, score)
 
 
 def _trained(network: NetworkSpec, weights: Path | None, images: str | None, *, progress: bool) -> nn.Module:
@@ -155,17 +166,27 @@ def count_classes(model: nn.Module, network: NetworkSpec) -> int:
     return logits.shape[1]
 
 
-def task_env(task: Task, **settings: Any) -> LayerPruningEnv:
-    """Return a task's environment; `settings` are arguments of LayerPruningEnv, and override the task."""
+def task_problem(task: Task, **settings: Any) -> PruningProblem:
+    """Return the problem that a task poses.
+
+    Args:
+        task: a trained network, its images, and a budget.
+        settings: arguments of `PruningProblem.from_model` and fields of `ProblemConfig`, by name; they
+            override the task's.
+
+    Raises:
+        PruningError: a setting is unknown or refused.
+    """
+    given: dict[str, Any] = {"calibration": task.calibration, "budget": task.budget}
     if task.score is not None:
-        settings.setdefault("score", task.score)
+        given["score"] = task.score
     elif "reward" not in settings:  # asked for only then: synthetic images are made when they are
-        settings |= _images_of(task.splits, drawn=settings.get("first_images") is None) | settings
-    return LayerPruningEnv(task.model, **{"calibration": task.calibration, "budget": task.budget, **settings})
+        given |= _scoring_images(task.splits, drawn=settings.get("first_images") is None)
+    return _problem_of(task.model, **{**given, **settings})
 
 
-def _images_of(splits: ImageSplits | SyntheticSplits, *, drawn: bool) -> dict[str, Any]:
-    """Return the images that plans are scored and chosen by, as arguments of LayerPruningEnv."""
+def _scoring_images(splits: ImageSplits | SyntheticSplits, *, drawn: bool) -> dict[str, Any]:
+    """Return the images that plans are scored and chosen by, as settings of a problem."""
     chosen = {"validation": list(splits.validation.batches())}
     if isinstance(splits, SyntheticSplits):
         return {**chosen, "reward": list(splits.reward.batches()), "goal": "accuracy"}
@@ -175,16 +196,49 @@ def _images_of(splits: ImageSplits | SyntheticSplits, *, drawn: bool) -> dict[st
     return {**chosen, "reward": [(images.images, images.labels)], "drawn_images": len(splits.reward)}
 
 
-def make_env(task: str | Task | None = None, **settings: Any) -> LayerPruningEnv:
-    """Make the environment for `gym.make("prunegym/LayerPruning-v0", ...)`.
+def _problem_of(model: nn.Module, **settings: Any) -> PruningProblem:
+    """Return the problem of a model from flat settings; see `task_problem`."""
+    rare = {one.name for one in fields(ProblemConfig)}
+    known = {*inspect.signature(PruningProblem.from_model).parameters, *rare} - {"model"}
+    for name in settings:
+        if name not in known:
+            raise unknown_name("setting of a pruning problem", name, known)
+    config = replace(
+        settings.pop("config", ProblemConfig()),
+        **{name: settings.pop(name) for name in list(settings) if name in rare},
+    )
+    return PruningProblem.from_model(model, config=config, **settings)
+
+
+def make_env(
+    task: str | Task | None = None,
+    *,
+    actions: ActionMode = "centred",
+    dense_reward: bool = False,
+    render_mode: str | None = None,
+    **settings: Any,
+) -> LayerPruningEnv:
+    """Make the environment of a task or of a model: `gym.make("prunegym/LayerPruning-v0", ...)`.
 
     Args:
         task: a registered name, a Task, or None where `settings` give the model and its images themselves.
-        settings: arguments of LayerPruningEnv; those given override the task's.
+        actions: see `LayerPruningEnv`.
+        dense_reward: see `LayerPruningEnv`.
+        render_mode: see `LayerPruningEnv`.
+        settings: arguments of `PruningProblem.from_model` and fields of `ProblemConfig`, by name, such as
+            `model=net, calibration=loader, reward=held_out, budget={"macs": 0.5}, protect=("stem*",)`; they
+            override the task's.
 
     Raises:
-        PruningError: the task's name is unknown, or a setting is refused by LayerPruningEnv.
+        PruningError: the task's name is unknown, or a setting is unknown or refused.
+
+    Example:
+        env = gym.make("prunegym/LayerPruning-v0", task="digits")
     """
     if task is None:
-        return LayerPruningEnv(**settings)
-    return task_env(TASKS[task]() if isinstance(task, str) else task, **settings)
+        if "model" not in settings:
+            raise DataError("name a task, or give a model: make_env(model=..., calibration=..., budget=...)")
+        problem = _problem_of(**settings)
+    else:
+        problem = task_problem(TASKS[task]() if isinstance(task, str) else task, **settings)
+    return LayerPruningEnv(problem, actions=actions, dense_reward=dense_reward, render_mode=render_mode)

@@ -1,4 +1,4 @@
-"""What uniform pruning within a budget does: what rewards and decisions are measured against."""
+"""Uniform pruning within a budget: the baseline that rewards and expected losses refer to."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from numpy.typing import NDArray
 
 from prunegym.envs.allocation import uniform_plan
 from prunegym.envs.budget_projection import BudgetProjection
+from prunegym.envs.results import PlanScorer
 from prunegym.envs.reward import MIN_REFERENCE_LOSS
-from prunegym.envs.scoring import PlanScorer
 from prunegym.pruning.cost import Counts, Widths
 from prunegym.pruning.network import CURVE_RATIOS, PrunableNetwork
 
-N_LOO_IMAGES = 128  # a group's share of a loss needs fewer than the loss itself
 MIN_LOO_GAIN = 0.01  # what is measured below it is noise
-MIN_READER_ERROR = (
-    1e-3  # of a group's readers; where uniform pruning does less harm, no multiple of it says much
-)
+MIN_READER_ERROR = 1e-3  # of a group's readers; multiples of less than that say nothing
 
 
 class UniformBaseline:
-    """The uniform plan within a budget, and how much of its loss is each group's doing."""
+    """The uniform plan within a budget, and the leave-one-out gain of each group.
+
+    Args:
+        uniform: unit counts of the uniform plan.
+        measure: from these counts, measures the leave-one-out gains: [groups].
+    """
 
     def __init__(self, uniform: Widths, measure: Callable[[Counts], NDArray[np.float64]]) -> None:
         self.uniform = uniform
@@ -31,9 +33,11 @@ class UniformBaseline:
 
     @cached_property
     def loo_gain(self) -> NDArray[np.float64]:
-        """The share of the loss, [groups] in [0, 1], that goes if this group alone stays whole.
+        """Leave-one-out gain, [groups] in [0, 1].
 
-        Worked out when first asked for, at an evaluation for each group.
+        The fraction of the uniform plan's loss that disappears when only this group is left unpruned:
+        1 - loss(uniform plan without this group) / loss(uniform plan). Computed when first asked for, at one
+        evaluation for each group.
         """
         return self._measure(self.uniform.kept)
 
@@ -41,12 +45,13 @@ class UniformBaseline:
 class UniformBaselines:
     """Measures uniform pruning once for each budget.
 
-    Each group is relieved from the uniform plan, since sensitivities of single groups of a whole network say
-    little: on ResNet-56 those of half of each group add up to a twentieth of what pruning all of them costs.
+    Gains are measured by leaving each group out of the uniform plan, since sensitivities of single groups of
+    a whole network say little: on ResNet-56 those of half of each group add up to a twentieth of what pruning
+    all of them costs.
 
     Args:
-        network: what is pruned.
-        scorer: of its plans; of images, N_LOO_IMAGES will do.
+        network: the network that is pruned.
+        scorer: scores its plans, on a few images.
     """
 
     def __init__(self, network: PrunableNetwork, scorer: PlanScorer) -> None:
@@ -76,27 +81,32 @@ class UniformBaselines:
 
 
 class ExpectedLosses:
-    """What plans are expected to lose before one was carried out, as shares of what uniform pruning loses.
+    """Losses expected of plans before they are applied, as shares of what the uniform plan loses.
 
-    Of a group it is its loo_gain, times how much more its readers lose by the error curve than in the uniform
-    plan. *Measured*, over 20 plans early in each of four searches on ResNet-20: rank correlation of the sum
-    with the loss 0.2 to 0.8.
+    For a group it is its leave-one-out gain, times how much more its readers lose by the error curve than in
+    the uniform plan. *Measured*, over 20 plans early in each of four searches on ResNet-20: rank correlation
+    of the sum with the loss 0.2 to 0.8.
+
+    Args:
+        network: the network that is pruned.
+        baseline: the uniform plan that losses are shares of.
     """
 
-    def __init__(self, network: PrunableNetwork) -> None:
+    def __init__(self, network: PrunableNetwork, baseline: UniformBaseline) -> None:
+        self._baseline = baseline
         self._units = network.cost.dense.kept
         self._curves = [np.array([0.0, *curve, 1.0]) for curve in network.error_curves]
         self._ratios = np.array([0.0, *CURVE_RATIOS, 1.0])
 
-    def for_group(self, group: int, units: int, baseline: UniformBaseline) -> float:
-        """Return the share expected of a group of which so many units are left."""
-        here = self._loss(group, units)
-        uniform = max(self._loss(group, int(baseline.uniform.kept[group])), MIN_READER_ERROR)
-        return max(MIN_LOO_GAIN, float(baseline.loo_gain[group])) * here / uniform
+    def for_group(self, group: int, units: int) -> float:
+        """Return the share expected of leaving so many units to a group."""
+        uniform = max(self._reader_loss(group, int(self._baseline.uniform.kept[group])), MIN_READER_ERROR)
+        gain = max(MIN_LOO_GAIN, float(self._baseline.loo_gain[group]))
+        return gain * self._reader_loss(group, units) / uniform
 
-    def for_plan(self, units: Counts, baseline: UniformBaseline) -> float:
+    def for_plan(self, units: Counts) -> float:
         """Return the share expected of a plan that leaves so many units of each group, [groups]."""
-        return sum(self.for_group(group, int(left), baseline) for group, left in enumerate(units))
+        return sum(self.for_group(group, int(count)) for group, count in enumerate(units))
 
-    def _loss(self, group: int, units: int) -> float:
+    def _reader_loss(self, group: int, units: int) -> float:
         return float(np.interp(1.0 - units / self._units[group], self._ratios, self._curves[group]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TypeVar
 
 from prunegym.pruning.errors import UnknownNameError
 
@@ -13,12 +13,18 @@ T = TypeVar("T")
 
 def unknown_name(kind: str, name: str, known: Collection[str]) -> UnknownNameError:
     """Return the error for a `name` that is not among the `known` ones, with the nearest as a hint."""
+    return UnknownNameError(
+        f"no {kind} named {name!r}.{nearest_hint(name, known)} Known: {', '.join(sorted(known))}"
+    )
+
+
+def nearest_hint(name: str, known: Collection[str]) -> str:
+    """Return the question whether the `known` name nearest to `name` was meant; nothing if none is near."""
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UnknownNameError(f"no {kind} named {name!r}.{hint} Known: {', '.join(sorted(known))}")
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
-class Registry(Generic[T]):
+class Registry(Mapping[str, T]):
     """Named plug-ins of one kind.
 
     Example:
@@ -51,6 +57,9 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

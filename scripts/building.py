@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, Task, load_task, task_env
+from prunegym.envs import (
+    Budget,
+    BudgetRange,
+    DataSource,
+    LayerPruningEnv,
+    NetworkSource,
+    Task,
+    load_task,
+    make_env,
+)
 from prunegym.envs.budget import leading_measure
 from prunegym.pruning.data import ImageSplits, load_splits
 from prunegym.pruning.latency import LatencyTable, latency_table
@@ -18,7 +27,7 @@ from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.surgery.verification import trace
 from prunegym.pruning.user_functions import named_function
-from prunegym.scripts.options.network import DataConfig, NetworkConfig, TaskConfig
+from prunegym.scripts.options.network import TaskConfig
 from prunegym.scripts.options.parser import UsageError
 from prunegym.scripts.options.pruning import PruningConfig
 
@@ -46,31 +55,23 @@ def build_task(config: TaskConfig, budget: Budget | BudgetRange) -> Task:
         UsageError: there is no such device.
         PruningError: see `load_task`.
     """
-    network, data = config.network, config.data
     return load_task(
-        network.name,
-        data=data.spec,
-        calibration=data.calibration,
-        eval_data=data.eval_data,
-        score=named_function(config.score) if config.score else None,
-        weights=network.weights,
-        input_size=network.input_size,
-        mean=network.mean,
-        std=network.std,
+        config.network,
+        data=config.data,
         budget=budget,
+        score=named_function(config.score) if config.score else None,
         device=usable_device(config.device),
         seed=config.seed,
-        download=data.download,
         progress=config.progress,
     )
 
 
-def build_splits(config: TaskConfig, data: DataConfig, network: NetworkSpec) -> ImageSplits:
+def build_splits(config: TaskConfig, data: DataSource, network: NetworkSpec) -> ImageSplits:
     """Return images for a network that is known already."""
     return load_splits(data.spec, network, seed=config.seed, download=data.download, progress=config.progress)
 
 
-def build_dense(config: NetworkConfig, *, seed: int | None = None) -> tuple[nn.Module, NetworkSpec]:
+def build_dense(config: NetworkSource, *, seed: int | None = None) -> tuple[nn.Module, NetworkSpec]:
     """Return a network in evaluation mode, its weights at random if none are named, and how to build it."""
     spec = resolve_network(config.name, input_size=config.input_size, mean=config.mean, std=config.std)
     if seed is not None:
@@ -99,7 +100,7 @@ def build_env(task: Task, config: TaskConfig, pruning: PruningConfig, **settings
         settings["latency"] = build_latency_table(
             task.model, task.network.input_shape, progress=config.progress
         )
-    return task_env(
+    return make_env(
         task,
         method=pruning.method,
         limits=pruning.limits,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from prunegym.envs import Budget, count_classes, trains_itself
+from prunegym.envs import Budget, NetworkSource, count_classes, trains_itself
 from prunegym.envs.training_data import TrainingData
 from prunegym.pruning.data import absolute, check_labels
 from prunegym.pruning.evaluation.comparison import typical_image
@@ -41,7 +41,7 @@ from prunegym.scripts.building import (
 )
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.finetune import DISTILLATION, LABELS, FinetuneConfig, parse
-from prunegym.scripts.options.network import NetworkConfig, TaskConfig
+from prunegym.scripts.options.network import TaskConfig
 from prunegym.scripts.options.parser import UsageError
 from prunegym.scripts.run_folder import METRICS, begin_run, check_out, claimed, continue_run
 from prunegym.scripts.tables import show
@@ -65,7 +65,7 @@ def _run(config: FinetuneConfig, source: Path, processes: ProcessGroup) -> None:
     check_statistics(loaded.model, config.training.batch_norms if config.training else REESTIMATED)
     spec = loaded.network
     name = config.model or loaded.manifest.network
-    network = NetworkConfig(name, config.weights, spec.input_shape, spec.mean, spec.std)
+    network = NetworkSource(name, config.weights, spec.input_shape, spec.mean, spec.std)
     task = config.task(network, data=loaded.manifest.data)
     known = {"model": name, "data": task.data.spec, "input_size": list(spec.input_shape)}
     known |= {"mean": list(spec.mean), "std": list(spec.std)}

@@ -52,9 +52,9 @@ def _decide(
     actions = action_mode(config.policy) if config.policy else "centred"
     env = build_env(task, config.task, config.pruning, actions=actions)
     if config.policy is None:
-        return env.network, PruningPlan.from_dict(env.allocation(config.allocation))
+        return env.problem.network, PruningPlan.from_dict(env.problem.allocation(config.allocation))
     decided = apply_policy(env, config.policy, samples=config.samples)
-    return env.network, PruningPlan.from_dict(decided.plan)
+    return env.problem.network, PruningPlan.from_dict(decided.plan)
 
 
 def _write(config: PruneConfig, task: Task, network: PrunableNetwork, plan: PruningPlan) -> None:

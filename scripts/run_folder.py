@@ -13,13 +13,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from prunegym.envs import Task
+from prunegym.envs import DataSource, Task
 from prunegym.pruning.data import absolute
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.files import cache_folder, read_json, write_json
 from prunegym.pruning.plan import PruningPlan
 from prunegym.pruning.storage.compressed import Manifest
-from prunegym.scripts.options.network import DataConfig
 from prunegym.scripts.options.output import OutputConfig
 from prunegym.scripts.options.parser import UsageError
 
@@ -138,7 +137,7 @@ def open_run(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
     write_json(out / CONFIG, {**config, "command": shlex.join(sys.argv)})
 
 
-def manifest_of(task: Task, data: DataConfig, plan: PruningPlan, evaluation: Evaluation) -> Manifest:
+def manifest_of(task: Task, data: DataSource, plan: PruningPlan, evaluation: Evaluation) -> Manifest:
     """Return what a compressed network's folder says of where it came from."""
     network = task.network
     return Manifest(

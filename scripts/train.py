@@ -14,8 +14,7 @@ import torch
 from prunegym.agents import ALGORITHMS, EpisodeLog, save_policy
 from prunegym.agents.comparison import Comparison, ComparisonConfig, compare
 from prunegym.agents.interface import GymEnv
-from prunegym.agents.learning.policies import Policy
-from prunegym.agents.learning.training import learn
+from prunegym.agents.learning.training import LearningConfig, Recording, learn
 from prunegym.agents.pictures import reasons
 from prunegym.agents.reuse import load_initial_policy, plans_within, shared_env
 from prunegym.agents.vector.ray_connection import connected
@@ -28,7 +27,7 @@ from prunegym.pruning.storage.compressed import folder_written_whole, save_compr
 from prunegym.scripts.building import build_env, build_task, measured_on
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.latency import predicted_and_measured
-from prunegym.scripts.options.learning import LearningConfig
+from prunegym.scripts.options.learning import LearningOptions
 from prunegym.scripts.options.train import TrainConfig, parse
 from prunegym.scripts.report import write_pictures
 from prunegym.scripts.run_folder import (
@@ -75,17 +74,17 @@ def _train_for_one(config: TrainConfig, budget: Budget) -> None:
     task = build_task(config.task, budget)
     env = acting_env = build_env(task, config.task, config.pruning, **learning.reward_settings)
     if learning.algorithm in ALGORITHMS and ALGORITHMS[learning.algorithm].actions != env.action_mode:
-        actions = ALGORITHMS[learning.algorithm].actions
-        acting_env = build_env(task, config.task, config.pruning, actions=actions, **learning.reward_settings)
+        acting_env = LayerPruningEnv(
+            env.problem,
+            actions=ALGORITHMS[learning.algorithm].actions,
+            dense_reward=learning.dense_reward,
+        )
     compared = ComparisonConfig(
         algorithm=learning.algorithm,
         episodes=learning.episodes,
         baselines=learning.baselines,
         seed=config.task.seed,
-        hyperparameters=learning.hyperparameters,
-        initial_policy=_initial_policy(acting_env, learning),  # refused before a run begins
-        n_envs=learning.n_envs,
-        cluster=learning.cluster,
+        learning=_learning_config(acting_env, learning),
     )
     begin_run(config.output)
     found = compare(
@@ -109,13 +108,13 @@ def _write(config: TrainConfig, env: LayerPruningEnv, task: Task, found: Compari
         "dense": PruningPlan(),
         **{row: PruningPlan.from_dict(one.plan) for row, one in chosen.items()},
     }
-    rows = measure_rows(env.network, plans, task.test_metric)
+    rows = measure_rows(env.problem.network, plans, task.test_metric)
     plans[name].save(out / "plan.json")
     manifest = manifest_of(task, config.task.data, plans[name], rows.evaluations[name])
     save_compressed(out / "compressed", rows.compressed[name], manifest)
-    summary = env.group_summary()
-    predicted = predicted_and_measured(env.network, rows, name, plans[name], task.budget)
-    even, mine = (env.shares(chosen[row].plan) for row in ("uniform", name))
+    summary = env.problem.group_summary()
+    predicted = predicted_and_measured(env.problem.network, rows, name, plans[name], task.budget)
+    even, mine = (env.problem.shares(chosen[row].plan) for row in ("uniform", name))
     latency = mine["latency"] / even["latency"] if predicted else None
     record = {
         "rows": {row: one.to_dict() for row, one in rows.evaluations.items()},
@@ -124,7 +123,7 @@ def _write(config: TrainConfig, env: LayerPruningEnv, task: Task, found: Compari
         "verdict": verdict(rows.evaluations, name, latency=latency),
         f"{name}_is": CANDIDATES[found.winner],
         "candidates": {
-            key: {**one.to_dict(), "validation": env.validate(one.plan)}
+            key: {**one.to_dict(), "validation": env.problem.validate(one.plan)}
             for key, one in found.candidates.items()
         },
         "plans": {row: one.plan for row, one in chosen.items()},
@@ -154,22 +153,21 @@ def _train_for_reuse(config: TrainConfig) -> None:
     settings = {"actions": ALGORITHMS[learning.algorithm].actions, **learning.reward_settings}
     envs = {name: build_env(task, config.task, config.pruning, **settings) for name, task in tasks.items()}
     env = shared_env(envs)
-    policy = _initial_policy(env, learning)  # refused before a run begins
+    how = _learning_config(env, learning)
     begin_run(config.output)
     learned = learn(
         env,
         algorithm=learning.algorithm,
         episodes=learning.episodes,
         seed=config.task.seed,
-        hyperparameters=learning.hyperparameters,
-        initial_policy=policy,
-        n_envs=learning.n_envs,
-        cluster=learning.cluster,
-        tensorboard_log=out / "tensorboard",
-        progress=config.task.progress,
-        log=EpisodeLog(out / EPISODES),
-        checkpoint=out / "checkpoint",
-        resume=config.output.resume,
+        config=how,
+        recording=Recording(
+            tensorboard=out / "tensorboard",
+            checkpoint=out / "checkpoint",
+            resume=config.output.resume,
+            log=EpisodeLog(out / EPISODES),
+            progress=config.task.progress,
+        ),
     )
     continue_run(config.output)
     with folder_written_whole(out / "policy") as folder:
@@ -178,7 +176,7 @@ def _train_for_reuse(config: TrainConfig) -> None:
     for name, task in tasks.items():
         plans = {"dense": PruningPlan(), **plans_within(envs[name], task.budget, learned.model)}
         named = {f"{name} {row}": plan for row, plan in plans.items()}
-        rows |= measure_rows(envs[name].network, named, task.test_metric).evaluations
+        rows |= measure_rows(envs[name].problem.network, named, task.test_metric).evaluations
     record = {
         "rows": {name: row.to_dict() for name, row in rows.items()},
         "gated_groups": {},
@@ -191,14 +189,21 @@ def _train_for_reuse(config: TrainConfig) -> None:
     print(f"written to {out}; apply it with: prunegym prune --policy {out / 'policy'} ...", file=sys.stderr)
 
 
-def _initial_policy(env: GymEnv, learning: LearningConfig) -> Policy | None:
-    if learning.initial_policy is None:
-        return None
-    return load_initial_policy(
-        learning.initial_policy,
-        env,
-        algorithm=learning.algorithm,
+def _learning_config(env: GymEnv, learning: LearningOptions) -> LearningConfig:
+    """Return how a policy is learned; a policy to continue from that does not fit is refused here."""
+    policy = None
+    if learning.initial_policy is not None:
+        policy = load_initial_policy(
+            learning.initial_policy,
+            env,
+            algorithm=learning.algorithm,
+            hyperparameters=learning.hyperparameters,
+        )
+    return LearningConfig(
         hyperparameters=learning.hyperparameters,
+        initial_policy=policy,
+        n_envs=learning.n_envs,
+        cluster=learning.cluster,
     )
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunegym.agents.dyna_ppo.gaussian_process import GaussianProcess
-from prunegym.agents.interface import Plan
 from prunegym.agents.rollout import EpisodeResult
+from prunegym.envs.results import PlainPlan
+from prunegym.envs.reward import MIN_REFERENCE_LOSS
 
-MIN_REFERENCE_LOSS = 1e-3  # as the environment takes it: below it uniform pruning does no harm
 MIN_RELATIVE_LOSS = 1e-3  # where the logarithm of a share that may be 0 stops
 SLOPE_MEAN, SLOPE_VARIANCE = (
     0.5,
@@ -56,7 +56,7 @@ class LossModel:
         for network in self._networks.values():
             network.fit()
 
-    def predict(self, plan: Plan, expected: float) -> float:
+    def predict(self, plan: PlainPlan, expected: float) -> float:
         """Return the share of the reference that a plan may lose; of a network never met, the expected."""
         network = self._networks.get(tuple(plan))
         return network.predict(_ratios(plan), _log(expected)) if network else expected
@@ -86,7 +86,7 @@ def _log(share: float) -> float:
     return math.log(max(share, MIN_RELATIVE_LOSS))
 
 
-def _ratios(plan: Plan) -> NDArray[np.float64]:
+def _ratios(plan: PlainPlan) -> NDArray[np.float64]:
     """Return, of each group, the shares of its units that are removed and that do not run: [2 groups]."""
     static = np.array([one["static_ratio"] for one in plan.values()])
     runtime = np.array([one["runtime_ratio"] for one in plan.values()])

@@ -21,9 +21,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from prunegym.agents.dyna_ppo.algorithm import N_SURROGATE_ENVS, DynaPPO
 from prunegym.agents.errors import HyperparameterError
-from prunegym.agents.interface import ActionMode
 from prunegym.agents.learning.amc import AMC
-from prunegym.agents.named import Named, nearest
+from prunegym.envs.action import ActionMode
+from prunegym.pruning.registry import Registry, nearest_hint
 
 Settings: TypeAlias = dict[str, Any]  # arguments of a Stable-Baselines3 algorithm
 
@@ -145,20 +145,16 @@ def dyna(hyperparameters: Settings, rounds: RolloutSchedule) -> Settings:
 
 DEFAULT_ALGORITHM = "dyna-ppo"
 FOLDER = Path(__file__).parents[1] / "hyperparameters"
-ALGORITHMS = Named(
-    "algorithm",
-    {
-        entry.name: entry
-        for entry in (
-            Algorithm("dyna-ppo", DynaPPO, dyna, policies="ppo"),
-            Algorithm("ppo", PPO, on_policy),
-            Algorithm("sac", SAC, off_policy),
-            Algorithm("td3", TD3, off_policy),
-            Algorithm("ddpg", DDPG, off_policy),
-            Algorithm("amc", AMC, amc, actions="raw"),
-        )
-    },
-)
+ALGORITHMS: Registry[Algorithm] = Registry("algorithm")
+for entry in (
+    Algorithm("dyna-ppo", DynaPPO, dyna, policies="ppo"),
+    Algorithm("ppo", PPO, on_policy),
+    Algorithm("sac", SAC, off_policy),
+    Algorithm("td3", TD3, off_policy),
+    Algorithm("ddpg", DDPG, off_policy),
+    Algorithm("amc", AMC, amc, actions="raw"),
+):
+    ALGORITHMS.register(entry.name)(entry)
 
 
 def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
@@ -199,8 +195,9 @@ def with_overrides(spec: Algorithm, overrides: Mapping[str, Any]) -> dict[str, A
             place = place.get(part) if isinstance(place, dict) else None
         if not isinstance(place, dict) or isinstance(place.get(last, {}), dict):
             known = list(_keys(spec.hyperparameters))
+            hint = nearest_hint(key, known)
             raise HyperparameterError(
-                f"{spec.name} has no hyper-parameter {key!r}.{nearest(key, known)} Known: {', '.join(known)}"
+                f"{spec.name} has no hyper-parameter {key!r}.{hint} Known: {', '.join(known)}"
             )
         kind, fits = _kind(place[last])
         if not fits(value):

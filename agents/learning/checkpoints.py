@@ -21,7 +21,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from prunegym.agents.errors import CheckpointError, one_line
+from prunegym.agents.errors import CheckpointError
+from prunegym.pruning.errors import one_line
 
 STATE = "state.json"
 

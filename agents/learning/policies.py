@@ -17,16 +17,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
-from prunegym.agents.errors import PolicyError, UnknownAlgorithmError, one_line
-from prunegym.agents.interface import (
-    RUNTIME,
-    ActionMode,
-    GymEnv,
-    action_schema,
-    episodic_environment,
-    observation_schema,
-)
+from prunegym.agents.errors import PolicyError
+from prunegym.agents.interface import GymEnv, action_schema, episodic_environment, observation_schema
 from prunegym.agents.learning.algorithms import ALGORITHMS
+from prunegym.envs.action import RUNTIME, ActionMode
+from prunegym.pruning.errors import UnknownNameError, one_line
 
 POLICY_VERSION = 3
 TENSORS = "policy.safetensors"
@@ -170,7 +165,7 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
             )
     try:
         ALGORITHMS[str(description["algorithm"])]
-    except UnknownAlgorithmError as error:
+    except UnknownNameError as error:
         raise PolicyError(f"{folder / DESCRIPTION}: {error}") from error
     policy = Policy(folder, description, _read_tensors(folder / TENSORS))
     policy.check_size()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,30 @@ FOR_MULTIPLE_NETWORKS: Mapping[str, Any] = {"policy_kwargs.net_arch": [], "weigh
 
 
 @dataclass(frozen=True)
+class LearningConfig:
+    """How a policy is learned, beyond algorithm, number of episodes and seed."""
+
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # that differ from the algorithm's own
+    initial_policy: Policy | None = None  # to continue from, instead of from uniform pruning
+    n_envs: int = 1  # processes that run episodes side by side, see `vectorized`; results depend on it
+    cluster: str | None = None  # address of the Ray cluster whose processes are used; None for forks
+    device: str = "cpu"  # of the policy network; it is small, so a CPU serves best
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is written down and shown while a policy is learned, and what an earlier run has left."""
+
+    tensorboard: Path | None = None  # the folder that gets the run's folder of curves
+    checkpoint: Path | None = None  # the folder that keeps the run after updates
+    resume: bool = False  # continue from `checkpoint` if a run was kept there, else begin
+    log: EpisodeLog | None = None  # gets each episode; knows those of an interrupted run
+    uniform: EpisodeResult | None = None  # result of the uniform plan, a reference in TensorBoard
+    on_episode: Callable[[EpisodeResult], None] | None = None  # what it raises ends the run
+    progress: bool = False  # show a bar on standard error
+
+
+@dataclass(frozen=True)
 class LearningResult:
     """A learned policy and its two candidate plans."""
 
@@ -50,7 +74,7 @@ class _Run:
 
     identity: dict[str, Any]  # plain data; a checkpoint of another identity is not this run's
     envs: VecEnv
-    rounds: RolloutSchedule
+    schedule: RolloutSchedule
     model: BaseAlgorithm
     history: EpisodeHistory
 
@@ -58,130 +82,106 @@ class _Run:
 def learn(
     env: GymEnv,
     *,
-    algorithm: str = DEFAULT_ALGORITHM,
     episodes: int,
     seed: int,
-    hyperparameters: Mapping[str, Any] | None = None,
-    initial_policy: Policy | None = None,
-    n_envs: int = 1,
-    cluster: str | None = None,
-    device: str = "cpu",
-    tensorboard_log: Path | None = None,
-    progress: bool = False,
-    log: EpisodeLog | None = None,
-    uniform: EpisodeResult | None = None,
-    on_episode: Callable[[EpisodeResult], None] | None = None,
-    checkpoint: Path | None = None,
-    resume: bool = False,
+    algorithm: str = DEFAULT_ALGORITHM,
+    config: LearningConfig = LearningConfig(),
+    recording: Recording = Recording(),
 ) -> LearningResult:
     """Learn a policy; the last episode is what the policy decides without exploring.
 
     Args:
         env: a pruning environment, of one network or of several.
-        algorithm: a name in `ALGORITHMS`.
         episodes: how many evaluations to spend. Side by side, a round of episodes that these do not fill is
             explored in one process, after learning.
         seed: of the environment, the network and the exploration.
-        hyperparameters: that differ from the algorithm's own, see `with_overrides`, and from
-            FOR_MULTIPLE_NETWORKS.
-        initial_policy: a policy to go on from, instead of from uniform pruning.
-        n_envs: processes that run episodes side by side, see `vectorized`; results depend on it.
-        cluster: address of the Ray cluster whose processes are used, None for this machine's own.
-        device: where the policy network lives; it is small, so a CPU serves best.
-        tensorboard_log: the folder that gets the run's folder, or None.
-        progress: show a bar on standard error.
-        log: gets each episode, and from an earlier, interrupted run knows what need not be evaluated again.
-        uniform: what uniform pruning came to, for TensorBoard to set the best plan against.
-        on_episode: called after each episode; what it raises ends the run.
-        checkpoint: the folder that keeps the run after updates, or None.
-        resume: go on from `checkpoint` if a run was kept there, else begin.
+        algorithm: a name in `ALGORITHMS`.
+        config: how the policy is learned.
+        recording: what is written down and shown.
 
     Raises:
-        UnknownAlgorithmError: there is no such algorithm.
+        UnknownNameError: there is no such algorithm.
         HyperparameterError: it has no such hyper-parameter.
         PolicyError: the initial policy is of another algorithm.
         CheckpointError: the checkpoint is damaged, of another run, or already has as many episodes.
         AgentError: fewer than one episode or environment.
     """
     require_episodes(episodes)
-    spec, overrides = ALGORITHMS[algorithm], hyperparameters or {}
-    settings = with_overrides(spec, overrides)
+    identity = _identity(env, algorithm, seed, config)
+    kept = None
+    if recording.resume and recording.checkpoint:
+        kept = read_checkpoint(recording.checkpoint, run=identity, history=EpisodeHistory.from_dict)
+    if kept and kept.history.episodes >= episodes:
+        raise CheckpointError(
+            f"{recording.checkpoint} already holds {kept.history.episodes} episodes of {episodes} in all; "
+            "ask for more"
+        )
+    if recording.log is not None:
+        recording.log.take_up(episodic_environment(env), algorithm, kept.history.episodes if kept else 0)
+    envs = vectorized(env, n_envs=config.n_envs, cluster=config.cluster)
+    try:
+        run = _begin(identity, env, envs, kept, config, recording)
+        return _spend(run, env, episodes, recording)
+    finally:
+        envs.close()
+
+
+def _identity(env: GymEnv, algorithm: str, seed: int, config: LearningConfig) -> dict[str, Any]:
+    """Return, as plain data, what a run must share with the checkpoint that it continues from."""
     environment = episodic_environment(env)
+    spec, overrides = ALGORITHMS[algorithm], config.hyperparameters
+    settings = with_overrides(spec, overrides)
     if environment.networks > 1 and issubclass(spec.model_class, PPO):
         settings = with_overrides(spec, {**FOR_MULTIPLE_NETWORKS, **overrides})
-    if initial_policy is not None:
-        settings = fitting_hyperparameters(initial_policy, algorithm, settings, overridden=overrides)
-    identity = {
+    if config.initial_policy is not None:
+        settings = fitting_hyperparameters(config.initial_policy, algorithm, settings, overridden=overrides)
+    return {
         "algorithm": algorithm,
         "seed": seed,
         "hyperparameters": settings,
-        "initial policy": initial_policy and initial_policy.digest,
-        "environments": n_envs,
+        "initial policy": config.initial_policy and config.initial_policy.digest,
+        "environments": config.n_envs,
         "groups": list(environment.group_names),
         "observation": observation_schema(env),
     }
-    kept = (
-        read_checkpoint(checkpoint, run=identity, history=EpisodeHistory.from_dict)
-        if resume and checkpoint
-        else None
-    )
-    if kept and kept.history.episodes >= episodes:
-        raise CheckpointError(
-            f"{checkpoint} already holds {kept.history.episodes} episodes of {episodes} in all; ask for more"
-        )
-    if log is not None:
-        log.take_up(environment, algorithm, kept.history.episodes if kept else 0)
-    envs = vectorized(env, n_envs=n_envs, cluster=cluster)
-    try:
-        rounds = RolloutSchedule(len(environment.group_names), environment.networks, n_envs)
-        run = _begin(identity, env, envs, rounds, kept, initial_policy, device, tensorboard_log)
-        listeners: list[Callable[[EpisodeResult], None]] = [on_episode] if on_episode else []
-        if log is not None:  # first, so that nothing another listener does can lose the episode
-            listeners.insert(0, partial(log.append, algorithm))
-        labels = {"algorithm": algorithm, "seed": seed, **settings}
-        board = TensorBoardCallback(run.history, labels, log=log, uniform=uniform)
-        return _spend(
-            run, env, episodes, board, listeners, progress=progress, checkpoint=checkpoint, resume=resume
-        )
-    finally:
-        envs.close()
 
 
 def _begin(
     identity: dict[str, Any],
     env: GymEnv,
     envs: VecEnv,
-    rounds: RolloutSchedule,
     kept: Checkpoint[EpisodeHistory] | None,
-    initial_policy: Policy | None,
-    device: str,
-    tensorboard_log: Path | None,
+    config: LearningConfig,
+    recording: Recording,
 ) -> _Run:
     """Return a run at its beginning, or as a checkpoint kept it."""
     spec, environment = ALGORITHMS[identity["algorithm"]], episodic_environment(env)
+    schedule = RolloutSchedule(len(environment.group_names), environment.networks, config.n_envs)
     if kept:
-        model = kept.restore(spec.model_class, envs, device=device, tensorboard_log=tensorboard_log)
+        model = kept.restore(
+            spec.model_class, envs, device=config.device, tensorboard_log=recording.tensorboard
+        )
     else:
         model = spec.make(
             envs,
-            rounds,
+            schedule,
             hyperparameters=identity["hyperparameters"],
             seed=identity["seed"],
-            device=device,
-            tensorboard_log=tensorboard_log,
+            device=config.device,
+            tensorboard_log=recording.tensorboard,
         )
-        if initial_policy is not None:
-            _begin_as_(model, initial_policy, env, seed=identity["seed"])
+        if config.initial_policy is not None:
+            _start_from_(model, config.initial_policy, env, seed=identity["seed"])
     if isinstance(model, DynaPPO):
         model.use_surrogates_of_(environment)
-    if tensorboard_log is None:
+    if recording.tensorboard is None:
         log_nowhere_(model)
     history = kept.history if kept else EpisodeHistory(identity["groups"])
-    return _Run(identity, envs, rounds, model, history)
+    return _Run(identity, envs, schedule, model, history)
 
 
-def _begin_as_(model: BaseAlgorithm, policy: Policy, env: GymEnv, *, seed: int) -> None:
-    """Have an untrained model decide as a policy does."""
+def _start_from_(model: BaseAlgorithm, policy: Policy, env: GymEnv, *, seed: int) -> None:
+    """Make an untrained model decide as a policy does."""
     if model.policy_kwargs["net_arch"] == policy.description["shape"]["net_arch"]:
         policy.load_into_(model.policy)
     else:
@@ -191,43 +191,46 @@ def _begin_as_(model: BaseAlgorithm, policy: Policy, env: GymEnv, *, seed: int) 
         imitate_(student, teacher, episodic_environment(env), seed=seed)
 
 
-def _spend(
-    run: _Run,
-    env: GymEnv,
-    episodes: int,
-    board: TensorBoardCallback,
-    listeners: Sequence[Callable[[EpisodeResult], None]],
-    *,
-    progress: bool,
-    checkpoint: Path | None,
-    resume: bool,
-) -> LearningResult:
+def _spend(run: _Run, env: GymEnv, episodes: int, recording: Recording) -> LearningResult:
     """Spend all episodes but one on learning, the last on what was learned."""
+    algorithm, seed = run.identity["algorithm"], run.identity["seed"]
+    labels = {"algorithm": algorithm, "seed": seed, **run.identity["hyperparameters"]}
+    board = TensorBoardCallback(run.history, labels, log=recording.log, uniform=recording.uniform)
+    # the log is first, so that nothing another listener does can lose the episode
+    listeners: list[Callable[[EpisodeResult], None]] = []
+    if recording.log is not None:
+        listeners.append(partial(recording.log.append, algorithm))
+    if recording.on_episode is not None:
+        listeners.append(recording.on_episode)
     # environments that step together end together, so what does not fill a round is left for later
-    last = (episodes - 1) // run.rounds.n_envs * run.rounds.n_envs
-    identity = run.identity
-    with EpisodeBar(identity["algorithm"], episodes=episodes, shown=progress, history=run.history) as bar:
+    last = (episodes - 1) // run.schedule.n_envs * run.schedule.n_envs
+    with EpisodeBar(algorithm, episodes=episodes, shown=recording.progress, history=run.history) as bar:
         counter = EpisodeCallback(run.history, [*listeners, board.write_episode, bar.show], last=last)
         callbacks: list[BaseCallback] = [counter, board]
-        if checkpoint:
+        if recording.checkpoint:
             save = partial(
-                save_checkpoint, checkpoint, run.model, run=identity, history=run.history, env=run.envs
+                save_checkpoint,
+                recording.checkpoint,
+                run.model,
+                run=run.identity,
+                history=run.history,
+                env=run.envs,
             )
             callbacks.append(CheckpointCallback(run.history, save))
         try:
-            steps = last * run.rounds.steps // run.rounds.networks
+            steps = last * run.schedule.steps // run.schedule.networks
             run.model.learn(
                 max(0, steps - run.history.steps),
                 callbacks,
                 log_interval=1,
-                tb_log_name=identity["algorithm"],
-                reset_num_timesteps=not goes_on_in_curves(run.model, identity["algorithm"], resume=resume),
+                tb_log_name=algorithm,
+                reset_num_timesteps=not goes_on_in_curves(run.model, algorithm, resume=recording.resume),
             )
             # seeded: beside several processes, this one's environment has had no seed yet
             for number in range(episodes - 1 - last):
-                counter.announce(run_episode(env, exploring(run.model), seed=identity["seed"] + number))
+                counter.announce(run_episode(env, exploring(run.model), seed=seed + number))
             best = run.history.best
-            final = run_episode(env, deterministic(run.model), seed=identity["seed"])
+            final = run_episode(env, deterministic(run.model), seed=seed)
             counter.announce(final)
             board.write_overview()
         except KeyboardInterrupt:

@@ -126,7 +126,7 @@ def learn_per_input(
         "hyperparameters": settings,
         "gates": list(env.gate_names),
         "observation": {"version": env.observation_version, "names": list(env.observation_names)},
-        "budget": env.budget,
+        "budget": env.problem.budget,
         "inputs at once": envs.num_envs,
     }
     kept = None

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from prunegym.agents.interface import Plan
 from prunegym.agents.pictures.canvas import DPI, PALETTE, in_percent, new_axes
 from prunegym.agents.pictures.ranks import rank_correlation, ranks
 from prunegym.agents.pictures.ratio_bars import ROW
+from prunegym.envs.results import PlainPlan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +115,7 @@ def _draw_image_(axes: Axes, image: NDArray[np.uint8], place: tuple[float, float
     axes.imshow(pixels, extent=place, interpolation="antialiased" if smoothed else "nearest")
 
 
-def ratios_figure(gates: Sequence[str], ratios: Floats, fixed: Plan) -> Figure:
+def ratios_figure(gates: Sequence[str], ratios: Floats, fixed: PlainPlan) -> Figure:
     """Draw each gate's runtime ratio over inputs, mean and middle four fifths, against the fixed plan's.
 
     Args:

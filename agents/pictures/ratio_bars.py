@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from prunegym.agents.interface import Plan
 from prunegym.agents.pictures.canvas import in_percent, new_axes
+from prunegym.envs.results import PlainPlan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,9 @@ ROW = 0.24  # inches for a group
 PALE, STATIC, RUNTIME = "#CFCFCF", "#0072B2", "#E69F00"
 
 
-def ratio_bars_figure(groups: Sequence[str], uniform: Plan, chosen: Plan, *, name: str = "learned") -> Figure:
+def ratio_bars_figure(
+    groups: Sequence[str], uniform: PlainPlan, chosen: PlainPlan, *, name: str = "learned"
+) -> Figure:
     """Draw, for each group, the share of its units that the plans remove for good and skip for each input.
 
     The uniform plan is the wide pale bar, the chosen one the narrow bars before it. The runtime ratio is of
@@ -48,7 +50,7 @@ def ratio_bars_figure(groups: Sequence[str], uniform: Plan, chosen: Plan, *, nam
     return figure
 
 
-def shares(groups: Sequence[str], plan: Plan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def shares(groups: Sequence[str], plan: PlainPlan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the shares of all units that are removed and that are skipped, [groups] each."""
     entries = [plan.get(group, {}) for group in groups]
     static = np.array([entry.get("static_ratio", 0.0) for entry in entries])

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunegym.agents.interface import Plan
 from prunegym.agents.pictures.ranks import rank_correlation
 from prunegym.agents.pictures.ratio_bars import shares
+from prunegym.envs.results import PlainPlan
 
 MIN_DIFFERENCE = 0.05  # of a group's units, more or less than uniform takes
 MAX_GROUPS_NAMED = 3  # groups named of each kind
@@ -18,7 +18,7 @@ MIN_GROUPS_FOR_CORRELATION = 5  # groups for a rank correlation to say anything
 STRONG_CORRELATION = 0.5  # rank correlation
 
 
-def reasons(groups: Sequence[Mapping[str, Any]], uniform: Plan, learned: Plan) -> list[str]:
+def reasons(groups: Sequence[Mapping[str, Any]], uniform: PlainPlan, learned: PlainPlan) -> list[str]:
     """Say in at most eight lines which groups the plan spared, which gave most, and what explains it.
 
     Two figures can explain a group, and the line says which does, or that neither does. Its error curve: it

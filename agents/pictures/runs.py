@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunegym.agents.episode_log import Episode
-from prunegym.agents.interface import Plan
 from prunegym.agents.pictures.canvas import figure_pixels
 from prunegym.agents.pictures.heatmap import ratio_heatmap
 from prunegym.agents.pictures.inputs import (
@@ -29,6 +28,7 @@ from prunegym.agents.pictures.pareto import Point, pareto_figure
 from prunegym.agents.pictures.ratio_bars import ratio_bars_figure
 from prunegym.agents.pictures.reward_curve import reward_curve_figure
 from prunegym.agents.pictures.scores import scores
+from prunegym.envs.results import PlainPlan
 
 DENSE, UNIFORM, FIXED = "dense", "uniform", "fixed"
 Update = Mapping[str, float]  # of a policy that decides for each input
@@ -67,8 +67,8 @@ class Run:
     episodes: Sequence[Episode]
     finished: bool = False
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> metrics on test images
-    plans: Mapping[str, Plan] = field(default_factory=dict)  # of the rows that are plans
-    plan: Plan | None = None  # the one to be carried out, if it is known
+    plans: Mapping[str, PlainPlan] = field(default_factory=dict)  # of the rows that are plans
+    plan: PlainPlan | None = None  # the one to be carried out, if it is known
     updates: Sequence[Update] = ()  # of a run that learns to decide for each input
     inputs: Inputs | None = None  # what it made of the test images
 
@@ -87,7 +87,7 @@ class Run:
         return asked if asked in made else made.most_common(1)[0][0]
 
     @cached_property
-    def chosen(self) -> tuple[str, Plan] | None:
+    def chosen(self) -> tuple[str, PlainPlan] | None:
         """The name and the plan that the run chose; while it goes on, the learner's best so far."""
         if not self.is_one_search:
             return None
@@ -105,7 +105,7 @@ class Run:
         return "best so far", max(mine, key=lambda result: result.total).plan
 
     @property
-    def uniform(self) -> Plan | None:
+    def uniform(self) -> PlainPlan | None:
         """The uniform plan, which a finished run names."""
         return self.plans.get(UNIFORM)
 
@@ -163,7 +163,7 @@ def run_pictures(run: Run) -> dict[str, NDArray[np.uint8]]:
     return found
 
 
-def _input_pictures(inputs: Inputs, fixed: Plan) -> dict[str, NDArray[np.uint8]]:
+def _input_pictures(inputs: Inputs, fixed: PlainPlan) -> dict[str, NDArray[np.uint8]]:
     figures = {
         "inputs": inputs_figure(inputs.macs, budget=float(inputs.budget)),
         "difficulty": difficulty_figure(inputs.macs, inputs.reference, inputs.right),

@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from prunegym.agents.interface import RUNTIME, STATIC
+from prunegym.envs.action import RUNTIME, STATIC
 
 Actions: TypeAlias = NDArray[np.float32]  # [groups, 2], runtime and static, each in [-1, 1]
 Vector: TypeAlias = NDArray[np.float64]  # [size], only what there is to choose

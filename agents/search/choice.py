@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunegym.agents.interface import GymEnv, pruning_environment
+from prunegym.agents.interface import GymEnv, problem_of
 from prunegym.agents.rollout import EpisodeResult
 
 
@@ -20,4 +20,4 @@ def choose_on_validation(env: GymEnv, candidates: Sequence[EpisodeResult]) -> Ep
     ]
     if len(distinct) == 1:
         return distinct[0]
-    return max(distinct, key=lambda result: pruning_environment(env).validate(result.plan))
+    return max(distinct, key=lambda result: problem_of(env).validate(result.plan))

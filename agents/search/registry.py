@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from prunegym.agents.named import Named
 from prunegym.agents.search.base import Search
 from prunegym.agents.search.evolution import CmaEs
 from prunegym.agents.search.methods import CrossEntropy, HillClimbing, RandomSearch
+from prunegym.pruning.registry import Registry
 
 Make: TypeAlias = Callable[[Sequence[bool], int], Search]  # (gated, seed) -> search
 
-SEARCHES: Named[Make] = Named(
-    "search",
-    {
-        "random": RandomSearch,
-        "hill-climbing": HillClimbing,
-        "cross-entropy": CrossEntropy,
-        "cma-es": CmaEs,
-    },
-)
+SEARCHES: Registry[Make] = Registry("search")
+SEARCHES.register("random")(RandomSearch)
+SEARCHES.register("hill-climbing")(HillClimbing)
+SEARCHES.register("cross-entropy")(CrossEntropy)
+SEARCHES.register("cma-es")(CmaEs)

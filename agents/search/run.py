@@ -55,7 +55,7 @@ def search(
         on_episode: called after each episode; what it raises ends the search.
 
     Raises:
-        UnknownAlgorithmError: there is no such search.
+        UnknownNameError: there is no such search.
         AgentError: fewer than one episode, or episodes that do not take one step for each entry of `gated`.
     """
     require_episodes(episodes)

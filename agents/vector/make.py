@@ -9,6 +9,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from prunegym.agents.errors import AgentError
 from prunegym.agents.interface import GymEnv, episodic_environment
 from prunegym.agents.vector.forked import ForkedVecEnv, follow_parent
+from prunegym.agents.vector.ray_workers import RayVecEnv
 from prunegym.agents.vector.wrappers import ReportedFailures, RestartableEpisodes
 
 
@@ -22,12 +23,11 @@ def vectorized(env: GymEnv, *, n_envs: int = 1, cluster: str | None = None) -> V
     Args:
         env: all are like it.
         n_envs: how many.
-        cluster: address of the Ray cluster whose processes are used, see `connected`; None
-            for forks.
+        cluster: address of the Ray cluster whose processes are used, see `connected`; None for forks.
 
     Raises:
         AgentError: fewer than one, or several where CUDA is in use, which does not survive a fork; or see
-            `prunegym.agents.vector.RayVecEnv`.
+            `RayVecEnv`.
     """
     if n_envs < 1:
         raise AgentError(f"the number of environments must be 1 or more, got {n_envs}")
@@ -41,8 +41,6 @@ def vectorized(env: GymEnv, *, n_envs: int = 1, cluster: str | None = None) -> V
     for _ in range(episodic_environment(env).networks):
         env.reset()
     if cluster is not None:
-        from prunegym.agents.vector.ray_workers import RayVecEnv  # late: it builds on this module
-
         return RayVecEnv(env, n_envs=n_envs, address=cluster)
 
     def start() -> GymEnv:

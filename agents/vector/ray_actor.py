@@ -11,9 +11,11 @@ import cloudpickle
 import torch
 from stable_baselines3.common.monitor import Monitor
 
-from prunegym.agents.errors import AgentError, one_line
-from prunegym.agents.interface import Action, GymEnv, Observation, episodic_environment
+from prunegym.agents.errors import AgentError
+from prunegym.agents.interface import GymEnv, episodic_environment
 from prunegym.agents.vector.wrappers import RestartableEpisodes
+from prunegym.envs.layer_pruning import Action, Observation
+from prunegym.pruning.errors import one_line
 
 Result: TypeAlias = Mapping[str, Any]  # an "episode_result"
 

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from prunegym.agents.errors import AgentError, one_line
+from prunegym.agents.errors import AgentError
+from prunegym.pruning.errors import one_line
 
 OBJECT_STORE_BYTES = 2**30  # bytes that a local cluster may hold in shared memory; beyond, it uses the disk
 CONNECT_TIMEOUT_S = 10  # seconds within which an address must answer

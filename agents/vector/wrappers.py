@@ -9,7 +9,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from prunegym.agents.interface import Action, GymEnv, Observation, episodic_environment
+from prunegym.agents.interface import GymEnv, episodic_environment
+from prunegym.envs.layer_pruning import Action, Observation
 
 FAILURE = "failure"  # in an info: what the environment raised, and where, as text
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, Limits, Task, load_task, task_env
+from prunegym.envs import (
+    Budget,
+    BudgetRange,
+    DataSource,
+    LayerPruningEnv,
+    Limits,
+    NetworkSource,
+    Task,
+    load_task,
+    make_env,
+)
 from prunegym.envs.action import ActionMode
 from prunegym.pruning.data import Images
 from prunegym.scripts.building import usable_device
@@ -19,22 +29,29 @@ WEIGHTS = {
 DRAWN_IMAGES = 256  # for each plan; twice as many, as `train` draws, gave equal rewards in 5/3 of the time
 
 
-def cifar_task(name: str, config: BenchmarkConfig, *, labelled: bool = True, **settings: Any) -> Task:
+def cifar_task(
+    name: str,
+    config: BenchmarkConfig,
+    *,
+    labelled: bool = True,
+    calibration: str | None = None,
+    **settings: Any,
+) -> Task:
     """Return the task of a network in `config.assets`.
 
     Args:
         name: a network in WEIGHTS.
         config: where assets lie, and the device.
         labelled: whether images decide; else they are only reported on, and all decisions are made without.
+        calibration: what statistics are taken on, see `DataSource`.
         settings: further arguments of `load_task`.
     """
     images = f"npz:{config.assets / 'cifar10' / 'cifar10_subset.npz'}"
-    data = {"data": images} if labelled else {"data": "none", "eval_data": images}
     return load_task(
-        name,
-        weights=config.assets / "weights" / WEIGHTS[name],
+        NetworkSource(name, weights=config.assets / "weights" / WEIGHTS[name]),
+        data=DataSource(images if labelled else "none", calibration, None if labelled else images),
         device=usable_device(config.device),
-        **{**data, "budget": Budget({"macs": 0.5}), **settings},
+        **{"budget": Budget({"macs": 0.5}), **settings},
     )
 
 
@@ -59,8 +76,8 @@ def comparison_env(
         task = load_task(name, data="digits", budget=budget, device=usable_device(config.device), seed=seed)
     else:
         task = cifar_task(name, config, labelled=labelled, budget=budget, seed=seed)
-    drawn = {"drawn_images": drawn_images} if labelled else {}
-    env = task_env(
+    drawn: dict[str, Any] = {"drawn_images": drawn_images} if labelled else {}
+    env = make_env(
         task,
         limits=Limits(runtime=0.0),
         only=only,

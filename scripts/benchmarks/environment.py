@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prunegym.agents.per_input.rounds import PerInputJob
-from prunegym.envs import LayerPruningEnv, even_plan, task_env
+from prunegym.envs import LayerPruningEnv, even_plan, make_env
 from prunegym.scripts.benchmarks.assets import cifar_task
 from prunegym.scripts.benchmarks.results import progress_bar
 from prunegym.scripts.options.benchmark import BenchmarkConfig
@@ -26,13 +26,13 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     for name in config.networks or NETWORKS:
         task = cifar_task(name, config)
         start = time.perf_counter()
-        env = task_env(task)
+        env = make_env(task)
         setup = time.perf_counter() - start
         rows[name] = {
             "groups": len(env.group_names),
             "setup_s": setup,
             **time_episodes(env, config),
-            "input_steps_per_s": time_inputs(PerInputJob(task, env.network), config.seed),
+            "input_steps_per_s": time_inputs(PerInputJob(task, env.problem.network), config.seed),
         }
     return rows
 

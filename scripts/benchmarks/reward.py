@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from prunegym.agents.pictures.ranks import rank_correlation
-from prunegym.envs import Budget, task_env
+from prunegym.envs import Budget, make_env
 from prunegym.scripts.benchmarks.assets import cifar_task
 from prunegym.scripts.benchmarks.figures import accuracy_on
 from prunegym.scripts.benchmarks.results import progress_bar
@@ -29,7 +29,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
 
 def _measure_network(name: str, config: BenchmarkConfig) -> dict[str, Any]:
     task = cifar_task(name, config, labelled=False)
-    env = task_env(task, seed=config.seed)
+    env = make_env(task, seed=config.seed)
     rng = np.random.default_rng(config.seed)
     figures: dict[str, list[float]] = {"accuracy": [], "agreement": [], "divergence": []}
     plans = range(config.episodes or PLANS)
@@ -43,7 +43,7 @@ def _measure_network(name: str, config: BenchmarkConfig) -> dict[str, Any]:
             )  # static ratios alone
             _, _, done, _, info = env.step(action)
         result = info["episode_result"]
-        small = env.apply(result["plan"])
+        small = env.problem.apply(result["plan"])
         figures["accuracy"].append(accuracy_on(small, task.splits.test))
         figures["agreement"].append(result["reward"]["accuracy"])
         figures["divergence"].append(result["reward"]["divergence"])

@@ -19,6 +19,7 @@ from prunegym.agents import (
     learn,
     load_policy,
 )
+from prunegym.agents.learning.training import LearningConfig, Recording
 from prunegym.agents.search import SEARCHES, search
 from prunegym.envs import Budget, LayerPruningEnv
 from prunegym.scripts.benchmarks.assets import comparison_env
@@ -93,8 +94,8 @@ def _run(config: BenchmarkConfig, cell: str, method: str, seed: str) -> dict[str
     answers = _answers(env, method, int(seed), episodes)
     rows = {
         name: {
-            **right_answers(env.apply(result.plan), test),
-            "reward": scoring_env.evaluate(result.plan)["reward"]["total"],
+            **right_answers(env.problem.apply(result.plan), test),
+            "reward": scoring_env.problem.evaluate(result.plan)["reward"]["total"],
             "macs": result.macs,
         }
         for name, result in answers.items()
@@ -105,7 +106,7 @@ def _run(config: BenchmarkConfig, cell: str, method: str, seed: str) -> dict[str
 def _answers(env: LayerPruningEnv, method: str, seed: int, episodes: int) -> dict[str, EpisodeResult]:
     """Return the best plan seen after each mark, the method's own `answer`, and what `train` would take."""
     if method in ("uniform", "sensitivity"):
-        return {"answer": EpisodeResult.from_dict(env.evaluate(env.allocation(method)))}
+        return {"answer": EpisodeResult.from_dict(env.problem.evaluate(env.problem.allocation(method)))}
     if method in SEARCHES:
         found = search(env, method, gated=env.gated, episodes=episodes, seed=seed)
         seen, final = found.results, found.final
@@ -118,8 +119,8 @@ def _answers(env: LayerPruningEnv, method: str, seed: int, episodes: int) -> dic
             algorithm=DEFAULT_ALGORITHM if method == CONTINUED else method,
             episodes=episodes - spent,
             seed=seed,
-            initial_policy=initial,
-            on_episode=seen.append,
+            config=LearningConfig(initial_policy=initial),
+            recording=Recording(on_episode=seen.append),
         ).final
 
     def best(results: Sequence[EpisodeResult]) -> EpisodeResult:

@@ -19,6 +19,7 @@ from prunegym.agents import (
     save_mean_policy,
     save_policy,
 )
+from prunegym.agents.learning.training import LearningConfig
 from prunegym.envs import Budget, BudgetRange, MultiNetworkEnv
 from prunegym.pruning.storage.compressed import folder_written_whole
 from prunegym.scripts.benchmarks.assets import comparison_env
@@ -121,15 +122,15 @@ def _run(
     policy = load_policy(place, env) if origin in (*SOURCES, MEAN) else None
     candidates = []
     if origin == "uniform":
-        candidates.append(EpisodeResult.from_dict(env.evaluate(env.allocation("uniform"))))
+        candidates.append(EpisodeResult.from_dict(env.problem.evaluate(env.problem.allocation("uniform"))))
     if policy is not None:
         candidates.append(run_episode(env, deterministic(policy.build(env))))
     further = int(evaluations) - len(candidates)
     if further > 0:
-        found = learn(env, episodes=further, seed=int(seed), initial_policy=policy)
+        found = learn(env, episodes=further, seed=int(seed), config=LearningConfig(initial_policy=policy))
         candidates += [found.final, found.best]
     chosen = choose_on_validation(env, candidates)
-    right = accuracy_on(env.apply(chosen.plan), test)
+    right = accuracy_on(env.problem.apply(chosen.plan), test)
     return {"accuracy": right, "reward": chosen.total, "macs": chosen.macs}
 
 

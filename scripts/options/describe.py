@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunegym.envs import Limits
+from prunegym.envs import Limits, NetworkSource
 from prunegym.pruning.compensation import COMPENSATIONS
 from prunegym.scripts.options.network import (
-    NetworkConfig,
     add_compressed_flag,
     add_network_flags,
     check_compressed,
@@ -24,7 +23,7 @@ from prunegym.scripts.options.pruning import add_pruning_flags
 class DescribeConfig:
     """A network, dense or compressed, and what would be asked of it."""
 
-    network: NetworkConfig
+    network: NetworkSource
     compressed: Path | None
     model: str | None  # as it was written: FILE.py:FACTORY, where that is what was compressed
     compensation: str

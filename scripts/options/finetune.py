@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunegym.envs import DataSource, NetworkSource
 from prunegym.pruning.training.batch_norms import KEPT, REESTIMATED, STATISTICS
 from prunegym.pruning.training.finetuning import PARTS, FinetuningConfig
 from prunegym.pruning.training.optimizers import OPTIMIZERS, SCHEDULES
 from prunegym.pruning.training.precision import PRECISIONS
 from prunegym.scripts.options.network import (
-    DataConfig,
-    NetworkConfig,
     TaskConfig,
     add_compressed_flag,
     add_eval_data_flag,
@@ -44,13 +43,13 @@ class FinetuneConfig:
     progress: bool
     output: OutputConfig
 
-    def task(self, network: NetworkConfig, *, data: str) -> TaskConfig:
+    def task(self, network: NetworkSource, *, data: str) -> TaskConfig:
         """Return the network that was compressed, and its images where --data names none.
 
         Raises:
             UsageError: --eval-data is given beside data of its own, or there are no labels to learn from.
         """
-        images = DataConfig(self.data or data, eval_data=self.eval_data, download=self.download)
+        images = DataSource(self.data or data, eval_data=self.eval_data, download=self.download)
         check_eval_data(images)
         if images.spec == "none" and self.learn == LABELS:
             raise UsageError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunegym.scripts.options.network import NetworkConfig, add_network_flags, network_config
+from prunegym.envs import NetworkSource
+from prunegym.scripts.options.network import add_network_flags, network_config
 from prunegym.scripts.options.output import add_output_flags
 from prunegym.scripts.options.parser import Parser
 
@@ -14,7 +15,7 @@ from prunegym.scripts.options.parser import Parser
 class LatencyConfig:
     """A network whose layers are timed, and how."""
 
-    network: NetworkConfig
+    network: NetworkSource
     seed: int
     device: str
     remeasure: bool  # whatever the cache holds

@@ -19,7 +19,7 @@ BASELINE = "random"  # where none is named
 
 
 @dataclass(frozen=True)
-class LearningConfig:
+class LearningOptions:
     """How decisions are learned or searched for, and what that is compared with."""
 
     algorithm: str
@@ -117,7 +117,7 @@ def add_hyper_flag(parser: Parser) -> None:
     )
 
 
-def learning_config(flags: argparse.Namespace, *, reusable: bool) -> LearningConfig:
+def learning_config(flags: argparse.Namespace, *, reusable: bool) -> LearningOptions:
     """Return how flags say that decisions are learned; the default of --baselines is filled in.
 
     Args:
@@ -142,7 +142,7 @@ def learning_config(flags: argparse.Namespace, *, reusable: bool) -> LearningCon
         raise UsageError(f"{flags.algo} searches for one plan; give one network and one budget")
     if flags.baselines is None:
         flags.baselines = [BASELINE]
-    return LearningConfig(
+    return LearningOptions(
         algorithm=flags.algo,
         episodes=flags.episodes,
         baselines=tuple(flags.baselines),

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunegym.envs import trains_itself
+from prunegym.envs import DataSource, NetworkSource, trains_itself
 from prunegym.pruning.data import KINDS
 from prunegym.scripts.options.parser import Parser, UsageError
 
@@ -14,32 +14,11 @@ MODEL, DATA = "digits_resnet", "digits"  # the embedded default
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
-    """A network by name, and how it takes images where the name does not say."""
-
-    name: str
-    weights: Path | None = None
-    input_size: tuple[int, int, int] | None = None  # channels, height, width
-    mean: tuple[float, ...] | None = None  # per channel, of pixels in [0, 1]
-    std: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The images of a network, or none."""
-
-    spec: str  # as `load_splits` understands it, or "none"
-    calibration: str | None = None  # "data", or the name of a synthesis
-    eval_data: str | None = None  # images to report on where there are no others
-    download: bool = False
-
-
-@dataclass(frozen=True)
 class TaskConfig:
     """A network with its images, and where and how both are loaded."""
 
-    network: NetworkConfig
-    data: DataConfig
+    network: NetworkSource
+    data: DataSource
     score: str | None = None  # a function that judges networks in place of images
     seed: int = 0
     device: str = "auto"
@@ -104,9 +83,9 @@ def add_score_flag(parser: Parser) -> None:
     )
 
 
-def network_config(flags: argparse.Namespace) -> NetworkConfig:
+def network_config(flags: argparse.Namespace) -> NetworkSource:
     """Return the network that flags name, by default the embedded one."""
-    return NetworkConfig(
+    return NetworkSource(
         flags.model or MODEL,
         flags.weights,
         tuple(flags.input_size) if flags.input_size else None,
@@ -127,12 +106,12 @@ def task_config(
     Raises:
         UsageError: --eval-data is given beside data of its own.
     """
-    data = DataConfig(flags.data or DATA, calibration, eval_data, flags.download)
+    data = DataSource(flags.data or DATA, calibration, eval_data, flags.download)
     check_eval_data(data, score)
     return TaskConfig(network_config(flags), data, score, flags.seed, flags.device, not flags.quiet)
 
 
-def check_eval_data(data: DataConfig, score: str | None = None) -> None:
+def check_eval_data(data: DataSource, score: str | None = None) -> None:
     """Raise UsageError if --eval-data is given beside what reports already."""
     if data.eval_data is not None and score:
         raise UsageError("--score takes the place of test images; leave out --eval-data")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunegym.envs import Budget, BudgetRange
-from prunegym.scripts.options.learning import LearningConfig, add_learning_flags, learning_config
+from prunegym.scripts.options.learning import LearningOptions, add_learning_flags, learning_config
 from prunegym.scripts.options.network import TaskConfig, add_network_flags, task_config
 from prunegym.scripts.options.output import OutputConfig, add_output_flags, output_config
 from prunegym.scripts.options.parser import Parser
@@ -28,7 +28,7 @@ class TrainConfig:
     budget: Budget | BudgetRange
     asked: tuple[str, ...]  # the budget as it was written
     pruning: PruningConfig
-    learning: LearningConfig
+    learning: LearningOptions
     output: OutputConfig
 
 

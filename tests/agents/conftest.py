@@ -5,13 +5,31 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
+from prunegym.agents.learning import training
+from prunegym.agents.learning.algorithms import DEFAULT_ALGORITHM
+from prunegym.agents.learning.training import LearningConfig, LearningResult, Recording
+
+CONFIG = {one.name for one in fields(LearningConfig)}
+
 STATIC_AT_ZERO, RUNTIME_AT_ZERO = 0.45, 0.25  # ratios that an action of zero stands for
+
+
+def learn(
+    env, *, episodes: int, seed: int, algorithm: str = DEFAULT_ALGORITHM, **settings: Any
+) -> LearningResult:
+    """Learn with settings by name, each put into the record that it belongs to."""
+    config = LearningConfig(**{name: value for name, value in settings.items() if name in CONFIG})
+    recording = Recording(**{name: value for name, value in settings.items() if name not in CONFIG})
+    return training.learn(
+        env, episodes=episodes, seed=seed, algorithm=algorithm, config=config, recording=recording
+    )
 
 
 class ToyPruning(gym.Env):
@@ -70,7 +88,12 @@ class ToyPruning(gym.Env):
         self.np_random.bit_generator.state = state["random"]
 
     def surrogate_env(self, predict: Any) -> ToyPruning:
-        return ImaginedToy(self, predict)
+        return SurrogateToy(self, predict)
+
+    @property
+    def problem(self) -> ToyPruning:
+        """What validates plans: the toy itself."""
+        return self
 
     def validate(self, plan: Any) -> float:
         self.validated.append(plan)
@@ -105,7 +128,7 @@ class ToyPruning(gym.Env):
         return {"plan": plan, "reward": reward, "accuracy": accuracy, "macs": 0.5, "params": 0.4}
 
 
-class ImaginedToy(ToyPruning):
+class SurrogateToy(ToyPruning):
     def __init__(self, toy: ToyPruning, predict: Any) -> None:
         super().__init__(len(toy.group_names), toy.accuracy)
         self._predict = predict

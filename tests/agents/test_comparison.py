@@ -1,14 +1,22 @@
 """The protocol of a fair comparison, on a small network."""
 
+from dataclasses import replace
+
 import pytest
 
 from prunegym.agents import AgentError, load_policy, save_policy
 from prunegym.agents.comparison import ComparisonConfig, compare
 from prunegym.agents.episode_log import read_episodes
+from prunegym.agents.learning.training import LearningConfig
 from prunegym.envs import Budget, BudgetRange
+from prunegym.pruning.errors import UnknownNameError
 from tests.envs.conftest import make_small_env
 
-QUICK = {"algorithm": "ppo", "episodes": 5, "hyperparameters": {"policy_kwargs.net_arch": [8]}}
+QUICK = {
+    "algorithm": "ppo",
+    "episodes": 5,
+    "learning": LearningConfig(hyperparameters={"policy_kwargs.net_arch": [8]}),
+}
 
 
 def test_no_method_may_spend_more_than_the_uniform_plan():
@@ -17,7 +25,7 @@ def test_no_method_may_spend_more_than_the_uniform_plan():
     assert list(found.chosen) == ["uniform", "random", "sensitivity", "learned"]
     spent = found.chosen["uniform"].macs
     assert spent < 0.5  # a budget that the uniform plan cannot use up would prove nothing
-    assert env.budget == Budget({"macs": env.shares(found.chosen["uniform"].plan)["macs"]})
+    assert env.problem.budget == Budget({"macs": env.problem.shares(found.chosen["uniform"].plan)["macs"]})
     for result in [*found.chosen.values(), *found.candidates.values()]:
         assert result.macs <= spent
 
@@ -40,8 +48,9 @@ def test_the_policy_to_continue_from_is_a_candidate_and_validation_chooses(tmp_p
     save_policy(learned.model, env, tmp_path, learned_on={})
     policy = load_policy(tmp_path, env)
     scores = iter([0.1, 0.2, 0.3])
-    monkeypatch.setattr(type(env), "validate", lambda self, plan: next(scores))
-    config = ComparisonConfig(**QUICK, baselines=(), initial_policy=policy)
+    monkeypatch.setattr(type(env.problem), "validate", lambda self, plan: next(scores))
+    learning = replace(QUICK["learning"], initial_policy=policy)
+    config = ComparisonConfig(**{**QUICK, "learning": learning}, baselines=())
     found = compare(make_small_env(), config)
     assert list(found.candidates) == ["final", "best", "initial"]
     plans = [one.plan for one in found.candidates.values()]
@@ -52,8 +61,8 @@ def test_the_policy_to_continue_from_is_a_candidate_and_validation_chooses(tmp_p
 
 def test_names_and_budgets_are_refused_before_any_evaluation(monkeypatch):
     env = make_small_env()
-    monkeypatch.setattr(type(env), "evaluate", lambda self, plan: pytest.fail("it was evaluated"))
-    with pytest.raises(AgentError, match="randon"):
+    monkeypatch.setattr(type(env.problem), "evaluate", lambda self, plan: pytest.fail("it was evaluated"))
+    with pytest.raises(UnknownNameError, match="randon"):
         compare(env, ComparisonConfig(**QUICK, baselines=("randon",)))
     env.set_budget(BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.6})))
     with pytest.raises(AgentError, match=r"within one budget, got the range macs=0\.4\.\.0\.6"):

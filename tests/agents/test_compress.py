@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from prunegym.agents import AgentError, compress
+from prunegym.agents import compress
+from prunegym.pruning.errors import UnknownNameError
 
 
 @pytest.fixture(scope="module")
@@ -76,5 +77,5 @@ def test_settings_reach_the_environment(network, images):
 
 
 def test_an_unknown_algorithm_is_refused(network, images):
-    with pytest.raises(AgentError, match="'ppo'"):
+    with pytest.raises(UnknownNameError, match="'ppo'"):
         small(network, images, algorithm="pppo")

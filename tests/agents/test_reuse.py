@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from prunegym.agents import BUILTIN, AgentError, learn
+from prunegym.agents import BUILTIN, AgentError
 from prunegym.agents.reuse import (
     apply_policy,
     load_initial_policy,
@@ -15,6 +15,7 @@ from prunegym.agents.reuse import (
 )
 from prunegym.envs import Budget, BudgetRange, MultiNetworkEnv
 from prunegym.pruning.plan import PruningPlan
+from tests.agents.conftest import learn
 from tests.envs.conftest import make_small_env
 
 
@@ -36,9 +37,9 @@ def test_the_plans_of_a_range_are_within_its_ends_and_middle():
         f"macs={share} {how}" for share in (0.4, 0.6, 0.8) for how in ("uniform", "learned")
     ]
     for name, plan in plans.items():
-        assert env.shares(plan.to_dict())["macs"] <= float(name.split("=")[1].split()[0])
+        assert env.problem.shares(plan.to_dict())["macs"] <= float(name.split("=")[1].split()[0])
     assert list(plans_within(env, Budget({"macs": 0.4}), policy)) == ["macs=0.4 uniform", "macs=0.4 learned"]
-    assert env.allocation("uniform") == plans["macs=0.4 uniform"].to_dict()
+    assert env.problem.allocation("uniform") == plans["macs=0.4 uniform"].to_dict()
 
 
 def test_the_shipped_policy_decides_alike_each_time_and_samples_may_do_better(caplog, monkeypatch):
@@ -48,7 +49,9 @@ def test_the_shipped_policy_decides_alike_each_time_and_samples_may_do_better(ca
     assert PruningPlan.from_dict(apply_policy(env, folder).plan)
     torch.manual_seed(0)
     validated = []
-    monkeypatch.setattr(type(env), "validate", lambda self, plan: validated.append(plan) or len(validated))
+    monkeypatch.setattr(
+        type(env.problem), "validate", lambda self, plan: validated.append(plan) or len(validated)
+    )
     chosen = apply_policy(env, folder, samples=20)
     assert chosen.plan == validated[-1]
     monkeypatch.setattr("prunegym.agents.reuse.UNIFORM_TOTAL", 2.0)

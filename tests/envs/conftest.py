@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from prunegym.envs import LayerPruningEnv
+from prunegym.envs import LayerPruningEnv, make_env
 from prunegym.envs.normalisation import ObservationNormalizer
 from tests.pruning.example_networks import EXAMPLES
 
@@ -31,17 +31,17 @@ def loader(images: Tensor, labels: Tensor, **settings: Any) -> DataLoader:
 def make_small_env(name: str = "residual", **settings: Any) -> LayerPruningEnv:
     model, images, labels = labelled(name)
     batches = list(zip(images.split(8), labels.split(8), strict=True))
-    given = {"calibration": batches, "reward": batches, "budget": {"macs": 0.5}, **settings}
-    return LayerPruningEnv(settings.pop("model", model), **{k: v for k, v in given.items() if k != "model"})
+    given = {"model": model, "calibration": batches, "reward": batches, "budget": {"macs": 0.5}}
+    return make_env(**{**given, **settings})
 
 
 @pytest.fixture
 def small_env() -> Callable[..., LayerPruningEnv]:
-    """Make the environment of an example network; settings go to LayerPruningEnv."""
+    """Make the environment of an example network; settings go to `make_env`."""
     return make_small_env
 
 
 @pytest.fixture
 def features_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have environments observe the features themselves, not as scores, which have tests of their own."""
-    monkeypatch.setattr(ObservationNormalizer, "of", lambda self, features: features)
+    """Let environments observe the features themselves; their normalisation has tests of its own."""
+    monkeypatch.setattr(ObservationNormalizer, "normalize", lambda self, features: features)

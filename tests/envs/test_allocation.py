@@ -43,7 +43,7 @@ def grid(share):
 
 
 def widths(env, name):
-    ratios = [one["static_ratio"] for one in env.allocation(name).values()]
+    ratios = [one["static_ratio"] for one in env.problem.allocation(name).values()]
     return tuple(round(units * (1 - ratio)) for units, ratio in zip(WIDE, ratios, strict=True))
 
 
@@ -53,7 +53,7 @@ def widths(env, name):
 def test_an_allocation_is_within_the_budget_as_counted_on_the_network_that_comes_out(name, budget, network):
     env = make_small_env(network, budget=budget)
     model, images, _ = labelled(network)
-    small = env.apply(env.allocation(name))
+    small = env.problem.apply(env.problem.allocation(name))
     macs = counted_macs(small, images[0]) / counted_macs(model, images[0])
     params = counted_params(small) / counted_params(model)
     assert macs <= budget.get("macs", 1.0)
@@ -67,7 +67,7 @@ def test_the_uniform_allocation_is_what_actions_of_zero_make():
     env.reset()
     for _ in env.group_names:
         *_, info = env.step(np.zeros(2, dtype=np.float32))
-    assert env.allocation("uniform") == info["episode_result"]["plan"]
+    assert env.problem.allocation("uniform") == info["episode_result"]["plan"]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
@@ -75,7 +75,7 @@ def test_the_uniform_allocation_is_what_actions_of_zero_make():
 def test_with_known_convex_losses_no_plan_within_the_budget_is_much_better(monkeypatch, weights, share):
     env = wide_env(budget={"macs": share})
     curves = lambda ratios: tuple(tuple(weight * r**2 for r in ratios) for weight in weights)  # noqa: E731
-    monkeypatch.setattr(env.network, "error_curves_at", curves)
+    monkeypatch.setattr(env.problem.network, "error_curves_at", curves)
 
     def loss(pair):
         return sum(w * (1 - kept / units) ** 2 for w, kept, units in zip(weights, pair, WIDE, strict=True))
@@ -90,7 +90,7 @@ def test_with_known_convex_losses_no_plan_within_the_budget_is_much_better(monke
 def test_with_measured_losses_no_plan_with_a_tenth_less_to_spend_is_better(seed, share):
     env = wide_env(seed, budget={"macs": share})
     curves = [
-        env.network.error_curves_at([1 - kept / units for kept in range(1, units + 1)])[group]
+        env.problem.network.error_curves_at([1 - kept / units for kept in range(1, units + 1)])[group]
         for group, units in enumerate(WIDE)
     ]
 
@@ -105,17 +105,19 @@ def test_with_measured_losses_no_plan_with_a_tenth_less_to_spend_is_better(seed,
 def test_the_sensitivity_plan_spares_the_group_that_matters(monkeypatch):
     env = wide_env(budget={"macs": 0.5})
     monkeypatch.setattr(
-        env.network, "error_curves_at", lambda ratios: (tuple(0.0 for _ in ratios), tuple(ratios))
+        env.problem.network, "error_curves_at", lambda ratios: (tuple(0.0 for _ in ratios), tuple(ratios))
     )
-    projection = BudgetProjection(env.network.cost, Budget({"macs": 0.5}), Limits())
-    spared, uniform = (plan(env.network, projection).kept for plan in (sensitivity_plan, uniform_plan))
+    projection = BudgetProjection(env.problem.network.cost, Budget({"macs": 0.5}), Limits())
+    spared, uniform = (
+        plan(env.problem.network, projection).kept for plan in (sensitivity_plan, uniform_plan)
+    )
     assert spared[0] < uniform[0]
     assert spared[1] >= WIDE[1] - 1 > uniform[1]  # the budget is used up to a unit
 
 
 def test_an_unknown_allocation_is_refused_with_the_nearest_name(small_env):
     with pytest.raises(UnknownNameError, match=r"no allocation named 'unifrom'\. Did you mean 'uniform'\?"):
-        small_env().allocation("unifrom")
+        small_env().problem.allocation("unifrom")
 
 
 def prunable_network(name="plain", model=None, **method):
@@ -216,6 +218,6 @@ def test_an_even_plan_has_the_same_ratios_for_all_and_gates_only_where_there_can
 def test_a_static_plan_is_the_uniform_one_within_the_budget_without_gates():
     network, env = wide_network(), wide_env(budget={"macs": 0.4}, limits=Limits(0.9, 0.0))
     plan = static_plan(network, 0.4, max_static_ratio=0.9)
-    assert plan.to_dict() == env.allocation("uniform")
+    assert plan.to_dict() == env.problem.allocation("uniform")
     with pytest.raises(ImpossibleBudgetError):
         static_plan(network, 0.4, max_static_ratio=0.1)

@@ -77,12 +77,12 @@ def test_a_budget_that_the_rest_of_the_network_exceeds_is_impossible():
 @pytest.mark.parametrize("allocation", list(ALLOCATIONS))
 def test_what_an_allocation_decides_takes_no_longer_than_it_may(allocation):
     env = timed_env(budget={"latency": 0.6, "params": 0.7})
-    plan = env.allocation(allocation)
-    small, image = env.apply(plan), example("residual")[2][:1]
-    took = additive(small, image) / additive(env.network.model, image)
+    plan = env.problem.allocation(allocation)
+    small, image = env.problem.apply(plan), example("residual")[2][:1]
+    took = additive(small, image) / additive(env.problem.network.model, image)
     assert took <= 0.6 + 1e-6
-    assert env.shares(plan)["latency"] == pytest.approx(took, abs=1e-6)
-    assert env.shares(plan)["params"] <= 0.7
+    assert env.problem.shares(plan)["latency"] == pytest.approx(took, abs=1e-6)
+    assert env.problem.shares(plan)["params"] <= 0.7
 
 
 def test_episodes_keep_to_a_latency_budget_without_gates():
@@ -93,7 +93,7 @@ def test_episodes_keep_to_a_latency_budget_without_gates():
     while not done:
         _, _, done, _, info = env.step(np.ones(2, dtype=np.float32))
     plan = info["episode_result"]["plan"]
-    assert env.shares(plan)["latency"] <= 0.6
+    assert env.problem.shares(plan)["latency"] <= 0.6
     assert all(decision["runtime_ratio"] == 0 for decision in plan.values())
 
 
@@ -109,7 +109,7 @@ def test_gates_come_back_with_another_budget():
 def test_shares_of_latency_are_seen_where_the_budget_names_it():
     env = timed_env()
     seen = LayerObservation(*env.reset(seed=0)[0].tolist())
-    cost = env.network.cost
+    cost = env.problem.network.cost
     saved = cost.vanishing_shares(CostModel.latency)
     assert seen.macs_budget == pytest.approx(0.6)
     assert seen.macs_share**2 == pytest.approx(saved[0], rel=1e-5)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
 import prunegym  # noqa: F401  (registers the environments)
-from prunegym.envs import Budget, BudgetRange, LayerObservation, LayerPruningEnv, Limits
+from prunegym.envs import Budget, BudgetRange, LayerObservation, Limits, make_env
 from prunegym.pruning.apply import Method
 from prunegym.pruning.cost import plan_widths
 from prunegym.pruning.errors import (
@@ -118,8 +118,8 @@ def test_equal_plans_are_carried_out_once(small_env, monkeypatch):
     env = small_env()
     env.reset()  # measures uniform pruning within the budget
     applied = []
-    compress = env.network.compress
-    monkeypatch.setattr(env.network, "compress", lambda plan: applied.append(plan) or compress(plan))
+    compress = env.problem.network.apply
+    monkeypatch.setattr(env.problem.network, "apply", lambda plan: applied.append(plan) or compress(plan))
     actions = random_actions(env)
     first = result_of(env, actions)
     assert result_of(env, actions) == first
@@ -146,8 +146,8 @@ def test_the_dense_network_is_never_changed():
     env = make_small_env("projected", model=model, validation=[(images, labels)])
     for seed in range(3):
         plan = result_of(env, random_actions(env, seed))["plan"]
-        env.validate(plan)
-        env.apply(plan)
+        env.problem.validate(plan)
+        env.problem.apply(plan)
     assert_untouched(model, before)
 
 
@@ -161,11 +161,11 @@ def test_a_plan_says_what_was_priced_and_costs_what_was_promised(network, seed, 
     env = make_small_env(network, budget=budget)
     result = result_of(env, random_actions(env, seed))
     assert all(result[name] <= share for name, share in budget.items())
-    widths = plan_widths(env.network.graph, PruningPlan.from_dict(result["plan"]))
-    cost = env.network.cost
+    widths = plan_widths(env.problem.network.graph, PruningPlan.from_dict(result["plan"]))
+    cost = env.problem.network.cost
     assert cost.macs(widths) / cost.macs(cost.dense) == result["macs"]
     model, images, _ = labelled(network)
-    small = env.apply(result["plan"])
+    small = env.problem.apply(result["plan"])
     assert counted_params(small) / counted_params(model) == result["params"]
     if not any(one["runtime_ratio"] for one in result["plan"].values()):
         assert counted_macs(small, images[0]) / counted_macs(model, images[0]) == result["macs"]
@@ -176,7 +176,7 @@ def test_a_plan_in_multiples_comes_to_the_same_units_when_it_is_carried_out(smal
     env = small_env("projected", budget={"macs": 0.95}, method=Method(round_to=round_to))
     for seed in range(5):
         result = result_of(env, random_actions(env, seed))
-        network = env.network
+        network = env.problem.network
         widths = plan_widths(network.graph, PruningPlan.from_dict(result["plan"]), round_to=round_to)
         assert network.cost.params(widths) / network.cost.params(network.cost.dense) == result["params"]
         assert all(
@@ -189,7 +189,7 @@ def test_macs_are_those_counted_where_nothing_is_gated(small_env):
     env = small_env("projected")
     result = result_of(env, [ZERO] * len(env.group_names))
     model, images, _ = labelled("projected")
-    small = env.apply(result["plan"])
+    small = env.problem.apply(result["plan"])
     assert counted_macs(small, images[0]) / counted_macs(model, images[0]) == result["macs"] <= 0.5
 
 
@@ -200,7 +200,7 @@ def test_accuracy_and_reward_are_those_of_the_network_that_comes_out(small_env):
     plans = (uniform["plan"], result["plan"])
     with torch.no_grad():
         wanted = model(images).double()
-        usual, found = (env.apply(plan)(images).double() for plan in plans)
+        usual, found = (env.problem.apply(plan)(images).double() for plan in plans)
     right = found.argmax(1) == labels
     assert result["accuracy"] == pytest.approx(float(right.double().mean()))
     chances = wanted.softmax(1)
@@ -216,13 +216,13 @@ def test_accuracy_and_reward_are_those_of_the_network_that_comes_out(small_env):
 def test_validation_images_validate_and_reward_images_do_where_there_are_none():
     without = make_small_env()
     result = result_of(without, random_actions(without))
-    assert without.validate(result["plan"]) == result["accuracy"] < 1.0
+    assert without.problem.validate(result["plan"]) == result["accuracy"] < 1.0
     _, images, _ = labelled("residual", count=40, seed=9)
     with torch.no_grad():
         labels = without.apply(result["plan"])(images).argmax(1)
     labels[0] += 1
     env = make_small_env(validation=[(images, labels)])
-    assert env.validate(result["plan"]) == 39 / 40
+    assert env.problem.validate(result["plan"]) == 39 / 40
 
 
 def test_a_changed_budget_binds_from_then_on(small_env):
@@ -299,7 +299,7 @@ def test_the_decisions_so_far_are_rendered_as_text(small_env):
 )
 def test_what_makes_no_sense_is_refused_in_one_line(settings, error, message):
     with pytest.raises(error, match=message) as caught:
-        LayerPruningEnv(**objects(**settings))
+        make_env(**objects(**settings))
     assert "\n" not in str(caught.value)
 
 
@@ -308,14 +308,14 @@ def test_weights_and_statistics_that_are_not_finite_are_refused(tensor):
     given = objects()
     given["model"].state_dict()[tensor].view(-1)[1] = math.nan
     with pytest.raises(WeightsError, match=f"{tensor} holds NaN"):
-        LayerPruningEnv(**given)
+        make_env(**given)
 
 
 def test_images_that_are_not_finite_are_refused():
     given = objects()
     given["calibration"][0][0][0, 0, 0, 0] = math.inf
     with pytest.raises(DataError, match="finite"):
-        LayerPruningEnv(**given)
+        make_env(**given)
 
 
 def test_a_step_after_the_end_asks_for_a_reset(small_env):
@@ -395,26 +395,26 @@ def test_the_tightest_budget_of_a_range_must_be_possible():
 def test_a_plan_is_evaluated_as_it_is_carried_out(small_env, round_to):
     env = small_env("projected", method=Method(round_to=round_to), budget={"macs": 0.95})
     plan = {"layer3.0.conv1": {"static_ratio": 0.4}}  # 6 of 10 units: 8 in multiples of 4
-    result = env.evaluate(plan)
+    result = env.problem.evaluate(plan)
     assert result["plan"]["layer3.0.conv1"]["static_ratio"] == pytest.approx(0.4 if round_to == 1 else 0.2)
     model, _, _ = labelled("projected")
-    assert counted_params(env.apply(plan)) / counted_params(model) == result["params"] < 1.0
-    assert env.evaluate(result["plan"]) == result
+    assert counted_params(env.problem.apply(plan)) / counted_params(model) == result["params"] < 1.0
+    assert env.problem.evaluate(result["plan"]) == result
 
 
 def test_evaluating_a_plan_is_an_episode_that_ends_with_it(small_env):
     env = small_env("projected")
     result = result_of(env, random_actions(env))
     del result["reward"]["expected"]  # before it was carried out, which here it is at once
-    assert small_env("projected").evaluate(result["plan"]) == result
+    assert small_env("projected").problem.evaluate(result["plan"]) == result
     with pytest.raises(UnknownNameError, match="no channel group named 'conv7'"):
-        env.evaluate({"conv7": {"static_ratio": 0.5}})
+        env.problem.evaluate({"conv7": {"static_ratio": 0.5}})
 
 
 @pytest.mark.usefixtures("features_alone")
 def test_what_is_known_of_each_group_is_plain_data(small_env):
     env = small_env("plain")
-    facts = env.group_summary()
+    facts = env.problem.group_summary()
     assert json.loads(json.dumps(facts)) == facts
     macs = [9 * 3 * 6 * 36, 9 * 6 * 8 * 9, 8 * 5]
     params = [9 * 3 * 6 + 12, 9 * 6 * 8 + 16, 8 * 5 + 5]
@@ -440,18 +440,18 @@ def test_a_score_function_is_what_an_episode_is_rewarded_by(small_env):
         return float(sum(parameter.detach().abs().sum() for parameter in model.parameters()))
 
     env = small_env(reward=None, score=score)
-    uniform = env.evaluate(env.allocation("uniform"))
+    uniform = env.problem.evaluate(env.problem.allocation("uniform"))
     assert uniform["reward"]["total"] == pytest.approx(math.exp(-1))
-    whole = score(env.network.model)
-    left = score(env.apply(uniform["plan"]))
+    whole = score(env.problem.network.model)
+    left = score(env.problem.apply(uniform["plan"]))
     assert uniform["reward"]["score"] == pytest.approx(left)
     assert uniform["reward"]["loss"] == pytest.approx((whole - left) / whole)
     assert uniform["accuracy"] is None
-    assert env.validate(uniform["plan"]) == pytest.approx(left)
+    assert env.problem.validate(uniform["plan"]) == pytest.approx(left)
     count = len(asked)
-    assert env.evaluate(uniform["plan"]) == uniform
+    assert env.problem.evaluate(uniform["plan"]) == uniform
     assert len(asked) == count  # looked up
-    assert [0 <= fact["loo_gain"] <= 1 for fact in env.group_summary()]
+    assert [0 <= fact["loo_gain"] <= 1 for fact in env.problem.group_summary()]
     assert len(asked) == count + len(env.group_names)
 
 
@@ -482,16 +482,16 @@ class TestImagined:
     def test_nothing_is_carried_out_but_uniform_pruning_once(self, small_env, monkeypatch):
         env = small_env(dense_reward=True)
         applied = []
-        compress = env.network.compress
+        compress = env.problem.network.apply
         monkeypatch.setattr(
-            env.network, "compress", lambda plan: applied.append(plan.to_dict()) or compress(plan)
+            env.problem.network, "apply", lambda plan: applied.append(plan.to_dict()) or compress(plan)
         )
         env.reset()  # measures what it observes
         applied.clear()
         twins = [env.surrogate_env(lambda plan, expected: 0.1) for _ in range(2)]
         for twin in (*twins, *twins):
             result_of(twin, random_actions(env))
-        assert applied == [env.allocation("uniform")]
+        assert applied == [env.problem.allocation("uniform")]
 
     def test_its_episodes_are_its_own(self, small_env):
         span = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.9}))

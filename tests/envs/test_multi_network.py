@@ -9,9 +9,10 @@ import torch
 from gymnasium.utils.env_checker import check_env as check_for_gymnasium
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
-from prunegym.agents import EpisodeLog, learn
+from prunegym.agents import EpisodeLog
 from prunegym.envs import Budget, BudgetRange, MultiNetworkEnv
 from prunegym.pruning.errors import PlanError
+from tests.agents.conftest import learn
 from tests.envs.conftest import make_small_env
 
 FIRST, SECOND = "flatten", "library/concat"

@@ -57,7 +57,9 @@ def test_uniform_pruning_observes_scores_around_zero(network, monkeypatch):
     env = make_small_env(network, budget={"macs": 0.6})
     env.step(np.array([0.5, -1.0], dtype=np.float32))  # an episode at hand changes nothing
     given = []
-    monkeypatch.setattr(ObservationNormalizer, "of", lambda self, row: given.append((self, row)) or row)
+    monkeypatch.setattr(
+        ObservationNormalizer, "normalize", lambda self, row: given.append((self, row)) or row
+    )
     rows = observed(env)
     (scores,) = {id(one): one for one, _ in given}.values()
     varying = [name not in CONTEXT for name in FIELDS]
@@ -70,10 +72,10 @@ def test_uniform_pruning_observes_scores_around_zero(network, monkeypatch):
 def test_within_each_budget_of_a_range_scores_are_its_own(monkeypatch):
     env = make_small_env("projected", budget=BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.9})))
     used = {}
-    original = ObservationNormalizer.of
+    original = ObservationNormalizer.normalize
     monkeypatch.setattr(
         ObservationNormalizer,
-        "of",
+        "normalize",
         lambda self, row: (
             used.setdefault(float(row[FIELDS.index("macs_budget")]), set()).add(id(self))
             or original(self, row)

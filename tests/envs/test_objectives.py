@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.envs.objectives import DrawnImagesObjective, FunctionObjective, ImageObjective, first_batches
+from prunegym.envs.objectives import (
+    DrawnImagesObjective,
+    FunctionObjective,
+    ImageObjective,
+    ImagePool,
+    first_batches,
+)
 from prunegym.pruning.errors import DataError
 from tests.pruning.example_networks import EXAMPLES
 
@@ -21,12 +27,12 @@ class Saying(nn.Module):
 
 
 IMAGES = torch.arange(2).float()
-EVEN, N_PLANS_BEFORE_ESTIMATES = [0.0, 0.0], [math.log(3.0), 0.0]  # softmax: (1/2, 1/2) and (3/4, 1/4)
+EVEN, SURE = [0.0, 0.0], [math.log(3.0), 0.0]  # softmax: (1/2, 1/2) and (3/4, 1/4)
 
 
-def image_judge(goal="divergence"):
+def image_objective(goal="divergence"):
     return ImageObjective(
-        Saying([N_PLANS_BEFORE_ESTIMATES, N_PLANS_BEFORE_ESTIMATES]),
+        Saying([SURE, SURE]),
         [(IMAGES, torch.tensor([1, 0]))],
         goal=goal,
     )
@@ -34,7 +40,7 @@ def image_judge(goal="divergence"):
 
 @pytest.mark.parametrize("goal", ["divergence", "accuracy"])
 def test_accuracy_and_divergence_by_hand(goal):
-    score = image_judge(goal)(Saying([EVEN, N_PLANS_BEFORE_ESTIMATES]), to_beat=math.inf, known=[])
+    score = image_objective(goal)(Saying([EVEN, SURE]), to_beat=math.inf, known=[])
     one_image = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # KL(dense || compressed)
     assert score.accuracy == 0.5  # the first is a tie, which goes to class 0
     assert score.divergence == pytest.approx(one_image / 2, rel=1e-6)
@@ -43,12 +49,7 @@ def test_accuracy_and_divergence_by_hand(goal):
 
 
 def test_the_dense_network_does_not_diverge_from_itself():
-    assert (
-        image_judge()(
-            Saying([N_PLANS_BEFORE_ESTIMATES, N_PLANS_BEFORE_ESTIMATES]), to_beat=math.inf, known=[]
-        ).loss
-        == 0.0
-    )
+    assert image_objective()(Saying([SURE, SURE]), to_beat=math.inf, known=[]).loss == 0.0
 
 
 COUNT = 40
@@ -62,7 +63,7 @@ def saying(sureness):
 
 def drawing_objective(anchor, drawn=8, batches=None):
     batches = batches or [(MANY[:25], torch.zeros(25)), (MANY[25:], torch.zeros(15))]
-    return DrawnImagesObjective(saying([0.0] * COUNT), batches, drawn=drawn, anchor=lambda: anchor)
+    return DrawnImagesObjective(ImagePool(saying([0.0] * COUNT), batches, drawn=drawn), anchor=lambda: anchor)
 
 
 def losses(sureness):
@@ -92,7 +93,7 @@ class TestDrawnImages:
         other = [0.02 * image for image in range(COUNT)]
         objective = drawing_objective(saying(self.hard))
         whole, mine = losses(self.hard), losses(other)
-        which = objective._which(3).tolist()
+        which = objective._pool.draw(3).tolist()
         assert len(which) == len(set(which)) == 8
         ratio = sum(mine[at] for at in which) / sum(whole[at] for at in which)
         expected = ratio * sum(whole) / COUNT
@@ -100,8 +101,8 @@ class TestDrawnImages:
 
     def test_equal_draws_are_equal_and_others_differ_and_none_is_left_out_in_the_long_run(self):
         one, other = (drawing_objective(saying(self.hard)) for _ in range(2))
-        draws = [tuple(one._which(draw).tolist()) for draw in range(60)]
-        assert draws == [tuple(other._which(draw).tolist()) for draw in range(60)]
+        draws = [tuple(one._pool.draw(draw).tolist()) for draw in range(60)]
+        assert draws == [tuple(other._pool.draw(draw).tolist()) for draw in range(60)]
         assert len(set(draws)) == 60
         assert set().union(*draws) == set(range(COUNT))
 
@@ -110,9 +111,26 @@ class TestDrawnImages:
         true = sum(losses(sureness)) / COUNT
         objective = drawing_objective(saying(self.hard))
         errors = [judged(objective, saying(sureness), draw).loss - true for draw in range(40)]
-        plain = [sum(losses(sureness)[at] for at in objective._which(draw)) / 8 - true for draw in range(40)]
+        plain = [
+            sum(losses(sureness)[at] for at in objective._pool.draw(draw)) / 8 - true for draw in range(40)
+        ]
         assert min(errors) < 0 < max(errors)
         assert sum(map(abs, errors)) < 0.3 * sum(map(abs, plain))
+
+    def test_another_anchor_errs_more_but_not_to_one_side(self):
+        """As where scores stayed anchored at the uniform plan of another budget: noisier, not wrong."""
+        sureness = [value + 0.01 * (image % 3) for image, value in enumerate(self.hard)]
+        true = sum(losses(sureness)) / COUNT
+        spread = {}
+        for name, anchor in {
+            "own": self.hard,
+            "other": [0.1 + 0.02 * (image % 5) for image in range(COUNT)],
+        }.items():
+            objective = drawing_objective(saying(anchor))
+            errors = [judged(objective, saying(sureness), draw).loss / true - 1 for draw in range(300)]
+            assert abs(sum(errors) / 300) < 0.03
+            spread[name] = sum(map(abs, errors)) / 300
+        assert spread["own"] < 0.2 * spread["other"]
 
     def test_where_there_are_no_more_images_than_to_draw_all_judge(self):
         objective = drawing_objective(saying(self.hard), drawn=COUNT)
@@ -120,7 +138,7 @@ class TestDrawnImages:
 
     def test_one_batch_is_not_copied(self):
         objective = drawing_objective(saying(self.hard), batches=[(MANY, torch.zeros(COUNT))])
-        assert objective._images.untyped_storage().data_ptr() == MANY.untyped_storage().data_ptr()
+        assert objective._pool._images.untyped_storage().data_ptr() == MANY.untyped_storage().data_ptr()
 
     def test_a_perfect_anchor_divides_by_nothing(self):
         objective = drawing_objective(saying([0.0] * COUNT))

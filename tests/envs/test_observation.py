@@ -125,7 +125,7 @@ def test_the_budget_of_each_episode_of_a_range_is_seen():
 
 def test_relief_is_seen_by_itself_by_price_and_by_rank():
     env = make_small_env("padded")
-    facts = env.group_summary()
+    facts = env.problem.group_summary()
     seen = [LayerObservation(*row) for row in observations(env)][:-1]
     loo_gain = [one["loo_gain"] for one in facts]
     prices = [one["loo_gain"] / one["macs_share"] for one in facts]

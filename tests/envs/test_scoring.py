@@ -84,9 +84,11 @@ def test_many_plans_are_only_estimated_and_the_best_is_found_all_the_same(budget
 def test_an_estimate_does_only_for_a_plan_above_the_loss_to_beat():
     env = make_env()
     _, images, labels = labelled("padded", count=160)
-    objective = ImageObjective(env.network.model, [(images, labels)], goal="divergence", first_images=FIRST)
-    scorer = PlanScorer(env.network, objective)
-    rng, units = np.random.default_rng(0), env.network.cost.dense.kept
+    objective = ImageObjective(
+        env.problem.network.model, [(images, labels)], goal="divergence", first_images=FIRST
+    )
+    scorer = PlanScorer(env.problem.network, objective)
+    rng, units = np.random.default_rng(0), env.problem.network.cost.dense.kept
     *others, plan = (Widths(kept, kept) for kept in rng.integers(1, units + 1, (20, len(units))))
     in_full = [scorer.score(other) for other in others]
     assert not any(score.estimated for score in in_full)
@@ -114,7 +116,7 @@ def test_the_first_loss_is_that_of_the_first_images():
     model, images, _ = labelled("padded", count=160)
     with torch.no_grad():
         wanted = model(images[:20]).double().softmax(1)
-        found = make_env().apply(result["plan"])(images[:20]).double().softmax(1)
+        found = make_env().problem.apply(result["plan"])(images[:20]).double().softmax(1)
     loss = float((wanted * (wanted.log() - found.log())).sum(1).mean())
     assert result["reward"]["first_loss"] == pytest.approx(loss, rel=1e-4)
 
@@ -123,7 +125,7 @@ def test_an_evaluation_is_never_an_estimate():
     env = make_env(first_images=FIRST)
     results = episodes(env)
     guess = estimated(results)[-1]
-    found = env.evaluate(guess["plan"])
+    found = env.problem.evaluate(guess["plan"])
     number = results.index(guess)
     assert without("first_loss", found) == without("expected", played(None)[number])
     assert without("expected", episodes(env)[number]) == found  # what is known in full stays so
@@ -144,8 +146,9 @@ def test_plans_that_are_remembered_are_not_carried_out_again(monkeypatch):
     resumed.reset()  # measures uniform pruning within the budget
     for result in results:
         resumed.remember(result)
-    compress = resumed.network.compress
-    monkeypatch.setattr(resumed.network, "compress", lambda plan: applied.append(plan) or compress(plan))
+    network = resumed.problem.network
+    compress = network.apply
+    monkeypatch.setattr(network, "apply", lambda plan: applied.append(plan) or compress(plan))
     assert episodes(resumed, count=8) == results
     assert len(applied) == 1  # the uniform plan, that the rewards refer to
 
@@ -212,6 +215,6 @@ def test_uniform_pruning_is_measured_on_all_images_within_each_budget():
 
 def test_uniform_pruning_evaluated_by_itself_is_measured_on_all_images():
     env, whole = drawn_env(), make_env()
-    even = env.evaluate(env.allocation("uniform"))
-    assert even["accuracy"] == whole.evaluate(whole.allocation("uniform"))["accuracy"]
+    even = env.problem.evaluate(env.problem.allocation("uniform"))
+    assert even["accuracy"] == whole.problem.evaluate(whole.problem.allocation("uniform"))["accuracy"]
     assert even["reward"]["loss"] == even["reward"]["reference"]

@@ -9,8 +9,8 @@ from torch import nn
 
 import prunegym.envs.objectives
 import prunegym.envs.tasks
-from prunegym.envs import TASKS, Budget, LayerPruningEnv, count_classes, load_task, make_env
-from prunegym.envs.uniform_baseline import N_LOO_IMAGES
+from prunegym.envs import TASKS, Budget, LayerPruningEnv, NetworkSource, count_classes, load_task, make_env
+from prunegym.envs.scoring import N_LOO_IMAGES
 from prunegym.pruning.errors import DataError, UnknownNameError, WeightsError
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from tests.pruning.example_networks import randomised
@@ -57,7 +57,7 @@ def test_plans_are_validated_on_the_validation_images():
     task = TASKS["digits"]()
     with torch.no_grad():
         right = task.model(task.splits.validation.images).argmax(1) == task.splits.validation.labels
-    assert make_env(task).validate({}) == pytest.approx(float(right.double().mean()), abs=1e-12)
+    assert make_env(task).problem.validate({}) == pytest.approx(float(right.double().mean()), abs=1e-12)
 
 
 @pytest.mark.usefixtures("_untrained_digits")
@@ -74,11 +74,11 @@ def test_plans_are_scored_on_draws_unless_first_images_are_asked_for(monkeypatch
     few, many = len(task.splits.reward), len(task.splits.to_draw_from)
     assert many > 2 * few
     plans = [{}, {"layer1.0.conv1": {"static_ratio": 0.5, "runtime_ratio": 0.0}}]
-    make_env(task).evaluate(plans[0])
+    make_env(task).problem.evaluate(plans[0])
     # the dense network on all and on the first ones; uniform pruning, the plan, the anchor of its draw
     assert sorted(judged) == sorted([many, N_LOO_IMAGES, many, few, many])
     judged.clear()
-    make_env(task, first_images=50).evaluate(plans[1])
+    make_env(task, first_images=50).problem.evaluate(plans[1])
     assert max(judged) == few
 
 
@@ -90,7 +90,9 @@ def test_an_unknown_task_is_refused_with_the_nearest_name():
 def test_weights_are_loaded(tmp_path):
     model = randomised(resolve_network("digits_resnet").build())
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    task = load_task("digits_resnet", data="digits", budget=HALF, weights=tmp_path / "w.safetensors")
+    task = load_task(
+        NetworkSource("digits_resnet", weights=tmp_path / "w.safetensors"), data="digits", budget=HALF
+    )
     images = task.splits.test.images[:5]
     with torch.no_grad():
         assert torch.equal(task.model(images), model(images))

@@ -21,14 +21,14 @@ def batches(images, labels):
 
 
 def relief_of(env):
-    return [one["loo_gain"] for one in env.group_summary()]
+    return [one["loo_gain"] for one in env.problem.group_summary()]
 
 
 def relief_by_hand(env, images):
     """Silence the weakest units of the plain network, in both groups and in each but one."""
-    model, graph = env.network.model, env.network.graph
+    model, graph = env.problem.network.model, env.problem.network.graph
     kept = {}
-    for name, decision in env.allocation("uniform").items():
+    for name, decision in env.problem.allocation("uniform").items():
         strength = model.state_dict()[WRITERS[name]].abs().sum((1, 2, 3))
         count = round(len(strength) * (1 - decision["static_ratio"]))
         kept[name] = strength.argsort(descending=True)[:count].sort().values
@@ -63,8 +63,8 @@ def test_where_pruning_does_no_harm_nothing_is_relieved():
 def test_a_budget_is_measured_once(monkeypatch):
     env, applied = make_small_env("plain", budget={"macs": 0.5}), []
     half = relief_of(env)
-    compress = env.network.compress
-    monkeypatch.setattr(env.network, "compress", lambda plan: applied.append(plan) or compress(plan))
+    compress = env.problem.network.apply
+    monkeypatch.setattr(env.problem.network, "apply", lambda plan: applied.append(plan) or compress(plan))
     env.set_budget(Budget({"macs": 0.7}))
     assert relief_of(env) != half
     assert len(applied) == 3  # the uniform plan, and each group spared
@@ -103,14 +103,14 @@ def test_the_dense_rewards_of_the_uniform_plan_are_its_reliefs():
     env = make_small_env("padded", dense_reward=True)
     rewards, _ = episode_of(env, np.zeros((len(env.group_names), 2)))
     expected = [-0.4 * max(0.01, loo_gain) for loo_gain in relief_of(env)]
-    whole = [one["static_ratio"] == 0 for one in env.allocation("uniform").values()]
+    whole = [one["static_ratio"] == 0 for one in env.problem.allocation("uniform").values()]
     assert rewards[:-1] == pytest.approx([0.0 if w else e for w, e in zip(whole, expected, strict=True)][:-1])
 
 
 def test_a_dense_reward_by_hand():
     env = make_small_env("plain", dense_reward=True, actions="raw", budget={"macs": 0.5})
-    facts = env.group_summary()[0]
-    assert env.allocation("uniform")["0.0"]["static_ratio"] == 0.5
+    facts = env.problem.group_summary()[0]
+    assert env.problem.allocation("uniform")["0.0"]["static_ratio"] == 0.5
     env.reset()
     reward = env.step(np.array([0.0, 2 * (1 / 3) / 0.9 - 1], dtype=np.float32))[1]  # 4 of 6 stay
     quarter, half, _ = facts["errors"]
@@ -127,7 +127,7 @@ def test_a_dense_reward_by_hand():
 def test_of_uniform_pruning_the_reliefs_are_expected():
     env = make_small_env("padded")
     _, result = episode_of(env, np.zeros((len(env.group_names), 2)))
-    whole = [one["static_ratio"] == 0 for one in env.allocation("uniform").values()]
+    whole = [one["static_ratio"] == 0 for one in env.problem.allocation("uniform").values()]
     shares = [0.0 if w else max(0.01, loo_gain) for w, loo_gain in zip(whole, relief_of(env), strict=True)]
     assert result["reward"]["expected"] == pytest.approx(sum(shares))
 
@@ -135,12 +135,12 @@ def test_of_uniform_pruning_the_reliefs_are_expected():
 def test_what_is_expected_by_hand():
     """Of a group whose units are skipped as much as if they were removed."""
     env = make_small_env("plain", budget={"macs": 0.5})
-    facts = env.group_summary()
+    facts = env.problem.group_summary()
     _, result = episode_of(env, [[0.5, -0.4], [-1.0, 0.3]])
     shares = []
     for fact, (name, decision) in zip(facts, result["plan"].items(), strict=True):
         gone = 1 - (1 - decision["static_ratio"]) * (1 - decision["runtime_ratio"])
-        even = env.allocation("uniform")[name]["static_ratio"]
+        even = env.problem.allocation("uniform")[name]["static_ratio"]
         here, usual = np.interp([gone, even], [0, 0.25, 0.5, 0.75, 1], [0, *fact["errors"], 1])
         shares.append(max(0.01, fact["loo_gain"]) * here / usual)
     assert any(decision["runtime_ratio"] > 0 for decision in result["plan"].values())
@@ -152,7 +152,7 @@ def test_of_a_plan_that_no_episode_decided_nothing_is_expected(monkeypatch):
     monkeypatch.setattr(
         "prunegym.envs.uniform_baseline.UniformBaselines._measure_loo_gain", None
     )  # which costs evaluations
-    assert "expected" not in env.evaluate(env.allocation("uniform"))["reward"]
+    assert "expected" not in env.problem.evaluate(env.problem.allocation("uniform"))["reward"]
 
 
 def test_where_uniform_pruning_does_no_harm_what_is_expected_stays_within_reason():

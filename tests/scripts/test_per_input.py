@@ -12,7 +12,7 @@ import torch
 import prunegym.agents.per_input.rounds
 import prunegym.pruning.evaluation.comparison
 import prunegym.scripts.finetune
-from prunegym.envs import Budget, load_task
+from prunegym.envs import Budget, NetworkSource, load_task
 from prunegym.pruning.data import load_splits
 from prunegym.pruning.metrics import accuracy
 from prunegym.pruning.runtime.outcomes import input_outcomes
@@ -351,12 +351,14 @@ class TestBenchmark:
 
     def test_a_run_measures_every_kind_at_equal_cost(self, material, monkeypatch):
         task = load_task(
-            material.model,
-            weights=material.weights,
+            NetworkSource(
+                material.model,
+                weights=material.weights,
+                input_size=(1, 8, 8),
+                mean=(0.5,),
+                std=(0.25,),
+            ),
             data=f"npz:{material.data}",
-            input_size=(1, 8, 8),
-            mean=(0.5,),
-            std=(0.25,),
             budget=Budget({"macs": 0.5}),
         )
         monkeypatch.setattr(benchmark, "cifar_task", lambda name, args, seed: task)

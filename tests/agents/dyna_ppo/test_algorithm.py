@@ -6,8 +6,8 @@ import torch
 
 from prunegym.agents.dyna_ppo.loss_model import LossModel
 from prunegym.agents.learning.policies import load_policy, save_policy
-from prunegym.agents.learning.training import learn
 from prunegym.agents.rollout import deterministic, run_episode
+from tests.agents.conftest import learn
 
 FEW = {"evaluated_episodes": 8, "warmup_episodes": 8, "imagined_episodes": 64, "episodes_per_update": 16}
 

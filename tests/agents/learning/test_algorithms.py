@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from prunegym.agents.errors import HyperparameterError, UnknownAlgorithmError
+from prunegym.agents.errors import HyperparameterError
 from prunegym.agents.learning.algorithms import (
     ALGORITHMS,
     FOLDER,
@@ -14,6 +14,7 @@ from prunegym.agents.learning.algorithms import (
 )
 from prunegym.agents.per_input.ppo import PER_INPUT
 from prunegym.agents.vector.make import vectorized
+from prunegym.pruning.errors import UnknownNameError
 
 PPO = ALGORITHMS["ppo"]
 
@@ -31,11 +32,11 @@ def make(env, name="ppo", rounds=None, **overrides):
 
 def test_an_unknown_algorithm_is_refused_with_the_nearest_and_the_rest():
     with pytest.raises(
-        UnknownAlgorithmError,
+        UnknownNameError,
         match=r"no algorithm named 'pppo'\. Did you mean 'ppo'\? Known: amc, ddpg, dyna-ppo, ppo, sac, td3",
     ):
         ALGORITHMS["pppo"]
-    with pytest.raises(UnknownAlgorithmError, match=r"no algorithm named 'zzz'\. Known"):
+    with pytest.raises(UnknownNameError, match=r"no algorithm named 'zzz'\. Known"):
         ALGORITHMS["zzz"]
 
 

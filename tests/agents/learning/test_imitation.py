@@ -6,8 +6,8 @@ import torch
 
 from prunegym.agents.learning.imitation import imitate_
 from prunegym.agents.learning.policies import load_policy, save_policy
-from prunegym.agents.learning.training import learn
 from prunegym.agents.rollout import deterministic, run_episode
+from tests.agents.conftest import learn
 
 LAYERS, NONE = {"policy_kwargs.net_arch": [32, 32]}, {"policy_kwargs.net_arch": []}
 

@@ -17,8 +17,8 @@ from prunegym.agents.learning.policies import (
     save_mean_policy,
     save_policy,
 )
-from prunegym.agents.learning.training import learn
 from prunegym.agents.vector.make import vectorized
+from tests.agents.conftest import learn
 
 ACTION = {"names": ["runtime", "static"], "low": -1.0, "high": 1.0, "mode": "centred"}
 

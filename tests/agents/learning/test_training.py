@@ -14,14 +14,14 @@ from prunegym.agents.errors import (
     CheckpointError,
     HyperparameterError,
     PolicyError,
-    UnknownAlgorithmError,
 )
 from prunegym.agents.learning.algorithms import ALGORITHMS
 from prunegym.agents.learning.checkpoints import _replay_of
 from prunegym.agents.learning.policies import load_policy, save_policy
-from prunegym.agents.learning.training import learn
 from prunegym.agents.rollout import deterministic, run_episode
 from prunegym.agents.search import search
+from prunegym.pruning.errors import UnknownNameError
+from tests.agents.conftest import learn
 
 # as tuned, but small and quick: what is tested here does not depend on their size
 QUICK = {
@@ -165,7 +165,7 @@ class TestLearning:
         assert (model.n_epochs, model.policy_kwargs["net_arch"]) == (2, [16, 16])
 
     def test_mistakes_are_refused(self, env):
-        with pytest.raises(UnknownAlgorithmError):
+        with pytest.raises(UnknownNameError):
             learn(env, algorithm="nope", episodes=3, seed=0)
         with pytest.raises(AgentError, match="episodes must be 1 or more"):
             learn(env, episodes=0, seed=0)

@@ -32,7 +32,7 @@ class Scripted:
 @pytest.fixture
 def scripted(monkeypatch):
     made = []
-    monkeypatch.setitem(SEARCHES, "scripted", lambda *args: made.append(Scripted(*args)) or made[-1])
+    monkeypatch.setitem(SEARCHES._entries, "scripted", lambda *args: made.append(Scripted(*args)) or made[-1])
     return made
 
 

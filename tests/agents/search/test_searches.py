@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from prunegym.agents.errors import UnknownAlgorithmError
 from prunegym.agents.search import SEARCHES, Space
+from prunegym.pruning.errors import UnknownNameError
 
 GATED = (True, False, False, True, False)
 LEARNING = sorted(set(SEARCHES) - {"random"})
@@ -87,7 +87,7 @@ def test_every_search_that_learns_concentrates_on_what_is_good(name):
 
 
 def test_an_unknown_search_names_the_nearest_and_the_rest():
-    with pytest.raises(UnknownAlgorithmError, match=r"Did you mean 'cma-es'.*hill-climbing, random"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'cma-es'.*hill-climbing, random"):
         SEARCHES["cmaes"]
 
 

@@ -175,7 +175,9 @@ def test_an_interruption_leaves_a_run_to_resume_and_the_cluster_to_others(mortal
 
 def test_what_it_knows_of_plans_goes_along(mortal):
     env = mortal()
-    known = env.evaluate({name: {"static_ratio": 0.1, "runtime_ratio": 0.0} for name in env.group_names})
+    known = env.problem.evaluate(
+        {name: {"static_ratio": 0.1, "runtime_ratio": 0.0} for name in env.group_names}
+    )
     hosted = EnvironmentActor([], pack(env), known=[{**known, "plan": {"another": known["plan"]}}])
     assert len(hosted.get_attr("known")) == 2
     assert json.dumps(known["plan"]) in hosted.get_attr("known")
