@@ -1,4 +1,4 @@
-"""Decode an action: from a point in [-1, 1]^2, centred on the budget, to a wish for the two ratios."""
+"""Decode an action: from a point in [-1, 1]^2 to a requested static and runtime ratio."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from prunegym.envs.budget import Limits
 
 ActionMode = Literal["centred", "raw"]
 
-RUNTIME, STATIC = 0, 1  # places in the action
+RUNTIME, STATIC = 0, 1  # positions in the action
 
 
 def decode_action(
     action: NDArray[np.floating], *, even_ratio: float, limits: Limits, gated: bool
 ) -> tuple[float, float]:
-    """Return the wished (static ratio, runtime ratio) (docs/decisions.md, D2).
+    """Return the requested (static ratio, runtime ratio) of a centred action (docs/decisions.md, D2).
 
     Zero is the even static ratio that meets the budget; -1 prunes nothing, +1 as much as the limit allows.
-    Half of the runtime axis means no gate. Values beyond the box are clipped.
+    At or below 0 the runtime entry asks for no gate. Values beyond the box are clipped.
 
     Args:
         action: [2], runtime and static.
-        even_ratio: s0, for this and all later groups.
+        even_ratio: the smallest equal static ratio of this and all later groups that meets the budget.
         limits: the largest ratios.
         gated: whether the group takes a runtime gate.
     """
@@ -36,9 +36,10 @@ def decode_action(
 
 
 def decode_raw_action(action: NDArray[np.floating], *, limits: Limits) -> tuple[float, float]:
-    """Return the wished (static ratio, runtime ratio) of AMC: the static ratio itself, whatever the budget.
+    """Return the requested (static ratio, runtime ratio) of a raw action, as in AMC.
 
-    -1 prunes nothing, +1 as much as the limit allows; nothing is skipped at run time (He et al. 2018, 3.2).
+    The action is the static ratio itself, whatever the budget: -1 prunes nothing, +1 as much as the limit
+    allows; nothing is skipped at run time (He et al. 2018, section 3.2).
     """
     target = float(np.clip(action[STATIC], -1.0, 1.0))
     return limits.static * (1.0 + target) / 2.0, 0.0

@@ -42,10 +42,11 @@ def evenly_gated(
     """Return the plan with one static ratio everywhere, and one runtime ratio wherever there can be a gate.
 
     Args:
-        network: to prune.
-        share: of the dense multiply-adds that may remain; the runtime ratio is the smallest that does.
-        static_ratio: of every group.
-        largest: runtime ratio.
+        network: the network to prune.
+        share: share of the dense multiply-adds that may remain; the runtime ratio is the smallest that keeps
+            to it.
+        static_ratio: static ratio of every group.
+        largest: the largest runtime ratio.
 
     Raises:
         PlanError: no group takes a gate.

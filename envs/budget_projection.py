@@ -1,4 +1,4 @@
-"""What keeps every decision of an episode within the budget."""
+"""The projection of decisions onto what the budget allows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Ratios: TypeAlias = NDArray[np.float64]  # [groups], static
 
 
 class BudgetProjection:
-    """Knows, at each step of an episode, which decisions can still meet the budget.
+    """Projects each decision of an episode onto the decisions from which the budget can still be met.
 
     Args:
-        cost: prices of the network's plans.
-        budget: what may remain.
-        limits: the largest ratios.
+        cost: prices the network's plans.
+        budget: shares of the dense network that may remain.
+        limits: the largest ratios of a group.
         round_to: units are kept in multiples of this.
 
     Raises:
@@ -74,9 +74,9 @@ class BudgetProjection:
         """Return the smallest even static ratio, for this and all later groups, that meets the budget.
 
         Args:
-            step: groups already decided.
+            step: number of groups decided.
             kept: their units, [step].
-            executed: of those, per input, [step].
+            executed: the units of those that run per input, [step].
         """
 
         def fits(ratio: float) -> bool:
@@ -96,17 +96,17 @@ class BudgetProjection:
         runtime: float,
         exhaust: bool = True,
     ) -> tuple[int, int]:
-        """Return (kept, executed) units of this group: the wish, as far as the budget can be met exactly.
+        """Return the (kept, executed) units nearest to the request from which the budget can still be met.
 
         A finished plan is never above the budget, and below it by at most one unit of its last group (by more
         only where the groups to come are too small to make up for one unit of this one).
 
         Args:
-            step: number of the group; those before it are decided.
+            step: index of the group; those before it are decided.
             kept: their units, [step].
-            executed: of those, per input, [step].
-            static: wished share of this group's units to remove.
-            runtime: wished share of the survivors to skip; 0 where the group takes no gate.
+            executed: the units of those that run per input, [step].
+            static: requested share of this group's units to remove.
+            runtime: requested share of the survivors to skip; 0 where the group takes no gate.
             exhaust: whether the budget is to be used up; else a plan may end anywhere below it.
         """
         most_later, least_later = self.units[step + 1 :], self._smallest[step + 1 :]
@@ -132,7 +132,7 @@ class BudgetProjection:
         return count, kept_units(count, runtime)
 
     def complete(self, target_ratio: Callable[[int, float], float]) -> Widths:
-        """Return the units of a whole plan that comes as near as can be to wishes.
+        """Return the units of a whole plan, as near as the budget allows to a target ratio for each group.
 
         Args:
             target_ratio: (step, even ratio within what is left of the budget) -> static ratio of that group.

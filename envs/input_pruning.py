@@ -1,4 +1,4 @@
-"""An input's way through a network as an episode: one step per gate, a batch of inputs side by side."""
+"""Per-input pruning as an episode: one step per gate, a batch of inputs side by side."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from prunegym.pruning.runtime.per_input import FEATURES
 
 INPUT_OBSERVATION_VERSION = 1
 BATCH = 256  # images at once where all are looked at
-PRICE_STEP = 0.25
-MIN_LOSS = 1e-6  # loss that counts, where the plan loses nothing
+PRICE_STEP = 0.25  # of an action, to either side of the plan, where the marginal price is measured
+MIN_LOSS = 1e-6  # lower bound of the mean loss that rewards are divided by
 Floats = NDArray[np.float32]
 
 
@@ -77,9 +77,9 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         """Prepare the images.
 
         Args:
-            model: a network in evaluation mode whose gates have an PerInputPolicy; its policy takes no part.
+            model: a network in evaluation mode whose gates have a PerInputPolicy; its policy takes no part.
             images: [N, ...], on its device, to learn from.
-            dense_logits: what the dense network says of them, [N, classes].
+            dense_logits: the dense network's logits for them, [N, classes].
             budget: share of the dense network's multiply-adds that inputs may cost on average.
             num_envs: inputs side by side, at most all there are.
         """
@@ -126,7 +126,7 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         return {**self._start, "price": self.price}
 
     def restart_from(self, state: Mapping[str, Any]) -> None:
-        """Have the next `reset` begin where `episode_start` says."""
+        """Let the next `reset` begin where `episode_start` says."""
         self.np_random.bit_generator.state = state["random"]
         self._order = np.array(state["order"], dtype=np.int64)
         self.price = state["price"]
@@ -168,7 +168,7 @@ class InputPruningVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         return torch.cat(losses), macs / len(self._images)
 
     def _outcome(self, logits: Tensor) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Return the rewards of the inputs and what came of them."""
+        """Return the rewards and the infos of the inputs, from their logits."""
         wanted, reference = self._wanted[self._now], self._reference[self._now]
         lost = loss(logits, wanted)
         macs = self._network.ratios.cost()

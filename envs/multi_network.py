@@ -41,7 +41,7 @@ class MultiNetworkEnv(gym.Env[Observation, Action]):
         first = next(iter(self.envs.values()))
         self.action_space, self.observation_space = first.action_space, first.observation_space
         self.action_mode = first.action_mode
-        self._turn = -1  # of the network at hand
+        self._turn = -1  # index of the network whose episode it is
 
     @property
     def _name(self) -> str:
@@ -81,7 +81,7 @@ class MultiNetworkEnv(gym.Env[Observation, Action]):
         return {"turn": self._turn, "random": self.np_random.bit_generator.state}
 
     def restore_episode_state(self, state: Mapping[str, Any]) -> None:
-        """Have the next episode start from what `episode_state` returned."""
+        """Let the next episode start from what `episode_state` returned."""
         self._turn = state["turn"]
         self.np_random.bit_generator.state = state["random"]
 

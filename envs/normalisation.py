@@ -1,4 +1,4 @@
-"""Features as standard scores within a network, which mean the same in any other."""
+"""Normalisation of observations: standard scores within a network, which mean the same in any other."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ MIN_SCORE_STD = 0.02  # of a feature that is to be stretched; one that hardly va
 
 
 class ObservationNormalizer:
-    """How far each feature lies from its mean over an episode of uniform pruning, in standard deviations.
+    """Normalises features to standard scores: deviations from their mean over an episode of uniform pruning.
 
-    Clipped at 1: in a network of many blocks a trunk lies three deviations from the rest, in a small one a
-    single one, and a policy that learned on these must not be carried away by those. *Measured*, policies
-    linear in the scores, learned on ResNet-20 and 32, on the whole of ResNet-56 at half the MACs, where
-    uniform pruning keeps 83.6: 86.2 clipped at 1, 83.0 at 1.5, 74.4 at 2, 63.0 at 3. Features of the
-    episode, CONTEXT, which say the same of every group, are stretched from [0, 1] to [-1, 1] instead.
+    Scores are clipped at 1, which keeps a policy trained on shallow networks stable on deep ones, where a
+    residual stream lies three standard deviations out (docs/decisions.md, D42). The features in CONTEXT,
+    which are the same for every group, are stretched from [0, 1] to [-1, 1] instead.
 
     Args:
         uniform: features of the groups in that episode, [groups, F].

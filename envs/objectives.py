@@ -48,14 +48,12 @@ class Objective(Protocol):
 class ImageObjective:
     """Compares a compressed network with the dense one, or with labels, on images.
 
-    Going by divergence is finer than by the accuracy of a few hundred images, which trained networks tend to
-    know by heart; on ResNet-20 at half the MACs it led to plans of higher test accuracy. On synthetic images
-    the loss is the share of wrong answers, the disagreement with the dense network: over 60 random plans its
-    rank correlation with accuracy on real images is 0.96, the divergence's 0.94, 0.92 (`benchmark reward`).
+    The loss is the divergence from the dense network, or the share of wrong answers; why which, see
+    docs/decisions.md, D40.
 
-    With `first_images`, a plan meets as many images first. Its full loss is then estimated as the loss on
-    those, times what full losses have been of first ones so far. If that lies clearly above the loss to beat,
-    the estimate stands, marked as one; else the other images follow.
+    With `first_images`, a network is run on so many images first. Its full loss is estimated as the loss on
+    those, times the mean ratio of full to first losses so far. If the estimate lies clearly above the loss to
+    beat, it stands and is marked as an estimate; else the network is run on the other images too.
 
     Args:
         dense: the dense network.
@@ -153,18 +151,16 @@ class ImagePool:
 class DrawnImagesObjective:
     """Compares a compressed network with the dense one on some of many images, drawn for each plan.
 
-    Of a few hundred images that are always the same, a search soon finds out what suits just these. Measured
-    on ResNet-20, the better half of 75 plans found by 512 images: rank correlation of the loss on these with
-    the loss on test images 0.16, of that on 1,536 other training images 0.60. Drawn anew, images cost as much
-    and err each time in another way, which averages out.
-    A draw depends on the plan alone, so that it is the same in any process and in a resumed run.
+    A search overfits a few hundred images that are always the same; images drawn anew cost as much, and their
+    errors average out (docs/decisions.md, D41). A draw depends on the plan alone, so that it is the same in
+    any process and in a resumed run.
 
     The loss is a ratio estimate (Cochran 1977, chapter 6): the mean on the images drawn, times the ratio of
     the anchor's mean loss on all images to its mean loss on those drawn.
 
     Args:
         pool: the images.
-        anchor: makes a network whose loss on an image tells how hard it is: that of uniform pruning.
+        anchor: makes the uniformly pruned network, whose loss on an image tells how hard the image is.
     """
 
     def __init__(self, pool: ImagePool, *, anchor: Callable[[], nn.Module]) -> None:

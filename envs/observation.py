@@ -1,4 +1,4 @@
-"""What an agent sees of the group about to be decided: named features that mean the same in any network."""
+"""The observation of the group about to be decided: named features that mean the same in any network."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class LayerObservation(NamedTuple):
     error_75: float  # with three quarters
     error_rank: float  # share of groups with a smaller loss at one half
     price_rank: float  # share of groups that save fewer MACs per loss at one half
-    loo_gain: float  # square root of the share of uniform pruning's divergence that is this group's doing
-    loo_gain_price: float  # that share per MACs saved, 0.5 for the median group
-    loo_gain_rank: float  # share of groups with less
+    loo_gain: float  # square root of the leave-one-out gain, see `UniformBaseline`
+    loo_gain_price: float  # leave-one-out gain per MACs saved, 0.5 for the median group
+    loo_gain_rank: float  # share of groups with a smaller leave-one-out gain
     macs_budget: float  # 1 where there is none
     params_budget: float
     even_ratio: float  # static ratio asked of this and all later groups to meet the budget
@@ -66,7 +66,7 @@ class Observer:
     """Computes the features; what does not change within an episode is computed once.
 
     Args:
-        network: whose groups are observed.
+        network: the network whose groups are observed.
         leading: the measure that "macs" stands for in the features, see `leading_measure`.
     """
 

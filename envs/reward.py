@@ -1,4 +1,4 @@
-"""The parts of a reward, and what becomes of them."""
+"""The reward of a finished plan, and its parts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ DENSE_SCALE = 0.4  # the slope of exp(-x) where a plan is as good as uniform
 
 @dataclass(frozen=True)
 class Score:
-    """What a compressed network does, whatever the budget it was made for."""
+    """Score of a compressed network; it does not depend on the budget that the network was made for."""
 
-    loss: float  # what a plan is to keep small, by what the objective goes by
+    loss: float  # to be kept small; which loss it is depends on the objective
     accuracy: float | None = None  # 0 to 1, on the reward images
     divergence: float | None = None  # from the dense network on them, nats per image
-    score: float | None = None  # by the user's function, where that is the objective
-    estimated: bool = False  # from the first images alone
-    first_loss: float | None = None  # on the first images, where the others followed
+    score: float | None = None  # of the user's function, where that is the objective
+    estimated: bool = False  # estimated from the first images alone
+    first_loss: float | None = None  # on the first images, where the network was scored on all
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> Score:
@@ -40,15 +40,16 @@ class RewardTerms:
 
     @property
     def share(self) -> float:
-        """The loss as a share of what uniform pruning loses, so that plans of different budgets compare."""
+        """The loss relative to the uniform plan's, so that plans of different budgets compare."""
         return self.score.loss / max(self.reference, MIN_REFERENCE_LOSS)
 
     @property
     def total(self) -> float:
-        """What the agent maximises, in [0, 1]: exp(-loss / reference); 1 as dense, 0.37 as uniform pruning.
+        """The reward that the agent maximises, in [0, 1]: exp(-loss / reference).
 
-        A share of what uniform pruning loses, since losses differ a hundredfold between networks and budgets.
-        See `ImageObjective` and `FunctionObjective` for the losses.
+        A plan as good as the dense network gets 1, the uniform plan 0.37. Losses are relative to the uniform
+        plan's since they differ a hundredfold between networks and budgets. See `ImageObjective` and
+        `FunctionObjective` for the losses.
         """
         return math.exp(-self.share)
 
@@ -60,9 +61,12 @@ class RewardTerms:
 
 
 def step_reward(expected: float) -> float:
-    """Return the dense reward, in [-DENSE_SCALE, 0], for a group of which this share of the loss is expected.
+    """Return the dense reward of one step, in [-DENSE_SCALE, 0].
 
-    The environment takes the sum back at the end of the episode, so that no policy gains or loses by it; it
-    only says sooner which step did what.
+    The environment takes the sum back at the end of the episode, so that the return of an episode stays the
+    same; dense rewards only tell sooner which step caused a loss.
+
+    Args:
+        expected: the loss expected of the group just decided, as a share of the uniform plan's loss.
     """
     return -DENSE_SCALE * min(1.0, expected)

@@ -30,18 +30,18 @@ DIGITS_BUDGET: Mapping[str, float] = {"macs": 0.2}  # tight enough that the allo
 
 @dataclass(frozen=True)
 class Task:
-    """A trained network with what decides about it and what objectives it."""
+    """A trained network, its images, and what may remain of it."""
 
     network: NetworkSpec
     model: nn.Module  # in evaluation mode
     splits: ImageSplits | SyntheticSplits
     calibration: CalibrationInputs
     budget: Budget | BudgetRange
-    score: ScoreFunction | None = None  # takes the place of images wherever plans are judged
+    score: ScoreFunction | None = None  # takes the place of images wherever plans are scored
 
     @property
     def test_metric(self) -> Images | ScoreFunction:
-        """What results are reported by: test images, or the score function."""
+        """What results are reported on: test images, or the score function."""
         return self.splits.test if self.score is None else self.score
 
 

@@ -1,4 +1,4 @@
-"""What a compressed network is trained on, and what it is judged on."""
+"""The images that a compressed network is fine-tuned on, and those it is evaluated on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunegym.pruning.data import Images, ImageSplits, joined
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The images that a network is trained on, and those that it is judged on."""
+    """The images that a network is trained on, and those that it is evaluated on."""
 
     images: Images
     validation: Images  # a per-input policy keeps its mean cost on these

@@ -45,9 +45,8 @@ class UniformBaseline:
 class UniformBaselines:
     """Measures uniform pruning once for each budget.
 
-    Gains are measured by leaving each group out of the uniform plan, since sensitivities of single groups of
-    a whole network say little: on ResNet-56 those of half of each group add up to a twentieth of what pruning
-    all of them costs.
+    Gains are measured by leaving each group out of the uniform plan, not by pruning it alone: see
+    docs/decisions.md, D43.
 
     Args:
         network: the network that is pruned.
@@ -83,9 +82,8 @@ class UniformBaselines:
 class ExpectedLosses:
     """Losses expected of plans before they are applied, as shares of what the uniform plan loses.
 
-    For a group it is its leave-one-out gain, times how much more its readers lose by the error curve than in
-    the uniform plan. *Measured*, over 20 plans early in each of four searches on ResNet-20: rank correlation
-    of the sum with the loss 0.2 to 0.8.
+    For a group it is its leave-one-out gain, times its readers' loss by the error curve relative to their
+    loss in the uniform plan; for a plan, the sum over its groups. How good that is: docs/decisions.md, D44.
 
     Args:
         network: the network that is pruned.
