@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def imports(path: Path) -> set[str]:
 def of_ours(path: Path) -> set[tuple[str, ...]]:
     """Return what a file imports of this project, each as the parts of its name after `prunegym`."""
     return {tuple(name.split(".")[1:]) for name in imports(path) if name.split(".")[0] == "prunegym"}
+
+
+def module_name(path: Path) -> str:
+    """Return the name by which a file of this project is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("prunegym", *parts)).removesuffix(".__init__")
+
+
+def nearest_module(imported: str, names: Mapping[str, Path]) -> str | None:
+    """Return the module that an imported name is, or that it comes from; None if it is not one of ours."""
+    if imported in names:
+        return imported
+    package = imported.rpartition(".")[0]
+    return package if package in names else None
 
 
 def rooms(package: str) -> dict[str, set[str]]:
@@ -79,6 +94,18 @@ def test_the_folders_of_a_package_do_not_import_each_other_in_a_circle(package):
         lowest = [room for room, others in left.items() if not others & set(left)]
         assert lowest, f"these import each other: {left}"
         left = {room: others for room, others in left.items() if room not in lowest}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {module_name(path): path for path in MODULES}
+    left = {
+        name: {target for imported in imports(path) if (target := nearest_module(imported, names))} - {name}
+        for name, path in names.items()
+    }
+    while left:
+        lowest = [name for name, others in left.items() if not others & set(left)]
+        assert lowest, f"these import each other: {sorted(left)}"
+        left = {name: others for name, others in left.items() if name not in lowest}
 
 
 @pytest.mark.parametrize("package", STACK)
