@@ -85,6 +85,17 @@ class InputPolicy:
         ]
 
 
+@dataclass(frozen=True)
+class PerInputRecording:
+    """What is written to disk and shown while a policy for inputs is learned, and whether to resume."""
+
+    tensorboard: Path | None = None  # parent of the folder that gets this run's curves
+    checkpoint: Path | None = None  # the folder that keeps the run every SAVE_EVERY updates
+    resume: bool = False  # continue from `checkpoint` if it holds a run, else begin
+    progress: bool = False  # show a bar on standard error
+    on_update: Callable[[dict[str, float]], None] | None = None  # an exception in it ends the run
+
+
 def learn_per_input(
     env: Any,
     *,
@@ -92,11 +103,7 @@ def learn_per_input(
     seed: int,
     hyperparameters: Mapping[str, Any] | None = None,
     device: str = "cpu",
-    tensorboard_log: Path | None = None,
-    progress: bool = False,
-    on_update: Callable[[dict[str, float]], None] | None = None,
-    checkpoint: Path | None = None,
-    resume: bool = False,
+    recording: PerInputRecording = PerInputRecording(),
 ) -> InputPolicy:
     """Learn a policy by PPO, while a price on multiply-adds rises and falls until they keep to the budget.
 
@@ -106,11 +113,7 @@ def learn_per_input(
         seed: of the order of inputs, the network and the exploration.
         hyperparameters: that differ from those in `per-input.yaml`, see `with_overrides`.
         device: where the policy network learns; it is small, so a CPU serves best.
-        tensorboard_log: the folder that gets the run's folder, or None.
-        progress: show a bar on standard error.
-        on_update: called with the record of each update; what it raises ends the run.
-        checkpoint: the folder that keeps the run every SAVE_EVERY updates, or None.
-        resume: go on from `checkpoint` if a run was kept there, else begin.
+        recording: what is written to disk and shown; `on_update` is called with the record of each update.
 
     Raises:
         HyperparameterError: there is no such hyper-parameter.
@@ -126,46 +129,18 @@ def learn_per_input(
         "hyperparameters": settings,
         "gates": list(env.gate_names),
         "observation": {"version": env.observation_version, "names": list(env.observation_names)},
-        "budget": env.problem.budget,
+        "budget": env.budget,
         "inputs at once": envs.num_envs,
     }
-    kept = None
-    if resume and checkpoint:
-        kept = read_checkpoint(checkpoint, run=identity, history=lambda data: InputHistory(data["updates"]))
-    model, history = _begin(env, envs, settings, kept, seed, device, tensorboard_log)
-    save = partial(save_checkpoint, checkpoint, run=identity) if checkpoint else None
-    watch = _Watch(env, history, {"seed": seed, **settings}, save, on_update)
-    with tqdm(
-        total=episodes, initial=history.episodes, unit="input", disable=None if progress else True
-    ) as bar:
-        watch.bar = bar
-        left = (episodes - history.episodes) * len(env.gate_names)
-        if left > 0:  # else it was interrupted after learning
-            model.learn(
-                left,
-                watch,
-                log_interval=1,
-                tb_log_name="per-input",
-                reset_num_timesteps=not goes_on_in_curves(model, "per-input", resume=resume),
-            )
-            if save is not None:
-                save(model, history=history, env=envs)
-            model.logger.close()
-    return InputPolicy(model, history)
-
-
-def _begin(
-    env: InputEnvironment,
-    envs: GymVectorAdapter,
-    settings: Mapping[str, Any],
-    kept: Checkpoint[InputHistory] | None,
-    seed: int,
-    device: str,
-    tensorboard_log: Path | None,
-) -> tuple[BaseAlgorithm, InputHistory]:
-    """Return the model of a run at its beginning, or as a checkpoint kept it, and what it has seen."""
-    if kept:
-        model: BaseAlgorithm = kept.restore(PPO, envs, device=device, tensorboard_log=tensorboard_log)
+    checkpoint: Checkpoint[InputHistory] | None = None
+    if recording.resume and recording.checkpoint:
+        checkpoint = read_checkpoint(
+            recording.checkpoint, run=identity, history=lambda data: InputHistory(data["updates"])
+        )
+    if checkpoint:
+        model: BaseAlgorithm = checkpoint.restore(
+            PPO, envs, device=device, tensorboard_log=recording.tensorboard
+        )
     else:
         env.price = env.marginal_price()
         model = PER_INPUT.make(
@@ -174,15 +149,33 @@ def _begin(
             hyperparameters={name: value for name, value in settings.items() if name != "price_rate"},
             seed=seed,
             device=device,
-            tensorboard_log=tensorboard_log,
+            tensorboard_log=recording.tensorboard,
         )
-    if tensorboard_log is None:
+    if recording.tensorboard is None:
         log_nowhere_(model)
-    return model, kept.history if kept else InputHistory()
+    history = checkpoint.history if checkpoint else InputHistory()
+    save = partial(save_checkpoint, recording.checkpoint, run=identity) if recording.checkpoint else None
+    callback = _UpdateCallback(env, history, {"seed": seed, **settings}, save, recording.on_update)
+    hidden = None if recording.progress else True  # None: hidden where no terminal shows it
+    with tqdm(total=episodes, initial=history.episodes, unit="input", disable=hidden) as bar:
+        callback.bar = bar
+        n_steps = (episodes - history.episodes) * len(env.gate_names)
+        if n_steps > 0:  # else it was interrupted after learning
+            model.learn(
+                n_steps,
+                callback,
+                log_interval=1,
+                tb_log_name="per-input",
+                reset_num_timesteps=not goes_on_in_curves(model, "per-input", resume=recording.resume),
+            )
+            if save is not None:
+                save(model, history=history, env=envs)
+            model.logger.close()
+    return InputPolicy(model, history)
 
 
-class _Watch(BaseCallback):
-    """Keeps the price, the record of updates, the curves and the checkpoint."""
+class _UpdateCallback(BaseCallback):
+    """After each update: adjusts the price, extends the history and the curves, and saves a checkpoint."""
 
     bar: Any
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunegym.agents.per_input.ppo import InputPolicy, learn_per_input
+from prunegym.agents.per_input.ppo import InputPolicy, PerInputRecording, learn_per_input
 from prunegym.envs import InputPruningVectorEnv, Limits, Task, evenly_gated, static_plan
 from prunegym.envs.budget_projection import rounded_up
 from prunegym.pruning.apply import Compressed
@@ -292,13 +292,13 @@ def learn_in_rounds(
     """
     policies: list[InputPolicy] = []
     compressed = job.apply(plan, counts=job.varied_counts(plan))
-    for number in range(1, config.rounds + 1):
+    for round_number in range(1, config.rounds + 1):
 
-        def announce(record: dict[str, float], number: int = number) -> None:
+        def announce(record: dict[str, float], round_number: int = round_number) -> None:
             if on_update is not None:
-                on_update({"round": number, **record})
+                on_update({"round": round_number, **record})
 
-        if number > 1 and not config.tune_epochs:
+        if round_number > 1 and not config.tune_epochs:
             plan = mean_plan(job, compressed, plan)
             compressed = job.apply(plan, counts=job.varied_counts(plan))
         job.attach_policy_(compressed, config.max_runtime_ratio)
@@ -306,13 +306,15 @@ def learn_in_rounds(
             learn_per_input(
                 job.environment(compressed, share),
                 episodes=config.episodes,
-                seed=config.seed + number,  # or a round on the same plan would repeat the one before
+                seed=config.seed + round_number,  # or a round on the same plan would repeat the last one
                 hyperparameters=config.hyperparameters,
-                tensorboard_log=out / "tensorboard" / f"round-{number}" if out else None,
-                progress=progress,
-                on_update=announce,
-                checkpoint=out / "checkpoint" / f"round-{number}" if out else None,
-                resume=resume,
+                recording=PerInputRecording(
+                    tensorboard=out / "tensorboard" / f"round-{round_number}" if out else None,
+                    checkpoint=out / "checkpoint" / f"round-{round_number}" if out else None,
+                    resume=resume,
+                    progress=progress,
+                    on_update=announce,
+                ),
             )
         )
         per_input_policy_of(compressed.model).load_policy_(policies[-1].layers)

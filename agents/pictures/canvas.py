@@ -43,8 +43,8 @@ def styles(makers: Iterable[str]) -> dict[str, Style]:
     """Return a style for each maker, in order of first appearance; "random" and "uniform" have their own."""
     distinct = list(dict.fromkeys(makers))
     learners = [maker for maker in distinct if maker not in BASELINES]
-    found = {maker: PALETTE[number % len(PALETTE)] for number, maker in enumerate(learners)}
-    return {maker: BASELINES.get(maker) or found[maker] for maker in distinct}
+    assigned = {maker: PALETTE[index % len(PALETTE)] for index, maker in enumerate(learners)}
+    return {maker: BASELINES.get(maker) or assigned[maker] for maker in distinct}
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -61,19 +61,19 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def limits(values: Sequence[float], *, inside: Iterable[float], least: float) -> tuple[float, float]:
-    """Return an axis' limits: a few values far from the others do not squeeze these together.
+def limits(values: Sequence[float], *, inside: Iterable[float], min_span: float) -> tuple[float, float]:
+    """Return an axis' limits that leave out values far from the others, which would squeeze these together.
 
     Args:
-        values: at least one.
+        values: the values on the axis, at least one.
         inside: further values that must lie within the limits.
-        least: the smallest span, in the unit of the values.
+        min_span: the smallest distance between the limits, in the unit of the values.
     """
     lower, upper = np.quantile(values, (0.25, 0.75))
     reach = WHISKER * (upper - lower)
     shown = [value for value in values if lower - reach <= value <= upper + reach] + list(inside)
     low, high = min(shown), max(shown)
-    margin = max(HEADROOM * (high - low), (least - (high - low)) / 2)
+    margin = max(HEADROOM * (high - low), (min_span - (high - low)) / 2)
     return low - margin, high + margin
 
 

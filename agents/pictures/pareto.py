@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_MACS_SPAN, MIN_SCORE_SPAN = 0.002, 0.02  # spans: smaller differences are not blown up to look like much
-SEVERAL_BUDGETS = 0.05  # span of MACs from which on plans are of several budgets, and far scores no accident
+MULTIPLE_BUDGETS_SPAN = (
+    0.05  # of MACs: plans that spread wider are for several budgets, so none is an outlier
+)
 LABEL_GAP = 0.055  # between labels, of the axis' height
 MARK = "#F0E442"
 PLAN = 24.0  # size of a plan's mark, in points squared
@@ -35,11 +38,11 @@ def front(points: Sequence[Point]) -> list[int]:
         >>> front([(0.5, 0.8), (0.4, 0.7), (0.45, 0.6)])
         [1, 0]
     """
-    found: list[int] = []
+    indices: list[int] = []
     for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
-        if not found or points[index][1] > points[found[-1]][1] or points[index] == points[found[-1]]:
-            found.append(index)
-    return found
+        if not indices or points[index][1] > points[indices[-1]][1] or points[index] == points[indices[-1]]:
+            indices.append(index)
+    return indices
 
 
 def pareto_figure(
@@ -57,26 +60,29 @@ def pareto_figure(
         marked: name -> point, of plans to be named; where the y axis is accuracy, theirs on test images.
         dense_accuracy: of the dense network on test images, a line; None draws none.
     """
-    found, accuracy = scores(episodes)
-    points = [(episode.result.macs, score) for episode, score in zip(episodes, found, strict=True)]
+    values, accuracy = scores(episodes)
+    points = [(episode.result.macs, score) for episode, score in zip(episodes, values, strict=True)]
     marked = marked or {}
+    evaluated: dict[str, list[Point]] = {}  # by network, without estimates
+    for point, episode in zip(points, episodes, strict=True):
+        if not episode.result.estimated:
+            evaluated.setdefault(network(episode), []).append(point)
     figure, axes = new_axes(8.0, 4.8)
-    named = list(marked.values())
-    left, right = limits(
-        [macs for macs, _ in points], inside=[macs for macs, _ in named], least=MIN_MACS_SPAN
-    )
-    axes.set_xlim(left, right)
-    full = [(point, one) for point, one in zip(points, episodes, strict=True) if not one.result.estimated]
-    best = found if right - left > SEVERAL_BUDGETS else [max(point[1] for point, _ in full)] if full else []
-    axes.set_ylim(limits(found, inside=[*best, *(score for _, score in named)], least=MIN_SCORE_SPAN))
+    _set_limits_(axes, points, list(chain.from_iterable(evaluated.values())), list(marked.values()))
     if dense_accuracy is not None:
         _draw_dense_(axes, dense_accuracy)
-    outside = _draw_points_(axes, np.array(points), episodes)
-    for name in dict.fromkeys(network(one) for _, one in full):
-        _draw_front_(axes, [point for point, one in full if network(one) == name])
+    n_outside = _draw_points_(axes, np.array(points), episodes)
+    _draw_fronts_(axes, evaluated.values())
     _draw_marks_(axes, marked, accuracy=accuracy)
-    notes = _notes(outside, estimated=len(points) - len(full))
-    axes.set_xlabel("\n".join(["MACs that remain, share of the dense network", *notes]))
+    n_estimated = len(points) - sum(map(len, evaluated.values()))
+    label = "MACs that remain, share of the dense network"
+    if n_outside:
+        label += f"\n{n_outside} of the plans lie farther out: hollow, at the edge"
+    if n_estimated:
+        label += (
+            f"\n{n_estimated} of the plans are estimated from some of the images: faint, and not on the front"
+        )
+    axes.set_xlabel(label)
     in_percent(axes.xaxis)
     score_axis(axes, accuracy=accuracy)
     on_test = "reported, on test images" if accuracy else "reported"
@@ -84,18 +90,27 @@ def pareto_figure(
     return figure
 
 
-def _notes(outside: int, *, estimated: int) -> list[str]:
-    notes = [
-        (outside, "of the plans lie farther out: hollow, at the edge"),
-        (estimated, "of the plans are estimated from some of the images: faint, and not on the front"),
-    ]
-    return [f"{count} {note}" for count, note in notes if count]
+def _set_limits_(
+    axes: Axes, points: Sequence[Point], evaluated: Sequence[Point], marked: Sequence[Point]
+) -> None:
+    """Set both axes' limits: all marked points are inside, and the best of the evaluated ones."""
+    macs, values = zip(*points, strict=True)
+    left, right = limits(macs, inside=[point[0] for point in marked], min_span=MIN_MACS_SPAN)
+    axes.set_xlim(left, right)
+    inside = [point[1] for point in marked]
+    if right - left > MULTIPLE_BUDGETS_SPAN:
+        inside += values
+    elif evaluated:
+        inside.append(max(point[1] for point in evaluated))
+    axes.set_ylim(limits(values, inside=inside, min_span=MIN_SCORE_SPAN))
 
 
-def _draw_front_(axes: Axes, points: Sequence[Point]) -> None:
-    best = np.array([points[index] for index in front(points)])
-    axes.step(*best.T, where="post", color="black", linewidth=1.0, zorder=2.5)
-    axes.scatter(best[:, 0], best[:, 1], s=60, facecolors="none", edgecolors="black", zorder=4)
+def _draw_fronts_(axes: Axes, networks: Iterable[Sequence[Point]]) -> None:
+    """Draw a line through the front of each network's points, and a ring around each point on it."""
+    for points in networks:
+        best = np.array([points[index] for index in front(points)])
+        axes.step(*best.T, where="post", color="black", linewidth=1.0, zorder=2.5)
+        axes.scatter(best[:, 0], best[:, 1], s=60, facecolors="none", edgecolors="black", zorder=4)
 
 
 def _draw_points_(axes: Axes, points: NDArray[np.float64], episodes: Sequence[Episode]) -> int:
@@ -104,7 +119,7 @@ def _draw_points_(axes: Axes, points: NDArray[np.float64], episodes: Sequence[Ep
 
     low, high = (np.array(ends) for ends in zip(axes.get_xlim(), axes.get_ylim(), strict=True))
     outside = ((points < low) | (points > high)).any(axis=1)
-    macs, found = points.clip(low, high).T
+    macs, clipped_scores = points.clip(low, high).T
     makers = np.array([maker(episode) for episode in episodes])
     alpha = np.array([FAINT if episode.result.estimated else OPAQUE for episode in episodes])
     for name, (colour, shape) in styles(makers).items():
@@ -113,7 +128,7 @@ def _draw_points_(axes: Axes, points: NDArray[np.float64], episodes: Sequence[Ep
             ink = [(*to_rgb(colour), opacity) for opacity in alpha[where]]
             axes.scatter(
                 macs[where],
-                found[where],
+                clipped_scores[where],
                 s=PLAN,
                 marker=shape,
                 facecolors="none" if hollow else ink,
@@ -143,7 +158,7 @@ def _draw_marks_(axes: Axes, marked: Mapping[str, Point], *, accuracy: bool) -> 
     """Draw the named points as stars, their labels in a column at the right, joined by thin lines."""
     low, high = axes.get_ylim()
     names = sorted(marked, key=lambda name: marked[name][1])
-    heights = spread([(marked[name][1] - low) / (high - low) for name in names], least=LABEL_GAP)
+    heights = spread([(marked[name][1] - low) / (high - low) for name in names], min_gap=LABEL_GAP)
     line = {"arrowstyle": "-", "linewidth": 0.6, "color": "#555555", "shrinkA": 0, "shrinkB": 5}
     for name, height in zip(names, heights, strict=True):
         macs, score = marked[name]
@@ -160,14 +175,14 @@ def _draw_marks_(axes: Axes, marked: Mapping[str, Point], *, accuracy: bool) -> 
         axes.scatter([macs], [score], s=190, marker="*", c=MARK, edgecolors="black", linewidths=0.9, zorder=5)
 
 
-def spread(heights: Sequence[float], *, least: float) -> list[float]:
-    """Return ascending heights moved apart to at least `least`, about as far up as down."""
+def spread(heights: Sequence[float], *, min_gap: float) -> list[float]:
+    """Return ascending heights moved apart to at least `min_gap`, about as far up as down."""
     raised: list[float] = []
     for height in heights:
-        raised.append(max(height, raised[-1] + least) if raised else height)
+        raised.append(max(height, raised[-1] + min_gap) if raised else height)
     lowered: list[float] = []
     for height in reversed(heights):
-        lowered.append(min(height, lowered[-1] - least) if lowered else height)
+        lowered.append(min(height, lowered[-1] - min_gap) if lowered else height)
     return [(up + down) / 2 for up, down in zip(raised, reversed(lowered), strict=True)]
 
 

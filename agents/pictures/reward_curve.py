@@ -35,7 +35,7 @@ def reward_curve_figure(episodes: Sequence[Episode]) -> Figure:
     made = {name: [one for one in episodes if maker(one) == name] for name in styles(map(maker, episodes))}
     bests = {name: _best_so_far(mine) for name, mine in made.items()}
     ends = [best[np.isfinite(best)][[0, -1]] for best in bests.values() if np.isfinite(best).any()]
-    low, high = limits(rewards, inside=np.ravel(ends).tolist(), least=MIN_REWARD_SPAN)
+    low, high = limits(rewards, inside=np.ravel(ends).tolist(), min_span=MIN_REWARD_SPAN)
     for name, style in styles(made).items():
         mine = np.array([episode.result.total for episode in made[name]])
         count = np.arange(1, len(mine) + 1)

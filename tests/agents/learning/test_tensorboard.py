@@ -10,10 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from prunegym.agents.episode_log import EpisodeLog
 from prunegym.agents.learning.tensorboard import TensorBoardCallback, flatten
-from prunegym.agents.learning.training import learn
 from prunegym.agents.rollout import run_episode
+from tests.agents.conftest import learn
 
-learn_in_rounds = partial(learn, hyperparameters={"evaluated_episodes": 8, "imagined_episodes": 64})
+learn_often = partial(learn, hyperparameters={"evaluated_episodes": 8, "imagined_episodes": 64})
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -28,7 +28,7 @@ def seen():
 
 @pytest.fixture
 def events(env, tmp_path, seen):
-    learn_in_rounds(env, episodes=20, seed=0, tensorboard=tmp_path, on_episode=seen.append)
+    learn_often(env, episodes=20, seed=0, tensorboard=tmp_path, on_episode=seen.append)
     return read(tmp_path)
 
 
@@ -66,7 +66,7 @@ def test_the_curves_of_stable_baselines_are_there(events):
 
 def test_some_updates_and_the_end_draw_a_heat_map_and_the_best_plan(env, tmp_path, seen, monkeypatch):
     monkeypatch.setattr(TensorBoardCallback, "OVERVIEW_EVERY", 16)
-    learn_in_rounds(
+    learn_often(
         env, episodes=28, seed=0, tensorboard=tmp_path, on_episode=seen.append
     )  # rounds end after 8, 16, 24
     events = read(tmp_path)
@@ -85,7 +85,7 @@ def test_some_updates_and_the_end_draw_a_heat_map_and_the_best_plan(env, tmp_pat
 def test_a_log_gives_a_picture_of_score_and_cost_and_uniform_pruning_one_of_ratios(env, tmp_path):
     uniform = run_episode(env, lambda observation: np.zeros(2, np.float32))
     log = EpisodeLog(tmp_path / "episodes.jsonl")
-    learn_in_rounds(env, episodes=3, seed=0, tensorboard=tmp_path / "log", log=log, uniform=uniform)
+    learn_often(env, episodes=3, seed=0, tensorboard=tmp_path / "log", log=log, uniform=uniform)
     tags = read(tmp_path / "log").Tags()["images"]
     assert sorted(tags) == ["prune/bars", "prune/heatmap", "prune/pareto"]
 
@@ -98,7 +98,7 @@ def test_the_hyperparameters_tab_has_its_numbers_and_its_metric(events):
 
 
 def test_without_labels_there_is_no_accuracy_curve(toy, tmp_path):
-    learn_in_rounds(toy(accuracy=False), episodes=2, seed=0, tensorboard=tmp_path)
+    learn_often(toy(accuracy=False), episodes=2, seed=0, tensorboard=tmp_path)
     assert "prune/accuracy" not in read(tmp_path).Tags()["scalars"]
 
 
@@ -112,11 +112,9 @@ def test_a_resumed_run_continues_the_same_curves_without_a_step_twice(toy, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        learn_in_rounds(
-            toy(), episodes=20, seed=0, tensorboard=log, checkpoint=checkpoint, on_episode=interrupt
-        )
+        learn_often(toy(), episodes=20, seed=0, tensorboard=log, checkpoint=checkpoint, on_episode=interrupt)
     time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
-    learn_in_rounds(toy(), episodes=20, seed=0, tensorboard=log, checkpoint=checkpoint, resume=True)
+    learn_often(toy(), episodes=20, seed=0, tensorboard=log, checkpoint=checkpoint, resume=True)
     events = read(log)
     assert [event.step for event in events.Scalars("reward/last")] == list(range(5, 101, 5))
     assert values(events, "episode") == list(range(1, 21))

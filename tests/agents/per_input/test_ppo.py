@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import prunegym.agents.per_input.ppo
 from prunegym.agents.errors import AgentError, CheckpointError, HyperparameterError
 from prunegym.agents.learning.checkpoints import _replay_of
-from prunegym.agents.per_input.ppo import InputHistory, learn_per_input
+from prunegym.agents.per_input.ppo import InputHistory, PerInputRecording, learn_per_input
 from tests.agents.per_input.toy_inputs import GATES, ToyInputs
 
 BUDGET = 0.3  # of which the best policy gives twice as much to hard inputs, for 0.3 * 2 * (1 - 0.3 * 2)
@@ -20,9 +20,13 @@ PER_UPDATE, UPDATES = 16, 8
 QUICK = {"episodes_per_update": PER_UPDATE, "minibatches": 2, "n_epochs": 2, "policy_kwargs.net_arch": [8]}
 
 
-def quick(env=None, *, seed=0, episodes=PER_UPDATE * UPDATES, **settings):
+def quick(env=None, *, seed=0, episodes=PER_UPDATE * UPDATES, hyperparameters=QUICK, **recording):
     return learn_per_input(
-        env or ToyInputs(8), episodes=episodes, seed=seed, **{"hyperparameters": QUICK, **settings}
+        env or ToyInputs(8),
+        episodes=episodes,
+        seed=seed,
+        hyperparameters=hyperparameters,
+        recording=PerInputRecording(**recording),
     )
 
 
@@ -229,7 +233,7 @@ class TestResume:
         ]
 
     def test_a_finished_run_is_there_at_once(self, tmp_path):
-        done = quick(checkpoint=tmp_path, tensorboard_log=tmp_path / "log")
+        done = quick(checkpoint=tmp_path, tensorboard=tmp_path / "log")
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         env = ToyInputs(8)
         again = quick(
@@ -237,7 +241,7 @@ class TestResume:
             checkpoint=tmp_path,
             resume=True,
             on_update=Interrupt(1),
-            tensorboard_log=tmp_path / "log",
+            tensorboard=tmp_path / "log",
         )
         assert_same(done, again)
         assert env.seeds == []
@@ -304,7 +308,7 @@ class TestCurves:
         return EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
 
     def test_every_update_writes_what_came_of_it(self, tmp_path):
-        history = quick(tensorboard_log=tmp_path).history
+        history = quick(tensorboard=tmp_path).history
         events = self.curves(tmp_path)
         for name in ("macs", "agrees", "loss", "reference", "price", "macs_std", "episodes"):
             found = events.Scalars(f"input/{name}")
@@ -316,9 +320,9 @@ class TestCurves:
     @pytest.mark.usefixtures("_saved_often")
     def test_a_resumed_run_continues_them_without_a_step_twice(self, tmp_path):
         with pytest.raises(KeyboardInterrupt):
-            quick(checkpoint=tmp_path / "kept", tensorboard_log=tmp_path / "log", on_update=Interrupt(6))
+            quick(checkpoint=tmp_path / "kept", tensorboard=tmp_path / "log", on_update=Interrupt(6))
         time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
-        resumed = quick(checkpoint=tmp_path / "kept", tensorboard_log=tmp_path / "log", resume=True)
+        resumed = quick(checkpoint=tmp_path / "kept", tensorboard=tmp_path / "log", resume=True)
         found = self.curves(tmp_path / "log").Scalars("input/macs")
         assert [one.step for one in found] == [2 * PER_UPDATE * (n + 1) for n in range(UPDATES)]
         assert [one.value for one in found] == pytest.approx([one["macs"] for one in resumed.history.updates])

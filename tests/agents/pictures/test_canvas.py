@@ -23,20 +23,20 @@ def test_a_png_file_holds_the_same_pixels():
 
 
 def test_a_few_far_values_do_not_widen_the_limits():
-    low, high = limits([*np.linspace(0.78, 0.82, 50), 0.1, 0.12], inside=[], least=0.01)
+    low, high = limits([*np.linspace(0.78, 0.82, 50), 0.1, 0.12], inside=[], min_span=0.01)
     assert 0.7 < low < 0.78
     assert 0.82 < high < 0.9
 
 
 def test_what_must_be_inside_is_inside():
-    low, high = limits([*np.linspace(0.78, 0.82, 50), 0.1], inside=[0.2, 0.95], least=0.01)
+    low, high = limits([*np.linspace(0.78, 0.82, 50), 0.1], inside=[0.2, 0.95], min_span=0.01)
     assert 0.1 < low < 0.2
     assert high > 0.95
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.5, 0.5, 0.501]])
 def test_equal_values_get_the_least_span_around_them(values):
-    low, high = limits(values, inside=[], least=0.02)
+    low, high = limits(values, inside=[], min_span=0.02)
     assert high - low == pytest.approx(0.02)
     assert low < 0.5 < high
 

@@ -132,9 +132,9 @@ def test_without_labels_the_height_is_the_reward(episode):
 
 
 def test_heights_are_moved_apart_only_where_they_are_too_near():
-    assert spread([0.1, 0.5, 0.9], least=0.1) == pytest.approx([0.1, 0.5, 0.9])
-    assert spread([0.5, 0.5], least=0.1) == pytest.approx([0.45, 0.55])
-    assert min(np.diff(spread([0.1, 0.11, 0.12, 0.13, 0.9], least=0.05))) >= 0.05 - 1e-12
+    assert spread([0.1, 0.5, 0.9], min_gap=0.1) == pytest.approx([0.1, 0.5, 0.9])
+    assert spread([0.5, 0.5], min_gap=0.1) == pytest.approx([0.45, 0.55])
+    assert min(np.diff(spread([0.1, 0.11, 0.12, 0.13, 0.9], min_gap=0.05))) >= 0.05 - 1e-12
 
 
 def test_each_of_several_networks_has_its_own_colour_and_front(episode):
