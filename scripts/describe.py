@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from prunegym.envs.budget_projection import rounded_up
 from prunegym.envs.description import describe
@@ -35,11 +34,7 @@ def run(argv: Sequence[str]) -> None:
     )
     if config.as_json:
         print(json.dumps(record, indent=2))
-    else:
-        _show(record)
-
-
-def _show(record: Mapping[str, Any]) -> None:
+        return
     prunable = sum(group["frozen"] is None for group in record["groups"])
     rows = []
     for group in record["groups"]:

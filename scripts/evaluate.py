@@ -44,9 +44,12 @@ def run(argv: Sequence[str]) -> None:
     with claimed(output.folder) if output else nullcontext():
         if output:
             check_empty(output.folder, overwrite=output.overwrite)
-        evaluation, gated = (
-            _compressed(config, config.compressed) if config.compressed else (_dense(config), 0)
-        )
+        if config.compressed:
+            evaluation, gated = _compressed(config, config.compressed)
+        else:
+            task, gated = build_task(config.task, Budget({"macs": 1.0})), 0
+            macs = find_groups(task.model, task.network.input_shape).macs
+            evaluation = _timed(task.model, task.test_metric, task.network, macs)
         row = evaluation.to_dict()
         if output:
             open_run(output.folder, output.flags, overwrite=output.overwrite)
@@ -56,12 +59,6 @@ def run(argv: Sequence[str]) -> None:
     else:
         title = f"{config.compressed or config.task.network.name}, {measured_on(config.task)}"
         show_rows(title, {"measured": row}, gated={"measured": gated})
-
-
-def _dense(config: EvaluateConfig) -> Evaluation:
-    task = build_task(config.task, Budget({"macs": 1.0}))
-    macs = find_groups(task.model, task.network.input_shape).macs
-    return _timed(task.model, task.test_metric, task.network, macs)
 
 
 def _compressed(config: EvaluateConfig, folder: Path) -> tuple[Evaluation, int]:

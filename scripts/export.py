@@ -22,7 +22,7 @@ from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed
 from prunegym.pruning.storage.export import FORMATS, N_SINGLE_IMAGES, Comparison, export_network, to_program
 from prunegym.scripts.building import compressed_folder
 from prunegym.scripts.cli import run_verb
-from prunegym.scripts.options.export import ExportConfig, parse
+from prunegym.scripts.options.export import parse
 from prunegym.scripts.tables import console, show_rows
 
 COMPARED = 32  # images
@@ -32,7 +32,13 @@ def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
     config = parse(argv)
     loaded = load_compressed(compressed_folder(config.compressed), network=config.model)
-    images = _images(loaded, config)
+    spec = config.data or loaded.manifest.data
+    if spec == "none":
+        generator = torch.Generator().manual_seed(config.seed)
+        images = torch.randn(COMPARED, *loaded.network.input_shape, generator=generator)
+    else:
+        test = load_splits(spec, loaded.network, seed=config.seed).test
+        images = test.take(torch.arange(min(COMPARED, len(test))))
     count_classes(loaded.model, loaded.network)  # what gives no logits is refused before the work begins
     metadata = {
         "network": loaded.manifest.network,
@@ -47,16 +53,6 @@ def run(argv: Sequence[str]) -> None:
         print(json.dumps(record, indent=2))
     else:
         _show(record, str(config.compressed))
-
-
-def _images(loaded: LoadedNetwork, config: ExportConfig) -> Tensor:
-    """Return the first test images, or random ones: [N, ...]."""
-    spec = config.data or loaded.manifest.data
-    if spec == "none":
-        generator = torch.Generator().manual_seed(config.seed)
-        return torch.randn(COMPARED, *loaded.network.input_shape, generator=generator)
-    test = load_splits(spec, loaded.network, seed=config.seed).test
-    return test.take(torch.arange(min(COMPARED, len(test))))
 
 
 def _record(

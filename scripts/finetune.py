@@ -71,7 +71,15 @@ def _run(config: FinetuneConfig, source: Path, processes: ProcessGroup) -> None:
     known |= {"mean": list(spec.mean), "std": list(spec.std)}
     config = replace(config, output=replace(config.output, flags={**config.output.flags, **known}))
     check_out(config.output)
-    data, device = _training_data(config, task, loaded), usable_device(config.device)
+    known_weights = config.weights is not None or trains_itself(spec.name, task.data.spec)
+    if config.learn == LABELS and not known_weights:
+        splits = build_splits(task, task.data, spec)
+        check_labels(splits, count_classes(loaded.model, spec))
+        data = TrainingData.from_splits(splits, validate=config.validate)
+    else:
+        everything = Budget({"macs": 1.0})
+        data = TrainingData.from_task(build_task(task, everything), validate=config.validate)
+    device = usable_device(config.device)
     before = copy.deepcopy(loaded.model).to(device)
     share = None  # of the multiply-adds that inputs cost on average, where the network decides for each
     if find_per_input_policy(gates_of(before)) is not None:
@@ -90,20 +98,6 @@ def _run(config: FinetuneConfig, source: Path, processes: ProcessGroup) -> None:
         fit_input_statistics_(loaded.model, typical, wanted)
         keep_budget_(loaded.model, images, share)
     _write(config, task, loaded, {"before": before, "after": loaded.model}, data, epochs)
-
-
-def _training_data(config: FinetuneConfig, task: TaskConfig, loaded: LoadedNetwork) -> TrainingData:
-    """Load or make all images.
-
-    Raises:
-        PruningError: images or weights are missing, damaged, or do not fit the network.
-    """
-    known = config.weights is not None or trains_itself(loaded.network.name, task.data.spec)
-    if config.learn == LABELS and not known:
-        splits = build_splits(task, task.data, loaded.network)
-        check_labels(splits, count_classes(loaded.model, loaded.network))
-        return TrainingData.from_splits(splits, validate=config.validate)
-    return TrainingData.from_task(build_task(task, Budget({"macs": 1.0})), validate=config.validate)
 
 
 def _finetune(

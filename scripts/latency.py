@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from prunegym.envs import Budget, BudgetRange
@@ -39,8 +39,23 @@ def run(argv: Sequence[str]) -> None:
     record = describe_table(table)
     if config.as_json:
         print(json.dumps(record, indent=2))
-    else:
-        _show(record, config.network.name)
+        return
+    key, error, dense = record["key"], record["error"], record["dense_milliseconds"]
+    title = (
+        f"{config.network.name}: {dense:.2f} ms for one image on {key['device']}, threads: {key['threads']}"
+    )
+    rows = []
+    for row in record["layers"]:
+        names = row["names"]
+        label = names[0] + (f" and {len(names) - 1} more calls" if len(names) > 1 else "")
+        rows.append([label, str(row["widths"]), f"{row['milliseconds']:.3f}", f"{row['share']:.1%}"])
+    rest = record["rest_milliseconds"]
+    rows.append(["all else", "", f"{rest:.3f}", f"{rest / dense:.1%}"])
+    print_table(title, ("layers", "widths timed", "ms", "share"), rows)
+    console().print(
+        f"shares predicted of {error['networks']} networks cut at random are off by {error['median']:.1%} "
+        f"(median), {error['worst']:.1%} (worst)"
+    )
 
 
 def describe_table(table: LatencyTable) -> dict[str, Any]:
@@ -69,23 +84,6 @@ def describe_table(table: LatencyTable) -> dict[str, Any]:
         "error": error,
         "key": dict(table.key),
     }
-
-
-def _show(record: Mapping[str, Any], model: str) -> None:
-    key, error, dense = record["key"], record["error"], record["dense_milliseconds"]
-    title = f"{model}: {dense:.2f} ms for one image on {key['device']}, threads: {key['threads']}"
-    rows = []
-    for row in record["layers"]:
-        names = row["names"]
-        label = names[0] + (f" and {len(names) - 1} more calls" if len(names) > 1 else "")
-        rows.append([label, str(row["widths"]), f"{row['milliseconds']:.3f}", f"{row['share']:.1%}"])
-    rest = record["rest_milliseconds"]
-    rows.append(["all else", "", f"{rest:.3f}", f"{rest / dense:.1%}"])
-    print_table(title, ("layers", "widths timed", "ms", "share"), rows)
-    console().print(
-        f"shares predicted of {error['networks']} networks cut at random are off by {error['median']:.1%} "
-        f"(median), {error['worst']:.1%} (worst)"
-    )
 
 
 def predicted_and_measured(

@@ -27,9 +27,9 @@ from prunegym.scripts.tables import show
 def run(argv: Sequence[str]) -> None:
     """Carry the verb out."""
     config = parse(argv)
-    out = config.output.folder
+    output, out = config.output, config.output.folder
     with claimed(out):
-        check_empty(out, overwrite=config.output.overwrite)
+        check_empty(out, overwrite=output.overwrite)
         for source in filter(None, (config.plan, config.policy)):
             check_source(source, out)
         given = PruningPlan.load(config.plan) if config.plan else None
@@ -37,7 +37,18 @@ def run(argv: Sequence[str]) -> None:
         task = build_task(config.task, config.budget)
         network, plan = _decide(config, task, given)
         plan_widths(network.graph, plan)  # a plan that does not fit is refused before the work begins
-        _write(config, task, network, plan)
+        rows = measure_rows(network, {"dense": PruningPlan(), "pruned": plan}, task.test_metric)
+        open_run(out, output.flags, overwrite=output.overwrite)
+        plan.save(out / "plan.json")
+        manifest = manifest_of(task, config.task.data, plan, rows.evaluations["pruned"])
+        save_compressed(out / "compressed", rows.compressed["pruned"], manifest)
+        record = {
+            "rows": {name: row.to_dict() for name, row in rows.evaluations.items()},
+            "gated_groups": rows.gated,
+            **predicted_and_measured(network, rows, "pruned", plan, task.budget),
+        }
+        write_json(out / METRICS, record)
+        show(record, f"{config.task.network.name}, {measured_on(config.task)}", as_json=output.as_json)
 
 
 def _decide(
@@ -55,22 +66,6 @@ def _decide(
         return env.problem.network, PruningPlan.from_dict(env.problem.allocation(config.allocation))
     decided = apply_policy(env, config.policy, samples=config.samples)
     return env.problem.network, PruningPlan.from_dict(decided.plan)
-
-
-def _write(config: PruneConfig, task: Task, network: PrunableNetwork, plan: PruningPlan) -> None:
-    output, out = config.output, config.output.folder
-    rows = measure_rows(network, {"dense": PruningPlan(), "pruned": plan}, task.test_metric)
-    open_run(out, output.flags, overwrite=output.overwrite)
-    plan.save(out / "plan.json")
-    manifest = manifest_of(task, config.task.data, plan, rows.evaluations["pruned"])
-    save_compressed(out / "compressed", rows.compressed["pruned"], manifest)
-    record = {
-        "rows": {name: row.to_dict() for name, row in rows.evaluations.items()},
-        "gated_groups": rows.gated,
-        **predicted_and_measured(network, rows, "pruned", plan, task.budget),
-    }
-    write_json(out / METRICS, record)
-    show(record, f"{config.task.network.name}, {measured_on(config.task)}", as_json=output.as_json)
 
 
 if __name__ == "__main__":

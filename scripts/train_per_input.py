@@ -102,24 +102,19 @@ def _appending(path: Path) -> Callable[[dict[str, float]], None]:
     def append(record: dict[str, float]) -> None:
         nonlocal begun
         if not begun and path.exists():
-            _cut(path, before=record)
+            kept, number = [], (record["round"], record["episodes"])
+            for line in path.read_bytes().splitlines(keepends=True):
+                with suppress(ValueError, KeyError, TypeError):  # a kill may have cut the last line short
+                    earlier = json.loads(line)
+                    if (earlier["round"], earlier["episodes"]) < number:
+                        kept.append(line)
+            with written_whole(path) as temporary:
+                temporary.write_bytes(b"".join(kept))
         begun = True
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     return append
-
-
-def _cut(path: Path, *, before: Mapping[str, float]) -> None:
-    """Keep the records of earlier updates, in one step; what is no record goes."""
-    kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        with suppress(ValueError, KeyError, TypeError):  # a kill may have cut the last line short
-            record = json.loads(line)
-            if (record["round"], record["episodes"]) < (before["round"], before["episodes"]):
-                kept.append(line)
-    with written_whole(path) as temporary:
-        temporary.write_bytes(b"".join(kept))
 
 
 def _write(config: TrainPerInputConfig, start: PerInputStart, compared: PerInputComparison) -> None:

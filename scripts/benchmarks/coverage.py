@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,12 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
     for part in ("kinds", *CHECKS):
         record.setdefault(part, {})
     record["seed"] = config.seed
-    record["versions"] = dict(_versions())
+    record["versions"] = {}
+    for package in VERSIONS:
+        try:
+            record["versions"][package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            record["versions"][package] = None
     record["kinds"] |= {name: kind for name, kind in networks() if name in (config.networks or [name])}
     jobs = {
         (pruner, name): partial(check, name, seed=config.seed)
@@ -52,14 +57,6 @@ def can_compare() -> bool:
     except PruningError:
         return False
     return True
-
-
-def _versions() -> Iterator[tuple[str, str | None]]:
-    for package in VERSIONS:
-        try:
-            yield package, importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            yield package, None
 
 
 def show(record: Mapping[str, Any]) -> None:

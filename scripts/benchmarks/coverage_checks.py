@@ -47,7 +47,10 @@ def check_prunegym(name: str, *, seed: int) -> dict[str, Any]:
         network = PrunableNetwork(subject.model, real_images(subject.model, [subject.images]))
     graph = network.graph
     generator = torch.Generator().manual_seed(seed)
-    kept = {group.name: _drawn(group.units, generator) for group in graph.prunable}
+    kept = {}
+    for group in graph.prunable:
+        count = max(1, int(group.units * (1 - RATIO) + 0.5))
+        kept[group.name] = torch.randperm(group.units, generator=generator)[:count].sort().values
     with _stage("cutting"), torch.no_grad():
         dense, images = precise(subject)
         small = cut(dense, graph, kept).eval()
@@ -64,11 +67,6 @@ def check_prunegym(name: str, *, seed: int) -> dict[str, Any]:
         "error": error,
         **_compensated(network, subject, name),
     }
-
-
-def _drawn(units: int, generator: torch.Generator) -> Tensor:
-    count = max(1, int(units * (1 - RATIO) + 0.5))
-    return torch.randperm(units, generator=generator)[:count].sort().values
 
 
 def _compensated(network: PrunableNetwork, subject: Subject, name: str) -> dict[str, Any]:

@@ -78,18 +78,15 @@ def precise(subject: Subject) -> tuple[nn.Module, Tensor]:
     return dense, subject.images.to(next(dense.parameters()).dtype)
 
 
+@torch.no_grad()
 def runs_as(model: nn.Module, dense: nn.Module, images: Tensor) -> tuple[bool, float]:
     """Return whether a pruned network gives what the dense one gives in shape, and its share of the MACs."""
-    outputs = [_counted(network, images) for network in (model, dense)]
-    (small, fewer), (large, more) = outputs
-    return small.shape == large.shape, fewer / more
-
-
-@torch.no_grad()
-def _counted(model: nn.Module, images: Tensor) -> tuple[Tensor, int]:
-    with FlopCounterMode(display=False) as counter:
-        output = attempt(model, images)
-    return output, counter.get_total_flops()
+    shapes, operations = [], []
+    for network in (model, dense):
+        with FlopCounterMode(display=False) as counter:
+            shapes.append(attempt(network, images).shape)
+        operations.append(counter.get_total_flops())
+    return shapes[0] == shapes[1], operations[0] / operations[1]
 
 
 def largest_error(value: Tensor, expected: Tensor, dense: Tensor) -> float | None:

@@ -53,7 +53,12 @@ def run_limited(
         while waiting or running:
             while waiting and len(running) < side_by_side:
                 name, job = waiting.popleft()
-                running[name] = _start(job, limits)
+                answer, end = _FORK.Pipe(duplex=False)
+                process = _FORK.Process(target=_call, args=(job, end, limits), daemon=True)
+                process.start()
+                end.close()  # so that the answer ends with the process, whatever ends it
+                deadline = time.monotonic() + SECONDS_PER_PROCESSOR_SECOND * limits.seconds
+                running[name] = _Running(process, answer, deadline)
             wait([job.answer for job in running.values()], timeout=1.0)
             for name, one in list(running.items()):
                 result = _result(one, limits)
@@ -65,21 +70,16 @@ def run_limited(
             one.process.kill()
 
 
-def _start(job: Callable[[], dict[str, Any]], limits: Limits) -> _Running:
-    answer, end = _FORK.Pipe(duplex=False)
-    process = _FORK.Process(target=_call, args=(job, end, limits), daemon=True)
-    process.start()
-    end.close()  # so that the answer ends with the process, whatever ends it
-    return _Running(process, answer, time.monotonic() + SECONDS_PER_PROCESSOR_SECOND * limits.seconds)
-
-
 def _result(one: _Running, limits: Limits) -> dict[str, Any] | None:
     if one.answer.poll():
         try:
             result: dict[str, Any] = one.answer.recv()
         except EOFError:
             one.process.join()
-            result = {"failed": _why_ended(one.process.exitcode, limits)}
+            why = f"its process ended with code {one.process.exitcode}"
+            if one.process.exitcode == -signal.SIGXCPU:
+                why = f"not done after {limits.seconds} s of processor time"
+            result = {"failed": why}
         one.process.join()
         return result
     if time.monotonic() < one.deadline:
@@ -89,35 +89,22 @@ def _result(one: _Running, limits: Limits) -> dict[str, Any] | None:
     return {"failed": f"not done after {SECONDS_PER_PROCESSOR_SECOND * limits.seconds} s"}
 
 
-def _why_ended(code: int, limits: Limits) -> str:
-    if code == -signal.SIGXCPU:
-        return f"not done after {limits.seconds} s of processor time"
-    return f"its process ended with code {code}"
-
-
 def _call(job: Callable[[], dict[str, Any]], end: Connection, limits: Limits) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     torch.set_num_threads(1)
     most = int(limits.gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 1))
-    _silence()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # what foreign code prints; results go through the pipe
+        os.dup2(nowhere, stream)
     try:
         result = job()
     except Exception as error:
-        result = {"failed": _why_failed(error, limits)}
+        why = one_line(error)
+        if isinstance(error, MemoryError) or "can't allocate memory" in why:  # torch's own is a RuntimeError
+            why = f"needs more than {limits.gigabytes:.0f} GB"
+        elif not isinstance(error, PruningError):
+            why = f"{type(error).__name__}: {why}"
+        result = {"failed": why}
     end.send(result)
-
-
-def _why_failed(error: Exception, limits: Limits) -> str:
-    message = one_line(error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in message:  # torch's own is a RuntimeError
-        return f"needs more than {limits.gigabytes:.0f} GB"
-    return message if isinstance(error, PruningError) else f"{type(error).__name__}: {message}"
-
-
-def _silence() -> None:
-    """Send what foreign code prints nowhere: results go through the pipe."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)

@@ -86,10 +86,10 @@ def run_side_by_side(
             done = as_completed(futures)
             for future in progress_bar(done, shown=progress, total=len(futures), unit="run"):
                 *path, last = futures[future]
-                place = record.results
+                result, place = future.result(), record.results
                 for part in path:
                     place = place.setdefault(part, {})
-                place[last] = future.result()
+                place[last] = result
                 record.keep()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -48,7 +48,8 @@ def combined_mask(static: Tensor, runtime: Tensor, executed: int, *, trust: floa
     Returns:
         [images, units], ones for units that run, else zeros.
     """
-    by_static, by_runtime = (_least(one, one.size(1) - executed) for one in (static, runtime))
+    ranks = (one.argsort(dim=1, stable=True).argsort(dim=1) for one in (static, runtime))
+    by_static, by_runtime = (rank < static.size(1) - executed for rank in ranks)
     skipped = by_static & by_runtime
     for importance, alone, share in (
         (runtime, by_runtime & ~by_static, trust),
@@ -58,9 +59,3 @@ def combined_mask(static: Tensor, runtime: Tensor, executed: int, *, trust: floa
         count = (share * alone.sum(dim=1, keepdim=True) + 1e-9).floor()
         skipped = skipped | (alone & (rank < count))
     return (~skipped).to(runtime.dtype)
-
-
-def _least(importance: Tensor, count: int) -> Tensor:
-    """Return which units are among the `count` of least importance, [images, units], bool."""
-    rank = importance.argsort(dim=1, stable=True).argsort(dim=1)
-    return rank < count
