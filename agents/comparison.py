@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from prunegym.agents.episode_log import EpisodeLog
+from prunegym.agents.episode_log import EPISODES, EpisodeLog
 from prunegym.agents.errors import AgentError
 from prunegym.agents.learning.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
 from prunegym.agents.learning.training import LearningConfig, LearningResult, Recording, learn
@@ -15,8 +15,6 @@ from prunegym.agents.rollout import EpisodeResult, deterministic, run_episode
 from prunegym.agents.search import SEARCHES, SearchResult, choose_on_validation, search
 from prunegym.agents.vector.make import vectorized
 from prunegym.envs import ALLOCATIONS, Budget, LayerPruningEnv
-
-EPISODES = "episodes.jsonl"
 
 
 @dataclass(frozen=True)

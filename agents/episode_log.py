@@ -12,6 +12,8 @@ from prunegym.agents.errors import CheckpointError
 from prunegym.agents.interface import EpisodicEnvironment
 from prunegym.agents.rollout import EpisodeResult
 
+EPISODES = "episodes.jsonl"  # the log's name in the folder of a run
+
 
 class Episode(NamedTuple):
     """An evaluated plan, and who made it."""

@@ -23,7 +23,7 @@ from prunegym.scripts.options.benchmark import BenchmarkConfig, parse
 
 
 class Benchmark(NamedTuple):
-    """What is measured, how, and how it is shown."""
+    """A benchmark: functions that measure and show it, its help, and the flags it heeds."""
 
     measure: Callable[[BenchmarkConfig], dict[str, Any]]
     show: Callable[[dict[str, Any]], None]

@@ -33,7 +33,7 @@ DONE, MISUSED, IMPOSSIBLE, INTERRUPTED, TERMINATED = 0, 2, 3, 130, 143
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM asks the process to end; what tidies up after Ctrl-C tidies up after this too."""
+    """Raised on SIGTERM, so that the process ends as it does after Ctrl-C: in order."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

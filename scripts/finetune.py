@@ -67,9 +67,10 @@ def _run(config: FinetuneConfig, source: Path, processes: ProcessGroup) -> None:
     name = config.model or loaded.manifest.network
     network = NetworkSource(name, config.weights, spec.input_shape, spec.mean, spec.std)
     task = config.task(network, data=loaded.manifest.data)
-    known = {"model": name, "data": task.data.spec, "input_size": list(spec.input_shape)}
-    known |= {"mean": list(spec.mean), "std": list(spec.std)}
-    config = replace(config, output=replace(config.output, flags={**config.output.flags, **known}))
+    # what the folder knows belongs to the run's configuration as if flags had said it
+    flags = {**config.output.flags, "model": name, "data": task.data.spec}
+    flags |= {"input_size": list(spec.input_shape), "mean": list(spec.mean), "std": list(spec.std)}
+    config = replace(config, output=replace(config.output, flags=flags))
     check_out(config.output)
     known_weights = config.weights is not None or trains_itself(spec.name, task.data.spec)
     if config.learn == LABELS and not known_weights:
@@ -160,20 +161,20 @@ def _write(
 
 
 class Curves:
-    """What epochs come to, in TensorBoard; nothing is written before there is something to see."""
+    """Learning curves in TensorBoard, one point per epoch; no file is written before the first one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writer: SummaryWriter | None = None
 
     def write(self, epoch: Epoch) -> None:
-        """Add an epoch."""
+        """Add an epoch's loss, learning rate and, if it was measured, accuracy."""
         self._writer = self._writer or SummaryWriter(str(self._folder))
         for name in ("loss", "learning_rate", "accuracy"):
             value = getattr(epoch, name)
             if value is not None:
                 self._writer.add_scalar(f"finetune/{name}", value, epoch.number)
-        self._writer.flush()  # an epoch can take minutes; whoever watches wants to see it now
+        self._writer.flush()  # an epoch can take minutes, and TensorBoard reads the file
 
     def close(self) -> None:
         """Close the log."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunegym.agents.episode_log import read_episodes
+from prunegym.agents.episode_log import EPISODES, read_episodes
 from prunegym.agents.pictures import Run, png, read_inputs, read_updates, reasons, run_pictures, words
 from prunegym.agents.pictures.page import bullets, element, page, picture, table
 from prunegym.pruning.files import read_json, written_whole
@@ -19,7 +19,7 @@ from prunegym.pruning.plan import PruningPlan
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.parser import UsageError
 from prunegym.scripts.options.report import parse
-from prunegym.scripts.run_folder import CONFIG, EPISODES, INPUTS, METRICS, UPDATES
+from prunegym.scripts.run_folder import CONFIG, INPUTS, METRICS, UPDATES
 from prunegym.scripts.tables import COLUMNS, gated_note
 
 PICTURES = {  # title and caption

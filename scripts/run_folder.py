@@ -22,19 +22,19 @@ from prunegym.pruning.storage.compressed import Manifest
 from prunegym.scripts.options.output import OutputConfig
 from prunegym.scripts.options.parser import UsageError
 
-CONFIG, METRICS, EPISODES = "config.json", "metrics.json", "episodes.jsonl"
+CONFIG, METRICS = "config.json", "metrics.json"
 UPDATES, INPUTS = "updates.jsonl", "inputs.npz"  # of a run that learns to decide for each input
-# between a run and its resumption
+# flags that may differ between a run and its resumption
 MAY_DIFFER = ("out", "resume", "overwrite", "json", "quiet", "device", "download", "cluster")
 
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Keep this user's other processes from working in a folder for results at the same time.
+    """Lock a folder for results against other processes of this user.
 
-    One byte of a file in the cache stands for the folder. Its lock ends with this process, however that ends,
-    and is not its forks', so that what they still do hinders no resumption. Where the cache cannot be written
-    or takes no locks, nothing is kept apart.
+    The lock is on one byte of a file in the cache, chosen by the folder's path. It ends with this process,
+    however that ends, and forks do not inherit it, so that forks that are still at work do not prevent a
+    resumption. Where the cache cannot be written or takes no locks, there is no protection.
 
     Raises:
         UsageError: a process works there already.

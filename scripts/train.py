@@ -13,6 +13,7 @@ import torch
 
 from prunegym.agents import ALGORITHMS, EpisodeLog, save_policy
 from prunegym.agents.comparison import Comparison, ComparisonConfig, compare
+from prunegym.agents.episode_log import EPISODES
 from prunegym.agents.interface import GymEnv
 from prunegym.agents.learning.training import LearningConfig, Recording, learn
 from prunegym.agents.pictures import reasons
@@ -31,7 +32,6 @@ from prunegym.scripts.options.learning import LearningOptions
 from prunegym.scripts.options.train import TrainConfig, parse
 from prunegym.scripts.report import write_pictures
 from prunegym.scripts.run_folder import (
-    EPISODES,
     METRICS,
     begin_run,
     check_out,

@@ -22,7 +22,7 @@ VERSIONS = ("torch", "torchvision", "timm", "torch-pruning")
 
 
 def measure(config: BenchmarkConfig) -> dict[str, Any]:
-    """Return, by network, its kind and what became of it in each pruner's hands; written as it is found."""
+    """Return the kind of each network and the checks of each pruner on it; results are kept as they come."""
     kept = begun(config, seed=config.seed)
     record = kept.results
     for part in ("kinds", *CHECKS):
@@ -51,7 +51,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def can_compare() -> bool:
-    """Whether Torch-Pruning is installed."""
+    """Return whether Torch-Pruning is installed."""
     try:
         torch_pruning()
     except PruningError:

@@ -1,4 +1,4 @@
-"""What is checked of one network, with this project and with Torch-Pruning."""
+"""The checks of one network: pruned by this project, and by Torch-Pruning."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from prunegym.scripts.benchmarks.coverage_subject import (
 
 
 def check_prunegym(name: str, *, seed: int) -> dict[str, Any]:
-    """Return what became of a network at our hands.
+    """Prune a network with this project, and return whether the result is right.
 
     Returns:
         side: of its images. groups: that may be pruned. frozen: reason -> number of groups. runs: whether the
@@ -96,7 +96,7 @@ def _stage(name: str) -> Iterator[None]:
 
 
 def check_torch_pruning(name: str, *, seed: int) -> dict[str, Any]:
-    """Return what became of a network at the hands of Torch-Pruning, with the settings of its README.
+    """Prune a network with Torch-Pruning, with the settings of its README, and return whether it is right.
 
     Returns:
         runs, macs and error as in `check_prunegym`. What it cut is read off the groups it prunes: the inputs

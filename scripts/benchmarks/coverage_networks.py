@@ -1,4 +1,4 @@
-"""What `benchmark coverage` tries: all of torchvision's classifiers, a small one of each timm family.
+"""The networks of `benchmark coverage`: all of torchvision's classifiers, a small one of each timm family.
 
 Kinds: "cnn"; "hybrid" where attention or recurrence stands beside convolutions; "transformer" where only the
 first layer is a convolution, or none.

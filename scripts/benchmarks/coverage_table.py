@@ -37,17 +37,17 @@ weights; scales and BatchNorm statistics are drawn so that they hide nothing.
 
 
 def runs(found: Mapping[str, Any] | None) -> bool:
-    """Whether a pruned network runs, gives an output of the same shape, and costs less."""
+    """Return whether a pruned network runs, gives an output of the same shape, and costs less."""
     return found is not None and "failed" not in found and found["runs"] and found["macs"] < 1
 
 
 def is_right(found: Mapping[str, Any] | None) -> bool:
-    """Whether it also computes what the dense network does with the cut channels silenced."""
+    """Return whether it also computes what the dense network does with the cut channels silenced."""
     return runs(found) and found is not None and found["error"] is not None and found["error"] <= TOLERANCE
 
 
 def is_fully_checked(found: Mapping[str, Any] | None) -> bool:
-    """Whether it was also refitted by least squares, saved, and gave the same after it was loaded."""
+    """Return whether it was also refitted by least squares, saved, and gave the same after it was loaded."""
     return is_right(found) and found is not None and found["refitted"] and found["reloaded"]
 
 

@@ -32,7 +32,7 @@ IMAGES = ("distilled", "data")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is pruned, and how much: a ratio of every group, or a budget spent evenly."""
+    """Groups to prune, and how much: by one ratio for all, or within a budget spent evenly."""
 
     name: str
     only: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, with a limit of time and of memory: none can stop the others."""
+"""Run each job in a process with limits of time and memory, so that none can stop the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FORK = multiprocessing.get_context("fork")  # what is imported already need not
 
 @dataclass(frozen=True)
 class Limits:
-    """What one job may use."""
+    """The processor time and memory that one job may use."""
 
     seconds: int  # of processor time, so that a busy machine does not fail it
     gigabytes: float  # of address space

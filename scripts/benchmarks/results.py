@@ -1,4 +1,4 @@
-"""The file in which a long benchmark keeps what it has measured."""
+"""The file in which a long benchmark keeps its results, and its jobs in several processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = ("settings", "results")  # of the file
 
 @dataclass(frozen=True)
 class Record:
-    """What a benchmark has measured so far, and the file that keeps it, if any."""
+    """The results of a benchmark so far, and the file that keeps them, if there is one."""
 
     path: Path | None
     settings: Mapping[str, Any]  # plain data; what was measured by others does not belong here

@@ -26,7 +26,7 @@ RATIOS = (0.3, 0.5, 0.7)
 KINDS = ("static", "sliced", "masked")
 THREADS = (2, 1)
 ROUNDS = 15
-IMAGES = 8  # of noise: gates choose by something, what they choose is of no matter
+IMAGES = 8  # of noise, to calibrate gates: only their time counts, not their choice
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """What the results are filed under."""
+        """Its key in the results."""
         return f"{self.network} at {self.side}"
 
 

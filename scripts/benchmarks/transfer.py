@@ -33,7 +33,7 @@ AROUND_HALF = BudgetRange(Budget({"macs": 0.4}), Budget({"macs": 0.6}))
 
 
 class Source(NamedTuple):
-    """What a policy for reuse is learned on."""
+    """The networks and budgets that a policy for reuse is learned on."""
 
     networks: Sequence[str]
     budget: Budget | BudgetRange = HALF

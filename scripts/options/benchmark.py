@@ -14,7 +14,7 @@ from prunegym.scripts.options.parser import Parser, UsageError, positive
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What is measured, and how much of it; None stands for the benchmark's own default."""
+    """A benchmark's settings; None stands for its own default."""
 
     name: str
     assets: Path = Path()  # images and weights
@@ -29,15 +29,15 @@ class BenchmarkConfig:
 
 
 class Heeding(Protocol):
-    """A benchmark, as far as its flags go."""
+    """A benchmark, as far as parsing its flags needs it."""
 
     @property
     def help(self) -> str:
-        """What it measures."""
+        """Its line in `--help`."""
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """The flags that it heeds, of those that not all do."""
+        """The flags it heeds, of those that not all benchmarks do."""
 
 
 def parse(

@@ -22,7 +22,7 @@ from prunegym.scripts.options.pruning import (
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What is learned, on which network, within which budget."""
+    """Settings of `train`: the network, the budget, and how a policy or plan is found."""
 
     task: TaskConfig
     budget: Budget | BudgetRange
