@@ -84,7 +84,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry the verb out."""
+    """Run the verb with its command line."""
     config = parse(argv, BENCHMARKS, networks=WEIGHTS)
     benchmark = BENCHMARKS[config.name]
     record = benchmark.measure(config)

@@ -16,7 +16,7 @@ from prunegym.scripts.tables import console, print_table
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry the verb out."""
+    """Run the verb with its command line."""
     config = parse(argv)
     if config.compressed:
         loaded = load_compressed(compressed_folder(config.compressed), network=config.model)

@@ -38,7 +38,7 @@ from prunegym.scripts.tables import show_rows
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry the verb out."""
+    """Run the verb with its command line."""
     config = parse(argv)
     output = config.output
     with claimed(output.folder) if output else nullcontext():

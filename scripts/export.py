@@ -29,7 +29,7 @@ COMPARED = 32  # images
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry the verb out."""
+    """Run the verb with its command line."""
     config = parse(argv)
     loaded = load_compressed(compressed_folder(config.compressed), network=config.model)
     spec = config.data or loaded.manifest.data

@@ -48,7 +48,7 @@ from prunegym.scripts.tables import show
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry the verb out, alone or as one of several processes that a launcher started."""
+    """Run the verb, alone or as one of several processes that a launcher started."""
     config = parse(argv)
     source, out = compressed_folder(config.compressed), config.output.folder.resolve()
     place = source.resolve()

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry the verb out."""
+    """Run the verb with its command line."""
     config = parse(argv)
     model, network = build_dense(config.network, seed=config.seed)
     table = build_latency_table(
@@ -59,12 +59,14 @@ def run(argv: Sequence[str]) -> None:
 
 
 def describe_table(table: LatencyTable) -> dict[str, Any]:
-    """Return what a table says of the dense network, as plain data.
+    """Return a latency table's figures for the dense network, as plain data.
 
-    `layers`, those of equal shape together, each with `names` (once for each call), `milliseconds` of all its
-    calls and their `share` of the dense network's, and the number of `widths` timed; `rest_milliseconds`,
-    activations and all else; `dense_milliseconds`, measured; `error`, the `median` and the `worst` relative
-    error of latency shares predicted, over so many `networks` cut at random; and the table's `key`.
+    Returns:
+        `layers`: one entry for layers of equal shape, with their `names` (once per call), the `milliseconds`
+        of all calls, their `share` of the dense network's latency, and the number of `widths` timed.
+        `rest_milliseconds`: activations and everything else. `dense_milliseconds`: as measured. `error`: the
+        `median` and `worst` relative error of predicted latency shares, over a number of `networks` cut at
+        random. `key`: what the table was measured for.
     """
     times = [table.whole.scale * len(one.layers) * one.dense for one in table.layers]
     layers = [
@@ -92,11 +94,11 @@ def predicted_and_measured(
     """Return a record's entry on latency, empty without a latency budget; warn where it is missed.
 
     Args:
-        network: that latency was priced on.
-        rows: measured side by side, "dense" among them.
-        name: of the row to speak of.
-        plan: that it carries out.
-        budget: it was to keep to.
+        network: the network that latency was priced on.
+        rows: networks measured side by side, "dense" among them.
+        name: the row to report on.
+        plan: the plan that this row applies.
+        budget: the budget that the plan was to meet.
     """
     limit = budget.shares.get("latency") if isinstance(budget, Budget) else None
     if network.latency is None or limit is None:

@@ -25,7 +25,7 @@ from prunegym.scripts.tables import show
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry the verb out."""
+    """Run the verb with its command line."""
     config = parse(argv)
     output, out = config.output, config.output.folder
     with claimed(out):

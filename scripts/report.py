@@ -61,7 +61,7 @@ SCALE = 0.75  # all but the heat map are drawn finer than they are shown, for pr
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry the verb out."""
+    """Run the verb with its command line."""
     config = parse(argv)
     write_report(config.run, config.page)
     print(f"written to {config.page}", file=sys.stderr)

@@ -42,7 +42,7 @@ def show(record: Mapping[str, Any], title: str, *, as_json: bool) -> None:
 
 
 def gated_note(gated: Mapping[str, int]) -> str:
-    """Say what a star beside a row means, from how many groups of each row skip units."""
+    """Return the note on rows marked with a star, from the number of gated groups of each row."""
     names = ", ".join(f"{name} ({count} group{'s' * (count > 1)})" for name, count in gated.items() if count)
     return f"{names}: for each input, units are skipped; latency with only the others run"
 
@@ -51,7 +51,7 @@ def show_rows(title: str, rows: Mapping[str, Mapping[str, Any]], *, gated: Mappi
     """Print rows of metrics; the row "dense" is what the shares are of.
 
     Args:
-        title: above the table.
+        title: printed above the table.
         rows: name -> metrics, as in `metrics.json`.
         gated: rows with runtime gates -> how many groups they gate; marked, with a note below.
     """
@@ -77,8 +77,8 @@ def print_table(
     """Print a table.
 
     Args:
-        title: above it.
-        headings: of the columns.
+        title: printed above the table.
+        headings: one for each column.
         rows: the cells of each row.
         left: headings of the columns that are aligned to the left; by default the first one.
         pad_edge: leave a space at both ends of a row.

@@ -51,7 +51,7 @@ CANDIDATES = {
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry the verb out."""
+    """Run the verb with its command line."""
     config = parse(argv)
     learning, out = config.learning, config.output.folder
     with ExitStack() as stack:
@@ -227,13 +227,13 @@ def _reuse_verdict(rows: Mapping[str, Evaluation]) -> str:
 
 
 def verdict(rows: Mapping[str, Evaluation], name: str, *, latency: float | None = None) -> str:
-    """Say in a line whether the chosen plan beats the uniform one at no more MACs.
+    """Return one line on whether the chosen plan beats the uniform one at no more MACs.
 
     Args:
-        rows: "uniform" and that of the chosen plan among them.
-        name: of its row.
-        latency: the predicted latency of its plan as a multiple of the uniform one's, where the budget limits
-            latency; it is then compared in the place of MACs.
+        rows: evaluations by row, "uniform" among them.
+        name: the row of the chosen plan.
+        latency: predicted latency as a multiple of the uniform plan's, where the budget limits latency; it
+            is then compared instead of MACs.
     """
     learned, even = rows[name], rows["uniform"]
     gain = learned.quality - even.quality

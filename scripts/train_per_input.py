@@ -56,7 +56,7 @@ N_EXAMPLES = 8  # images shown of the cheapest, and of the dearest
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry the verb out."""
+    """Run the verb with its command line."""
     config = parse(argv)
     with claimed(config.output.folder):
         check_out(config.output)
@@ -93,9 +93,9 @@ def _train(config: TrainPerInputConfig) -> None:
 
 
 def _appending(path: Path) -> Callable[[dict[str, float]], None]:
-    """Return what appends the record of an update to a file of them, a line each.
+    """Return a function that appends the record of an update to a file, one line each.
 
-    The first one takes the place of those that an interrupted run wrote after its last checkpoint.
+    Its first call drops the records that an interrupted run wrote after its last checkpoint.
     """
     begun = False
 
@@ -157,14 +157,14 @@ def _write(config: TrainPerInputConfig, start: PerInputStart, compared: PerInput
 
 
 def verdict(rows: Mapping[str, Evaluation]) -> str:
-    """Say in a line how deciding for each input compares with fixed ratios."""
+    """Return one line on how per-input ratios compare with fixed ones."""
     found, fixed = rows["per-input"], rows["fixed"]
     points, spent = 100 * (found.quality - fixed.quality), found.macs / fixed.macs
     return f"per-input against fixed runtime ratios: {points:+.1f} points at {spent:.3f} times the MACs"
 
 
 def losses(dense: torch.nn.Module, compressed: Compressed, images: Images) -> Tensor:
-    """Return how far a compressed network's output is from the dense one's for each image: [N]."""
+    """Return the loss of a compressed network against the dense one for each image: [N]."""
     found, _ = predictions(compressed.model, images.batches())
     wanted, _ = predictions(dense, images.batches())
     return loss(found, wanted.log_softmax(1))
@@ -173,7 +173,7 @@ def losses(dense: torch.nn.Module, compressed: Compressed, images: Images) -> Te
 def _write_inputs(
     path: Path, task: Task, found: InputOutcomes, reference: Tensor, learned: LearnedPerInput
 ) -> None:
-    """Write what each test image took, for the pictures."""
+    """Write the cost and the ratios of each test image, for the pictures."""
     order = np.argsort(found.macs, kind="stable")
     ends = np.stack([order[:N_EXAMPLES], order[::-1][:N_EXAMPLES]])
     arrays: dict[str, Any] = {

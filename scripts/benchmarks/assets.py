@@ -41,7 +41,7 @@ def cifar_task(
 
     Args:
         name: a network in WEIGHTS.
-        config: where assets lie, and the device.
+        config: the folder of assets, and the device.
         labelled: whether images decide; else they are only reported on, and all decisions are made without.
         calibration: what statistics are taken on, see `DataSource`.
         settings: further arguments of `load_task`.

@@ -1,4 +1,4 @@
-"""A network as `benchmark coverage` tries it: small images, random weights that hide nothing."""
+"""A network for `benchmark coverage`: small images, and random weights under which every error shows."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def largest_error(value: Tensor, expected: Tensor, dense: Tensor) -> float | Non
     """Return how far a pruned network's output is from the one expected, as a share of what pruning changes.
 
     Args:
-        value: what it gives.
-        expected: what the dense network gives with the same channels silenced.
-        dense: what it gives with all of them.
+        value: output of the pruned network.
+        expected: output of the dense network with the same channels silenced.
+        dense: output of the dense network with all channels.
 
     Returns:
         The largest difference over the largest change; None if either is not finite, or nothing changes.

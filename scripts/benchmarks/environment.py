@@ -38,9 +38,9 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def time_inputs(job: PerInputJob, seed: int) -> float:
-    """Return the steps per second of the environment of inputs, each a decision for one of them.
+    """Return the steps per second of the environment of inputs; a step decides about one gate for one input.
 
-    Gates wherever there can be some, at half of the units; random actions, after a batch that warms up.
+    Gates wherever there can be some, with half of the units; random actions, after a warm-up batch.
     """
     compressed = job.apply(even_plan(job.network.graph, 0.0, 0.5))
     job.attach_policy_(compressed, max_runtime_ratio=0.9)
@@ -56,11 +56,11 @@ def time_inputs(job: PerInputJob, seed: int) -> float:
 
 
 def time_episodes(env: LayerPruningEnv, config: BenchmarkConfig) -> dict[str, float]:
-    """Time episodes of random actions, no two alike, after one that warms up.
+    """Time episodes of random actions, no two alike, after a warm-up episode.
 
     Returns:
         step_ms: median of the steps that only decide; steps_per_s: its inverse; episodes_per_s;
-        evaluation_share: of an episode's time, spent in its last step beyond deciding.
+        evaluation_share: share of an episode's time that its last step spends on evaluation.
     """
     rng = np.random.default_rng(config.seed)
     _episode(env, rng)

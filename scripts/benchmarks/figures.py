@@ -37,8 +37,8 @@ def ahead_by(ours: Sequence[str], theirs: Sequence[str]) -> str:
     """Return by how many points of accuracy we are ahead, and its 95 % bootstrap interval.
 
     Args:
-        ours: what each seed got right, see `right_answers`.
-        theirs: likewise, of the same seeds and images.
+        ours: for each seed, which images were right, see `right_answers`.
+        theirs: likewise, for the same seeds and images.
     """
     one, other = (np.array([[float(bit) for bit in right] for right in some]) for some in (ours, theirs))
     low, high = interval(one, other)

@@ -44,8 +44,8 @@ def run_limited(
 
     Args:
         jobs: each is called in a process of its own, with one thread, and returns plain data.
-        limits: of each job.
-        side_by_side: how many run at a time.
+        limits: what each job may use.
+        side_by_side: the number of jobs that run at a time.
     """
     waiting = deque(jobs.items())
     running: dict[Name, _Running] = {}

@@ -70,12 +70,12 @@ def run_side_by_side(
 ) -> dict[str, Any]:
     """Return the results of all jobs, earlier ones included, one process per core; each is kept at once.
 
-    What ends it early, Ctrl-C or a job that fails, ends all its processes at once.
+    Ctrl-C, or a job that fails, ends all processes at once.
 
     Args:
-        record: of earlier results, nested by the parts of a job's name; a job that it holds is not run again.
-        jobs: names.
-        run: what does a job, given the parts of its name; each process uses one thread.
+        record: earlier results, nested by the parts of a job's name; a job that it holds is not run again.
+        jobs: their names.
+        run: called with the parts of a job's name, returns its result; each process uses one thread.
         progress: show a bar.
     """
     missing = [job for job in jobs if _found(record.results, job) is None]

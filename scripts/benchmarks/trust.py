@@ -19,9 +19,9 @@ class TrustGate(RuntimeGate):
         """Start from a site whose `executed` is what either importance alone would leave.
 
         Args:
-            site: of the gate.
+            site: where the gate is.
             importance: of each unit for all images, [units].
-            trust: in the runtime importance, from 0 (static only) to 1 (runtime only).
+            trust: weight of the runtime importance, from 0 (static only) to 1 (runtime only).
         """
         super().__init__(site)
         self.register_buffer("importance", importance)
@@ -42,8 +42,8 @@ def combined_mask(static: Tensor, runtime: Tensor, executed: int, *, trust: floa
     Args:
         static: [images, units]; larger means that the unit should rather run.
         runtime: likewise.
-        executed: how many units either alone would leave.
-        trust: in the runtime importance, 0 to 1.
+        executed: the number of units that either importance alone would let run.
+        trust: weight of the runtime importance, 0 to 1.
 
     Returns:
         [images, units], ones for units that run, else zeros.

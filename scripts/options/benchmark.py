@@ -48,12 +48,14 @@ def parse(
     Args:
         argv: the command line.
         benchmarks: all there are.
-        networks: that --networks may name.
+        networks: the names that --networks takes.
 
     Raises:
         UsageError: a flag is unknown or missing, its value wrong, or the benchmark does not heed it.
     """
-    parser = Parser("benchmark", "Measure this installation on pretrained CIFAR-10 ResNets.")
+    parser = Parser(
+        "benchmark", "Measure this installation on pretrained CIFAR-10 ResNets: one benchmark per name."
+    )
     names = "; ".join(f"{name}: {one.help}" for name, one in benchmarks.items())
     parser.add_argument("name", choices=list(benchmarks), help=names)
     parser.add_argument(
