@@ -82,7 +82,8 @@ def test_agent_and_search_may_use_no_more_than_uniform_did(run_cli, material, tm
     run_cli("train", *material.flags, "--budget", "macs=0.5", "--episodes", "2", "--out", tmp_path / "out")
     rows = read(tmp_path / "out" / "metrics.json")["rows"]
     used = rows["uniform"]["macs"] / rows["dense"]["macs"]
-    assert [budget.shares for budget in budgets] == [{"macs": 0.5}, {"macs": used}]
+    assert [budget.shares for budget in budgets] == [{"macs": used}]
+    assert used < 0.5
 
 
 def test_the_learned_row_is_the_candidate_that_validates_better(finished_run):
