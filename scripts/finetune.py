@@ -31,7 +31,7 @@ from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed, 
 from prunegym.pruning.training.batch_norms import REESTIMATED, check_statistics, reestimate_
 from prunegym.pruning.training.distributed import ProcessGroup, launched
 from prunegym.pruning.training.finetuning import RunControl, finetune_, trained_parameters
-from prunegym.pruning.training.loop import Epoch
+from prunegym.pruning.training.loop import EpochRecord
 from prunegym.scripts.building import (
     build_splits,
     build_task,
@@ -103,7 +103,7 @@ def _run(config: FinetuneConfig, source: Path, processes: ProcessGroup) -> None:
 
 def _finetune(
     model: nn.Module, data: TrainingData, config: FinetuneConfig, processes: ProcessGroup
-) -> tuple[Epoch, ...]:
+) -> tuple[EpochRecord, ...]:
     if config.training is None:
         reestimate_(model, data.images, processes)
         return ()
@@ -131,7 +131,7 @@ def _write(
     loaded: LoadedNetwork,
     models: Mapping[str, nn.Module],
     data: TrainingData,
-    epochs: tuple[Epoch, ...],
+    epochs: tuple[EpochRecord, ...],
 ) -> None:
     out, shape, gated = config.output.folder, loaded.network.input_shape, len(loaded.gates)
     macs = dict.fromkeys(models, loaded.manifest.evaluation.macs)
@@ -167,7 +167,7 @@ class Curves:
         self._folder = folder
         self._writer: SummaryWriter | None = None
 
-    def write(self, epoch: Epoch) -> None:
+    def write(self, epoch: EpochRecord) -> None:
         """Add an epoch's loss, learning rate and, if it was measured, accuracy."""
         self._writer = self._writer or SummaryWriter(str(self._folder))
         for name in ("loss", "learning_rate", "accuracy"):

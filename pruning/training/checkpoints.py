@@ -14,7 +14,7 @@ from torch import nn
 
 from prunegym.pruning.errors import PruningError
 from prunegym.pruning.files import written_whole
-from prunegym.pruning.training.loop import Epoch, TrainingLoop
+from prunegym.pruning.training.loop import EpochRecord, TrainingLoop
 
 Checkpoint = Mapping[str, Any]
 
@@ -26,7 +26,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def write_checkpoint(
-    path: Path, run: Mapping[str, Any], model: nn.Module, loop: TrainingLoop, history: Sequence[Epoch]
+    path: Path, run: Mapping[str, Any], model: nn.Module, loop: TrainingLoop, history: Sequence[EpochRecord]
 ) -> None:
     """Save a run after an epoch; `run` identifies it, plain data."""
     state = {
@@ -60,8 +60,8 @@ def read_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
     return state
 
 
-def restore_(saved: Checkpoint, model: nn.Module, loop: TrainingLoop) -> list[Epoch]:
+def restore_(saved: Checkpoint, model: nn.Module, loop: TrainingLoop) -> list[EpochRecord]:
     """Set network, optimizer, schedule and random state back; return the epochs that are over."""
     model.load_state_dict(saved["model"])
     loop.load_state_dict(saved["loop"])
-    return [Epoch(**epoch) for epoch in saved["history"]]
+    return [EpochRecord(**epoch) for epoch in saved["history"]]

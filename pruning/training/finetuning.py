@@ -28,7 +28,7 @@ from prunegym.pruning.training.batch_norms import (
 )
 from prunegym.pruning.training.checkpoints import fingerprint, read_checkpoint, restore_, write_checkpoint
 from prunegym.pruning.training.distributed import SINGLE_PROCESS, ProcessGroup
-from prunegym.pruning.training.loop import Epoch, LossOf, TrainingConfig, TrainingLoop, seeded
+from prunegym.pruning.training.loop import EpochRecord, LossOf, TrainingConfig, TrainingLoop, seeded
 from prunegym.pruning.training.optimizers import warmed_up
 
 PARTS = ("all", "gates")
@@ -65,7 +65,7 @@ class RunControl:
     processes: ProcessGroup = SINGLE_PROCESS
     checkpoint: Path | None = None
     resume: bool = False
-    on_epoch: Callable[[Epoch], None] | None = None
+    on_epoch: Callable[[EpochRecord], None] | None = None
 
 
 @torch.enable_grad()  # whatever the caller is doing
@@ -78,7 +78,7 @@ def finetune_(
     validation: Images | None = None,
     control: RunControl = RunControl(),
     progress: bool = False,
-) -> tuple[Epoch, ...]:
+) -> tuple[EpochRecord, ...]:
     """Train a compressed network in place; return its epochs, those before an interruption included.
 
     The network is in evaluation mode afterwards; torch's global generators stay as they were.

@@ -60,7 +60,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochRecord:
     """Loss, learning rate and accuracy of one pass over the images."""
 
     number: int  # the first is 1
@@ -122,7 +122,7 @@ class TrainingLoop:
         self._optimizer = build(parameters, config.highest_rate, config.weight_decay)
         self._schedule = schedule_of(self._optimizer, config.epochs * self._n_batches)
 
-    def epochs(self, *, done: int = 0, progress: bool = False) -> Iterator[Epoch]:
+    def epochs(self, *, done: int = 0, progress: bool = False) -> Iterator[EpochRecord]:
         """Train for the remaining epochs, and yield each when it is over.
 
         Args:
@@ -146,7 +146,7 @@ class TrainingLoop:
                 loss = 0.0  # summed over the images
                 for batch in order.tensor_split(self._n_batches):
                     loss += self._step(batch, number) * len(batch)
-                yield Epoch(number, loss / len(self._images), rate)
+                yield EpochRecord(number, loss / len(self._images), rate)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state between two epochs, random generators included."""
