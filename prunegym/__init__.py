@@ -1,6 +1,9 @@
 """Learn how much to compress where: pruning of trained CNNs as a Gymnasium environment.
 
 Importing this package registers `prunegym/LayerPruning-v0` and `prunegym/InputPruning-v0` with Gymnasium.
+
+Example:
+    small = prunegym.compress(net, calibration=loader, reward=held_out, budget={"macs": 0.5}).model
 """
 
 from prunegym.agents import Compression, compress

@@ -18,6 +18,7 @@ from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.registry import Registry
 from prunegym.scripts.cli import VERBS
 from prunegym.scripts.options.parser import Parser
+from tests.pruning.test_plain_torch import LOADER
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -240,6 +241,10 @@ class TestExamplesOfTheReadme:
         criteria = Registry("criterion")
         exec(example("@CRITERIA.register"), {**vars(filters), "CRITERIA": criteria})
         assert list(criteria) == ["l2"]
+
+    def test_what_opens_a_folder_in_plain_torch_is_the_tested_function(self):
+        function = LOADER.partition("def open_compressed")[2].strip()
+        assert function in example("def open_compressed")
 
 
 def test_python_blocks_are_code():
