@@ -23,6 +23,8 @@ from prunegym.scripts.cli import main
 from tests.pruning.example_networks import randomised
 
 ROOT = Path(__file__).parents[2]
+# of the default algorithm, where how well it learns does not matter
+QUICK = ("--hyper", "n_epochs=2", "--hyper", "imagined_episodes=64")
 
 NETWORK = """
 import torch
@@ -140,7 +142,7 @@ def in_own_process(*argv: object) -> Outcome:
 def finished_run(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ten episodes, by `python scripts/train.py`; not to be changed."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    rounds = ["--hyper", "evaluated_episodes=8"]  # after which a checkpoint is written
+    rounds = ["--hyper", "evaluated_episodes=8", *QUICK]  # after which a checkpoint is written
     flags = ["--budget", "macs=0.5", "--episodes", "10", *rounds, "--json", "--out", out]
     outcome = in_own_process("scripts/train.py", *material.flags, *flags)
     assert outcome.code == 0, outcome.err

@@ -10,6 +10,7 @@ import time
 import pytest
 
 import prunegym.scripts.train
+from tests.scripts.conftest import QUICK
 from tests.scripts.killing import Running
 from tests.scripts.test_interruption import ONE_LINE, check_equal, lines
 
@@ -54,7 +55,7 @@ def folder_of(family):
 @pytest.fixture(scope="module")
 def flags(material):
     flags = ["--budget", "macs=0.5", "--episodes", EPISODES, "--n-envs", 2, "--baselines"]
-    return ["train", *material.flags, *flags]
+    return ["train", *material.flags, *flags, *QUICK]
 
 
 @pytest.fixture

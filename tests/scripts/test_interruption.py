@@ -16,16 +16,16 @@ from prunegym.envs import InputPruningVectorEnv
 from prunegym.envs.scoring import PlanScorer
 from prunegym.scripts.cli import main, run_verb
 from prunegym.scripts.run_folder import claimed
-from tests.scripts.conftest import start
+from tests.scripts.conftest import QUICK, start
 from tests.scripts.killing import Running
 
 ROUND = 5  # updates of a run that learns for each input, in each of its two rounds
 EPISODES = 25  # for an agent three updates, a checkpoint after the first two, and the final policy
-ROUNDS = ("evaluated_episodes=8", "warmup_episodes=8", "imagined_episodes=64")
+ROUNDS = ("evaluated_episodes=8", "warmup_episodes=8")
 LEARNERS = {
-    "default": [word for number in ROUNDS for word in ("--hyper", number)],
-    "ppo": ["--algo", "ppo"],
-    "two processes": ["--algo", "ppo", "--n-envs", "2"],
+    "default": [*(word for number in ROUNDS for word in ("--hyper", number)), *QUICK],
+    "ppo": ["--algo", "ppo", "--hyper", "n_epochs=2"],
+    "two processes": ["--algo", "ppo", "--hyper", "n_epochs=2", "--n-envs", "2"],
     "sac": ["--algo", "sac", "--hyper", "warmup_episodes=4", "--first-images", "24"],
     "cma-es": ["--algo", "cma-es"],
 }

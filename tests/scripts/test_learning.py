@@ -11,7 +11,7 @@ from prunegym.agents import BUILTIN
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.scripts.cli import main
 from tests.pruning.example_networks import randomised
-from tests.scripts.conftest import NETWORK
+from tests.scripts.conftest import NETWORK, QUICK
 from tests.scripts.test_main_job import read
 
 RANGE = ["--budget", "macs=0.15..0.4"]
@@ -29,7 +29,7 @@ def flags(tmp_path_factory):
 def for_reuse(flags, tmp_path_factory):
     """A run that learned a policy for a range of budgets, in two processes; not to be changed."""
     out = tmp_path_factory.mktemp("reuse") / "run"
-    command = ["train", *flags, *RANGE, "--episodes", "9", "--n-envs", "2", "--out", out]
+    command = ["train", *flags, *RANGE, *QUICK, "--episodes", "9", "--n-envs", "2", "--out", out]
     assert main([str(part) for part in command]) == 0
     return out
 
@@ -135,7 +135,7 @@ def test_a_policy_for_reuse_prunes_within_a_budget_of_its_range(run_cli, flags, 
 def test_a_policy_goes_on_within_another_budget(run_cli, flags, for_reuse, tmp_path):
     """It begins as what it goes on from: with one evaluation, which explores nothing, it decides alike."""
     init = ["--init-policy", for_reuse / "policy", "--episodes", "1", "--budget", "macs=0.2", "--baselines"]
-    assert run_cli("train", *flags, *init, "--out", tmp_path / "on").code == 0
+    assert run_cli("train", *flags, *init, *QUICK, "--out", tmp_path / "on").code == 0
     metrics = read(tmp_path / "on" / "metrics.json")
     even = metrics["rows"]["uniform"]["macs"] / metrics["rows"]["dense"]["macs"]
     applied = ["--policy", for_reuse / "policy", "--budget", f"macs={even!r}"]
@@ -151,7 +151,7 @@ def test_the_policy_that_learning_began_from_stays_a_candidate(
         "prunegym.agents.comparison.choose_on_validation", lambda env, candidates: candidates[-1]
     )
     init = ["--init-policy", for_reuse / "policy", "--episodes", "9", "--budget", "macs=0.2", "--baselines"]
-    assert run_cli("train", *flags, *init, "--out", tmp_path / "on").code == 0
+    assert run_cli("train", *flags, *init, *QUICK, "--out", tmp_path / "on").code == 0
     metrics = read(tmp_path / "on" / "metrics.json")
     assert metrics["learned_is"] == "initial policy, unchanged"
     plan = metrics["candidates"]["initial"]["plan"]
@@ -164,7 +164,7 @@ def test_a_policy_is_learned_on_two_networks_and_goes_on(run_cli, material, tmp_
     network = resolve_network(other, input_size=(1, 8, 8), mean=(0.5,), std=(0.25,))
     save_file(randomised(network.build()).state_dict(), tmp_path / "narrow.safetensors")
     both = ["--also", f"{other}={tmp_path / 'narrow.safetensors'}", "--episodes", "19"]
-    command = ["train", *material.flags, *both, "--out", tmp_path / "out"]
+    command = ["train", *material.flags, *both, *QUICK, "--out", tmp_path / "out"]
     assert run_cli(*command).code == 0
     rows = read(tmp_path / "out" / "metrics.json")["rows"]
     assert [row.removeprefix(material.model).removeprefix(other) for row in rows] == 2 * [
@@ -191,7 +191,7 @@ def test_sensitivity_allocates_otherwise_than_evenly(run_cli, flags, tmp_path):
 
 
 def test_more_first_images_than_there_are_judge_as_all_of_them(run_cli, material, tmp_path):
-    flags = ["train", *material.flags, "--episodes", "14", "--baselines", "--first-images"]
+    flags = ["train", *material.flags, *QUICK, "--episodes", "14", "--baselines", "--first-images"]
     for name, first in (("all", 100_000), ("few", 10)):
         assert run_cli(*flags, first, "--out", tmp_path / name).code == 0
     parts = {name: [line["reward"] for line in log_of(tmp_path / name)] for name in ("all", "few")}

@@ -6,6 +6,7 @@ import pytest
 from prunegym.envs import tasks
 from prunegym.pruning.calibration.synthesis import SYNTHESES, distilled, records
 from prunegym.pruning.compensation import COMPENSATIONS
+from tests.scripts.conftest import QUICK
 from tests.scripts.test_main_job import METRICS, ROWS, read, without_latency
 
 RATIO = ["--static-ratio", "0.4"]
@@ -57,7 +58,7 @@ def test_images_to_report_on_take_no_part_in_the_decision(run_cli, flags, materi
 
 
 def test_a_policy_is_learned_without_data(run_cli, flags, tmp_path):
-    outcome = run_cli("train", *flags, "--episodes", "8", "--out", tmp_path / "run", "--json")
+    outcome = run_cli("train", *flags, *QUICK, "--episodes", "8", "--out", tmp_path / "run", "--json")
     assert outcome.code == 0, outcome.err
     record = json.loads(outcome.out)
     assert list(record["rows"]) == ROWS

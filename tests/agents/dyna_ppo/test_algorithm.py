@@ -9,7 +9,13 @@ from prunegym.agents.learning.policies import load_policy, save_policy
 from prunegym.agents.rollout import deterministic, run_episode
 from tests.agents.conftest import learn
 
-FEW = {"evaluated_episodes": 8, "warmup_episodes": 8, "imagined_episodes": 64, "episodes_per_update": 16}
+FEW = {
+    "evaluated_episodes": 8,
+    "warmup_episodes": 8,
+    "imagined_episodes": 64,
+    "episodes_per_update": 16,
+    "n_epochs": 2,
+}
 
 
 def dyna(env, *, episodes, on_episode=None, **settings):
@@ -29,7 +35,7 @@ def weights(result):
 
 
 def test_fewer_evaluations_do_than_without_a_model(toy):
-    found = dyna(toy(), episodes=60, warmup_episodes=40, imagined_episodes=320).final.total
+    found = dyna(toy(), episodes=60, warmup_episodes=40, imagined_episodes=320, n_epochs=20).final.total
     assert found > learn(toy(), algorithm="ppo", episodes=60, seed=2).final.total + 0.05
     assert found > run_episode(toy(), lambda observation: np.zeros(2, np.float32)).total + 0.2
 
@@ -64,7 +70,7 @@ def test_in_the_end_all_evaluations_are_learned_from(toy, episodes, warmup):
 
 def test_exploration_narrows_from_update_to_update(toy):
     seen = []
-    dyna(toy(), episodes=41, exploration=0.5, final_exploration=1e-3, n_epochs=1, on_episode=seen.append)
+    dyna(toy(), episodes=41, exploration=0.5, final_exploration=1e-3, on_episode=seen.append)
     ratios = np.array([[one["static_ratio"] for one in result.plan.values()] for result in seen])
     first, *_, last = (ratios[start : start + 8].std(axis=0).mean() for start in (8, 16, 24, 32))
     assert first > 2 * last
@@ -93,5 +99,5 @@ def test_numbers_that_do_not_divide_each_other_are_taken(toy, name):
 
 
 def test_no_exploration_at_all_is_a_little(toy):
-    result = dyna(toy(), episodes=17, exploration=0.0, final_exploration=0.0, n_epochs=1)
+    result = dyna(toy(), episodes=17, exploration=0.0, final_exploration=0.0)
     assert torch.isfinite(weights(result)).all()

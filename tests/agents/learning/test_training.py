@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import tempfile
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from prunegym.agents.learning.policies import load_policy, save_policy
 from prunegym.agents.rollout import deterministic, run_episode
 from prunegym.agents.search import search
 from prunegym.pruning.errors import UnknownNameError
-from tests.agents.conftest import learn
+from tests.agents.conftest import ToyPruning, learn
 
 # as tuned, but small and quick: what is tested here does not depend on their size
 QUICK = {
@@ -85,6 +86,20 @@ def start(tmp_path):
     return start
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """What comes of a run of 24 episodes in one go, its log, and how many plans it evaluated."""
+
+    @cache
+    def run(name):
+        env, log = ToyPruning(), tmp_path_factory.mktemp("straight") / "log.jsonl"
+        torch.manual_seed(0)
+        result = quick(env, name, episodes=24, checkpoint=log.with_name("run"), log=EpisodeLog(log))
+        return result, log.read_text(), env.measured.value
+
+    return run
+
+
 @pytest.fixture
 def interrupted(toy, tmp_path):
     """The folder of a run of 40 episodes that stopped in the 21st."""
@@ -128,16 +143,16 @@ class TestEveryAlgorithm:
 
     @pytest.mark.parametrize("at", [3, 8, 13, 24])  # checkpoints come after 8 and 16 episodes
     @every_algorithm
-    def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(self, toy, start, name, at):
-        straight, before, after = toy(), toy(), toy()
-        expected = start(straight, "straight", name=name, episodes=24)
+    def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(self, toy, start, straight, name, at):
+        before, after = toy(), toy()
+        expected, log, measured = straight(name)
         with pytest.raises(KeyboardInterrupt):
             start(before, "cut", name=name, episodes=24, on_episode=Interrupt(at))
         torch.manual_seed(99)  # whatever happened in between must not matter
         np.random.seed(99)  # noqa: NPY002
         assert_same(expected, start(after, "cut", name=name, episodes=24, resume=True))
-        assert start.log("cut") == start.log("straight")
-        assert before.measured.value + after.measured.value == straight.measured.value
+        assert start.log("cut") == log
+        assert before.measured.value + after.measured.value == measured
 
     @every_algorithm
     def test_a_policy_is_gone_on_from(self, toy, tmp_path, name):
@@ -361,7 +376,7 @@ class TestSeveralEnvironments:
 
     @pytest.mark.parametrize("at", [5, 13])
     @pytest.mark.parametrize("name", ["ppo", "td3"])
-    def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(self, toy, start, name, at):
+    def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(self, toy, start, straight, name, at):
         straight, before, after = toy(), toy(), toy()
         run = {"name": name, "episodes": 21, "n_envs": 2}
         expected = start(straight, "straight", **run)
