@@ -17,6 +17,8 @@ from prunegym.pruning.storage.compressed import Manifest, save_compressed
 from prunegym.pruning.storage.export import export_network
 from tests.pruning.example_networks import randomised
 
+pytestmark = pytest.mark.runs
+
 SINGLE_PROCESS = """
 import sys, warnings
 

@@ -14,10 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import prunegym.agents.learning.tensorboard
 import prunegym.pruning.evaluation.comparison
 import prunegym.scripts.evaluate
 import prunegym.scripts.export
 import prunegym.scripts.finetune
+import prunegym.scripts.train
+import prunegym.scripts.train_per_input
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.scripts.cli import main
 from tests.pruning.example_networks import randomised
@@ -82,6 +85,16 @@ def _no_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
         prunegym.scripts.finetune,
     ):
         monkeypatch.setattr(module, "measure_latency", lambda models, *_, **__: dict.fromkeys(models, 1.5))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out pictures: they take a second a run, and have tests of their own."""
+    for module in (prunegym.scripts.train, prunegym.scripts.train_per_input):
+        monkeypatch.setattr(module, "write_pictures", lambda out: {})
+    monkeypatch.setattr(
+        prunegym.agents.learning.tensorboard.TensorBoardCallback, "_pictures", lambda self: {}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from prunegym.scripts.options import train
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture
 def flags(material, tmp_path):

@@ -14,6 +14,8 @@ from tests.scripts.conftest import QUICK
 from tests.scripts.killing import Running
 from tests.scripts.test_interruption import ONE_LINE, check_equal, lines
 
+pytestmark = pytest.mark.runs
+
 EPISODES = 25
 
 

@@ -17,6 +17,8 @@ from prunegym.scripts.benchmarks.coverage_subject import load_subject
 from prunegym.scripts.benchmarks.coverage_table import is_fully_checked, is_right, runs, summary, write_table
 from prunegym.scripts.benchmarks.limited import Limits, run_limited
 
+pytestmark = pytest.mark.runs
+
 PASSED = {
     "side": 64, "groups": 3, "frozen": {}, "runs": True, "macs": 0.4, "error": 1e-12, "refitted": True,
     "reloaded": True,

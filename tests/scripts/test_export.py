@@ -10,6 +10,8 @@ import torch
 
 from prunegym.pruning.storage.compressed import load_compressed
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def pruned(material, tmp_path_factory):

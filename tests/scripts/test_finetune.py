@@ -20,6 +20,8 @@ from prunegym.pruning.training import dense
 from tests.scripts.conftest import start
 from tests.scripts.test_main_job import METRICS, read, without_latency
 
+pytestmark = pytest.mark.runs
+
 FROM_A_TERMINAL = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it

@@ -4,6 +4,8 @@ import pytest
 
 from tests.scripts.conftest import in_own_process
 
+pytestmark = pytest.mark.runs
+
 # in a process of its own, so that no other test loses its server; one that imports nothing starts at once
 PREPARED = """
 import os, signal, sys, threading

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("no_pictures")]
+
 PARTS = {"train": "train", "val": "test"}  # folder -> part of an archive
 
 

@@ -19,6 +19,8 @@ from prunegym.scripts.run_folder import claimed
 from tests.scripts.conftest import QUICK, start
 from tests.scripts.killing import Running
 
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("no_pictures")]
+
 ROUND = 5  # updates of a run that learns for each input, in each of its two rounds
 EPISODES = 25  # for an agent three updates, a checkpoint after the first two, and the final policy
 ROUNDS = ("evaluated_episodes=8", "warmup_episodes=8")
@@ -57,13 +59,6 @@ def curves(out):
 
 def plan_of(line):
     return json.loads(line)["plan"]
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """They take a second, are no part of what a run leaves to compare, and have tests of their own."""
-    for module in (prunegym.scripts.train, prunegym.scripts.train_per_input):
-        monkeypatch.setattr(module, "write_pictures", lambda out: {})
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from tests.pruning.latency.devices import additive
 from tests.scripts.conftest import in_own_process
 from tests.scripts.test_main_job import read
 
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("no_pictures")]
+
 
 @pytest.fixture
 def device(tmp_path, monkeypatch):

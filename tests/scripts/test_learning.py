@@ -14,6 +14,8 @@ from tests.pruning.example_networks import randomised
 from tests.scripts.conftest import NETWORK, QUICK
 from tests.scripts.test_main_job import read
 
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("no_pictures")]
+
 RANGE = ["--budget", "macs=0.15..0.4"]
 NARROW = NETWORK.replace("12", "6").replace("class Net", "class Narrow")
 

@@ -22,6 +22,8 @@ from tests.pruning.example_networks import randomised
 from tests.pruning.oracles import counted_macs, counted_params
 from tests.scripts.conftest import in_own_process
 
+pytestmark = pytest.mark.runs
+
 ROWS = ["dense", "uniform", "random", "learned"]
 METRICS = {"accuracy", "score", "agreement", "macs", "params", "bytes", "latency_ms"}
 INSTALLED = Path(sys.executable).with_name("prunegym")

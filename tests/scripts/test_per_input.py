@@ -25,6 +25,8 @@ from prunegym.scripts.options.benchmark import BenchmarkConfig
 from tests.scripts.conftest import in_own_process
 from tests.scripts.test_main_job import METRICS, read, without_latency
 
+pytestmark = pytest.mark.runs
+
 ROWS = ["dense", "static", "fixed", "per-input"]
 QUICK = ["--hyper", "n_epochs=1", "--hyper", "episodes_per_update=64"]
 

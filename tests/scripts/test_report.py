@@ -16,6 +16,8 @@ from PIL import Image
 
 from prunegym.scripts.report import read_run, write_pictures
 
+pytestmark = pytest.mark.runs
+
 GROUPS = ["conv1", "conv<i>2"]
 MODEL = "nets<b>.py:make"
 VOID = {"meta", "img", "link", "br"}

@@ -18,6 +18,8 @@ from prunegym.scripts.benchmarks.runtime_latency import Subject
 from prunegym.scripts.options.benchmark import BenchmarkConfig
 from tests.pruning.example_networks import EXAMPLES
 
+pytestmark = pytest.mark.runs
+
 KIND = {kind.name: kind for kind in KINDS}
 
 

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from prunegym.pruning.networks.registry import resolve_network
 
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("no_pictures")]
+
 NETWORK = """
 import multiprocessing
 

@@ -11,6 +11,8 @@ from prunegym.scripts.benchmarks import figures, search, transfer
 from prunegym.scripts.benchmarks.results import Record, run_side_by_side
 from tests.scripts import fork_server
 
+pytestmark = pytest.mark.runs
+
 
 def side_by_side(jobs, run, out=None, results=None):
     return run_side_by_side(Record(out, {}, {} if results is None else results), jobs, run, progress=False)

@@ -10,6 +10,8 @@ import prunegym.scripts.cli
 from tests.scripts.conftest import in_own_process
 from tests.scripts.test_main_job import read, without_latency
 
+pytestmark = pytest.mark.runs
+
 pytest.importorskip("accelerate")
 
 

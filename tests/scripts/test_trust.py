@@ -4,6 +4,8 @@ import torch
 from prunegym.pruning.runtime.gates import GateSite
 from prunegym.scripts.benchmarks.trust import TrustGate, combined_mask
 
+pytestmark = pytest.mark.runs
+
 # eight units, four of which either importance alone would skip:
 # by static 0, 1, 2, 3; by runtime 2, 3, 4, 5; both skip 2 and 3
 STATIC = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]])

@@ -9,6 +9,8 @@ from prunegym.pruning.compensation import COMPENSATIONS
 from tests.scripts.conftest import QUICK
 from tests.scripts.test_main_job import METRICS, ROWS, read, without_latency
 
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("no_pictures")]
+
 RATIO = ["--static-ratio", "0.4"]
 
 

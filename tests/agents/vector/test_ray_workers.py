@@ -19,6 +19,8 @@ from prunegym.agents.vector.ray_connection import connected
 from tests.agents.conftest import ToyPruning
 from tests.agents.learning.test_training import Interrupt, assert_same, quick
 
+pytestmark = pytest.mark.runs
+
 GROUPS = 5
 
 

@@ -149,8 +149,8 @@ model = load_compressed(Path({str(tmp_path / "c")!r}), network={manifest.network
 images = torch.zeros(2, *{manifest.input_shape})
 with torch.no_grad():
     model(images), deployed(model, images.shape[1:])(images)
-names = {{name.partition(".")[0] for name in sys.modules}}
-print(sorted(names & {{"stable_baselines3", "gymnasium", "envs", "agents", "scripts"}}))
+others = {{"stable_baselines3", "gymnasium", "prunegym.envs", "prunegym.agents", "prunegym.scripts"}}
+print(sorted(others & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
