@@ -16,8 +16,8 @@ import torch
 import prunegym.agents.per_input.ppo
 import prunegym.scripts.train_per_input
 from prunegym.agents import EpisodeLog, EpisodeResult
-from prunegym.envs.reward import Score
-from prunegym.envs.scoring import PlanScorer
+from prunegym.pruning.apply import Compressed
+from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.plan import PruningPlan
 from prunegym.scripts.cli import main
 from tests.scripts import fork_server
@@ -128,12 +128,12 @@ def _hold_at_update(count: int) -> None:
 
 
 def _be_slow_after(count: int, log: Path) -> None:
-    measure = PlanScorer._measure
+    apply = PrunableNetwork.apply
 
-    def measure_slowly(scorer: PlanScorer, plan: PruningPlan, *how: Any) -> Score:
+    def apply_slowly(network: PrunableNetwork, plan: PruningPlan, **how: Any) -> Compressed:
         if log.exists() and len(log.read_text().splitlines()) >= count:
             (log.parent / "slow").touch()
             time.sleep(600)
-        return measure(scorer, plan, *how)
+        return apply(network, plan, **how)
 
-    PlanScorer._measure = measure_slowly  # type: ignore[method-assign]
+    PrunableNetwork.apply = apply_slowly  # type: ignore[method-assign]

@@ -13,7 +13,8 @@ import prunegym.agents.per_input.ppo
 import prunegym.scripts.train
 import prunegym.scripts.train_per_input
 from prunegym.envs import InputPruningVectorEnv
-from prunegym.envs.scoring import PlanScorer
+from prunegym.envs.results import PlanScorer
+from prunegym.pruning.network import PrunableNetwork
 from prunegym.scripts.cli import main, run_verb
 from prunegym.scripts.run_folder import claimed
 from tests.scripts.conftest import QUICK, start
@@ -83,14 +84,19 @@ def whole(flags, tmp_path_factory):
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
     """Return the plans that were evaluated so far in this test, in this process and its forks."""
-    record, measure = tmp_path / "measured.jsonl", PlanScorer._measure
+    record, score, apply = tmp_path / "measured.jsonl", PlanScorer.score, PrunableNetwork.apply
 
-    def measure_and_record(scorer, plan, *how):
+    def apply_and_record(network, plan):
         with record.open("a") as file:
             file.write(json.dumps(plan.to_dict()) + "\n")
-        return measure(scorer, plan, *how)
+        return apply(network, plan)
 
-    monkeypatch.setattr(PlanScorer, "_measure", measure_and_record)
+    def score_watched(scorer, widths, **how):
+        with pytest.MonkeyPatch.context() as patch:  # other work applies plans, too
+            patch.setattr(PrunableNetwork, "apply", apply_and_record)
+            return score(scorer, widths, **how)
+
+    monkeypatch.setattr(PlanScorer, "score", score_watched)
     record.touch()
     return lambda: [json.loads(line) for line in record.read_text().splitlines()]
 
