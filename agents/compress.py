@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from prunegym.agents.learning.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
-from prunegym.agents.learning.training import learn
+from prunegym.agents.learning.training import Recording, learn
 from prunegym.agents.rollout import EpisodeResult
 from prunegym.agents.search import choose_on_validation
 from prunegym.envs import make_env
@@ -35,6 +35,7 @@ def compress(
     episodes: int = 200,
     algorithm: str = DEFAULT_ALGORITHM,
     seed: int = 0,
+    progress: bool = False,
     **settings: Any,
 ) -> Compression:
     """Learn how much to prune where, and return the pruned network; `model` is never changed.
@@ -48,6 +49,7 @@ def compress(
         episodes: plans to evaluate.
         algorithm: a name in `ALGORITHMS`.
         seed: of everything random.
+        progress: show a bar on standard error.
         settings: further settings of the environment, see `make_env`, such as `validation=batches`, which
             choose between the learned policy's plan and the best plan seen, or `protect=("stem*",)`.
 
@@ -69,6 +71,7 @@ def compress(
         seed=seed,
         **{"actions": ALGORITHMS[algorithm].actions, **settings},
     )
-    learned = learn(env, algorithm=algorithm, episodes=episodes, seed=seed)
+    recording = Recording(progress=progress)
+    learned = learn(env, algorithm=algorithm, episodes=episodes, seed=seed, recording=recording)
     chosen = choose_on_validation(env, [learned.final, learned.best])
     return Compression(env.problem.apply(chosen.plan), chosen)
