@@ -1,4 +1,4 @@
-"""Learn pruning decisions: Stable-Baselines3 algorithms and search baselines over one environment."""
+"""Agents that learn pruning decisions: Stable-Baselines3 algorithms, and searches as baselines."""
 
 from prunegym.agents.compress import Compression, compress
 from prunegym.agents.episode_log import EpisodeLog

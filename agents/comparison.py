@@ -1,4 +1,4 @@
-"""A fair comparison: an agent or a search, its baselines and uniform pruning, with equal means."""
+"""A fair comparison of an agent or a search with baselines and uniform pruning, on equal terms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prunegym.envs import ALLOCATIONS, Budget, LayerPruningEnv
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """What is compared, and how much each method may spend."""
+    """The methods to compare, and the number of evaluations for each."""
 
     algorithm: str = DEFAULT_ALGORITHM  # a name in ALGORITHMS or SEARCHES
     episodes: int = 200  # evaluations for the algorithm, and for each baseline that searches
@@ -30,17 +30,18 @@ class ComparisonConfig:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The plans that were found within the cost of the uniform one."""
+    """The plan of each method, none of which costs more than the uniform plan."""
 
-    name: str  # of the algorithm's row: "learned", or the name of a search
-    learned: LearningResult | None  # None of a search, which learns no policy
+    name: str  # the algorithm's key in `chosen`: "learned", or the name of a search
+    learned: LearningResult | None  # None for a search, which learns no policy
     chosen: Mapping[str, EpisodeResult]  # "uniform", the baselines, and last the algorithm, under `name`
     candidates: Mapping[str, EpisodeResult]  # "final", "best" and, if there is one, "initial"
 
     @property
     def winner(self) -> str:
-        """Which candidate was chosen on the validation images."""
-        return next(key for key, one in self.candidates.items() if one is self.chosen[self.name])
+        """Name of the algorithm's candidate that was chosen on the validation images."""
+        chosen = self.chosen[self.name]
+        return next(name for name, candidate in self.candidates.items() if candidate is chosen)
 
 
 def compare(
@@ -53,14 +54,14 @@ def compare(
     progress: bool = False,
     on_learned: Callable[[], None] | None = None,
 ) -> Comparison:
-    """Find a plan for one network within one budget, and let baselines do the same with equal means.
+    """Find a plan for one network within one budget, by the algorithm and by baselines on equal terms.
 
     1. The uniform plan within the budget is evaluated. From then on the budget is exactly what that plan
        leaves of each measure, so that no method wins by spending more of the budget.
     2. The algorithm and each baseline that searches may evaluate `episodes` plans on the reward images.
-    3. Each method has two candidates: its final answer, and the best plan that it saw. A policy to continue
-       from adds a third, at one more evaluation. The validation images choose between them.
-    4. Test images are not used at all: what is reported on them has had no influence on any choice.
+    3. Each method has two candidates: its final answer, and the best plan that it evaluated. An initial
+       policy adds a third, at one more evaluation. The validation images choose between them.
+    4. Test images are not used at all, so they influence no choice.
 
     Args:
         env: the environment for baselines, with centred actions; its budget becomes that of the uniform plan.
@@ -90,9 +91,9 @@ def compare(
         acting_env.set_budget(spent)
     log = EpisodeLog(out / EPISODES) if out else None
     learned: LearningResult | None = None
-    found: LearningResult | SearchResult
+    outcome: LearningResult | SearchResult
     if config.algorithm in ALGORITHMS:
-        found = learned = learn(
+        outcome = learned = learn(
             acting_env,
             algorithm=config.algorithm,
             episodes=config.episodes,
@@ -108,7 +109,7 @@ def compare(
             ),
         )
     else:
-        found = _search(acting_env, config.algorithm, config, log, progress=progress)
+        outcome = _search(acting_env, config.algorithm, config, log, progress=progress)
     if on_learned is not None:
         on_learned()
     chosen = {"uniform": uniform}
@@ -118,7 +119,7 @@ def compare(
         elif baseline != config.algorithm:
             result = _search(env, baseline, config, log, progress=progress)
             chosen[baseline] = choose_on_validation(env, [result.final, result.best])
-    candidates = {"final": found.final, "best": found.best}
+    candidates = {"final": outcome.final, "best": outcome.best}
     if config.learning.initial_policy is not None:
         unchanged = config.learning.initial_policy.build(acting_env)
         candidates["initial"] = run_episode(acting_env, deterministic(unchanged))
@@ -130,8 +131,9 @@ def compare(
 def _search(
     env: LayerPruningEnv, name: str, config: ComparisonConfig, log: EpisodeLog | None, *, progress: bool
 ) -> SearchResult:
+    """Search for a plan in as many environments as learning uses, and log its evaluations."""
     if log is not None:
-        log.take_up(env, name, 0)
+        log.resume(env, name, 0)
     envs = vectorized(env, n_envs=config.learning.n_envs, cluster=config.learning.cluster)
     try:
         return search(

@@ -1,4 +1,4 @@
-"""From a trained network, its images and a budget to a compressed network, in one call."""
+"""Compression in one call: a trained network, images and a budget in, a compressed network out."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def compress(
         model: a trained network.
         calibration: batches of (images, labels), or a DataLoader of them, for compensation and gates.
         budget: shares of the dense network that may remain, such as {"macs": 0.5}.
-        reward: batches that score a plan while learning.
-        score: takes their place: any function of a compressed network, higher is better.
-        episodes: plans to evaluate.
+        reward: batches on which plans are evaluated while learning.
+        score: instead of reward batches, a function that scores a compressed network; higher is better.
+        episodes: number of plans to evaluate.
         algorithm: a name in `ALGORITHMS`.
-        seed: of everything random.
+        seed: seed of all random numbers.
         progress: show a bar on standard error.
-        settings: further settings of the environment, see `make_env`, such as `validation=batches`, which
-            choose between the learned policy's plan and the best plan seen, or `protect=("stem*",)`.
+        settings: further settings of the environment, see `make_env`, such as `protect=("stem*",)` or
+            `validation=batches`, which choose between the learned policy's plan and the best plan evaluated.
 
     Raises:
         UnknownNameError: the algorithm or a setting is unknown.

@@ -1,4 +1,4 @@
-"""Every evaluated plan, on disk as soon as it is known: what a killed run need not evaluate again."""
+"""The log of evaluated plans, on disk one by one, so that a killed run need not evaluate them again."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ EPISODES = "episodes.jsonl"  # the log's name in the folder of a run
 
 
 class Episode(NamedTuple):
-    """An evaluated plan, and who made it."""
+    """An evaluated plan and the method that made it."""
 
     by: str  # "ppo", "random", ...
     result: EpisodeResult
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Episode:
-        """Build an episode from a line of `episodes.jsonl`; keys it does not know are left alone.
+        """Build an episode from a line of `episodes.jsonl`; unknown keys are ignored.
 
         Raises:
             KeyError: a key is missing.
-            TypeError: a value is of another kind than it should be.
-            ValueError: likewise.
+            TypeError: a value is of the wrong type.
+            ValueError: a value is of the wrong type.
         """
         accuracy = data["accuracy"]
-        data["reward"]["total"]  # what the episode is judged by
+        data["reward"]["total"]  # must be there: episodes are compared by it
         return cls(
             by=str(data["by"]),
             result=EpisodeResult(
-                plan={name: _ratios(entry) for name, entry in dict(data["plan"]).items()},
+                plan={
+                    group: {name: float(decision[name]) for name in ("static_ratio", "runtime_ratio")}
+                    for group, decision in dict(data["plan"]).items()
+                },
                 reward={part: float(value) for part, value in dict(data["reward"]).items()},
                 accuracy=None if accuracy is None else float(accuracy),
                 macs=float(data["macs"]),
@@ -44,31 +47,27 @@ class Episode(NamedTuple):
         )
 
 
-def _ratios(entry: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(entry[name]) for name in ("static_ratio", "runtime_ratio")}
-
-
 class EpisodeLog:
-    """A file of one JSON object per line: `by`, who decided the plan, and the episode's result.
+    """A file with one JSON object per line: `by`, the method that decided the plan, and the episode's result.
 
     Args:
-        path: of the file; it need not exist yet.
+        path: path of the file; it need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._ahead: list[str] = []  # an author's lines that a resumed run is to repeat
-        self._kept = 0  # lines of that author before them
+        self._expected: list[str] = []  # lines of a method on file that its resumed run is to repeat
+        self._n_kept = 0  # lines of that method before them
 
     def append(self, by: str, result: EpisodeResult) -> None:
-        """Add a line; the file then holds it, whatever becomes of this process."""
+        """Append a line, which is on disk when this returns."""
         line = _line(by, result)
-        if self._ahead and self._ahead[0] == line:
-            self._kept += 1
-            del self._ahead[0]
+        if self._expected and self._expected[0] == line:
+            self._n_kept += 1
+            del self._expected[0]
             return
-        if self._ahead:
-            self._cut(by, self._kept)
+        if self._expected:
+            self._cut(by, self._n_kept)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)
 
@@ -76,59 +75,66 @@ class EpisodeLog:
         """Return all episodes; see `read_episodes`."""
         return read_episodes(self.path)
 
-    def take_up(self, environment: EpisodicEnvironment, by: str, count: int) -> None:
-        """Go on with an author's lines after the first `count`; plans on file will not be evaluated again."""
+    def resume(self, environment: EpisodicEnvironment, by: str, count: int) -> None:
+        """Continue a method's lines after its first `count`, and tell the environment of all plans on file.
+
+        Args:
+            environment: gets all results on file, so that it does not evaluate these plans again.
+            by: the method that continues.
+            count: see `keep`.
+        """
         for episode in self.entries():
             environment.remember(episode.result.to_dict())
         self.keep(by, count)
 
     def keep(self, by: str, count: int) -> None:
-        """Keep an author's first `count` lines for good, the later ones while what it appends repeats them.
+        """Keep a method's first `count` lines, and later ones as long as the lines appended repeat them.
 
-        Dropped at once they would be lost to a resumed run that is killed before it has caught up. What
-        others wrote stays; a last line cut short goes.
+        If later lines were dropped at once, they would be lost when a resumed run is killed before it has
+        repeated them. The lines of other methods stay; an incomplete last line is dropped.
         """
-        mine = [_line(author, result) for author, result in self.entries() if author == by]
-        self._cut(by, len(mine))
-        self._kept, self._ahead = count, mine[count:]
+        lines = [_line(method, result) for method, result in self.entries() if method == by]
+        self._cut(by, len(lines))
+        self._n_kept, self._expected = count, lines[count:]
 
     def _cut(self, by: str, count: int) -> None:
-        """Drop the author's lines after the first `count`, in one step."""
+        """Drop the method's lines after the first `count`, atomically."""
         lines = []
-        for author, result in self.entries():
-            if author != by or count > 0:
-                lines.append(_line(author, result))
-            count -= author == by
+        for method, result in self.entries():
+            if method != by or count > 0:
+                lines.append(_line(method, result))
+            count -= method == by
         partial = self.path.with_name(f"{self.path.name}.partial")
         partial.write_text("".join(lines), encoding="utf-8")
         os.replace(partial, self.path)
-        self._ahead = []
+        self._expected = []
 
 
 def read_episodes(path: Path) -> list[Episode]:
-    """Return the episodes of a run, in their order; none where there is no such file yet.
+    """Return the episodes of a run in order; an empty list if the file does not exist yet.
 
     Raises:
-        CheckpointError: a line is damaged. A last line that is no JSON does not count: a kill cut it short.
+        CheckpointError: a line is damaged. A last line that is not JSON is ignored: a killed run left it
+            incomplete.
     """
     lines = path.read_bytes().splitlines() if path.exists() else []
     episodes = []
-    for number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(lines, start=1):
         try:
             data = json.loads(line)
         except (ValueError, RecursionError) as error:  # no JSON, or no text at all
-            if number == len(lines):
+            if line_number == len(lines):
                 break
-            raise _damaged(path, number, error) from error
+            raise _damaged(path, line_number, error) from error
         try:
             episodes.append(Episode.from_dict(data))
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, number, error) from error
+            raise _damaged(path, line_number, error) from error
     return episodes
 
 
-def _damaged(path: Path, number: int, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: line {number} is damaged ({error!r}); remove it, or start afresh")
+def _damaged(path: Path, line_number: int, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: line {line_number} is damaged ({error!r}); remove it, or start afresh")
 
 
 def _line(by: str, result: EpisodeResult) -> str:

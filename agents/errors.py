@@ -1,4 +1,4 @@
-"""Named errors for the user's mistakes in learning; each message is one line that says the way out."""
+"""Exceptions for mistakes of the user in learning; each message is one line that says what to do about it."""
 
 
 class AgentError(Exception):
@@ -6,7 +6,7 @@ class AgentError(Exception):
 
 
 class HyperparameterError(AgentError):
-    """A hyper-parameter is unknown, or its value of the wrong kind."""
+    """A hyper-parameter is unknown, or its value is of the wrong type."""
 
 
 class CheckpointError(AgentError):
@@ -14,4 +14,4 @@ class CheckpointError(AgentError):
 
 
 class PolicyError(AgentError):
-    """A policy folder is missing, damaged, of another version, or made for other observations."""
+    """A policy folder is missing or damaged, has another version, or was made for other observations."""

@@ -1,4 +1,4 @@
-"""What a run has seen so far: how many episodes, the best of them, and every ratio for the heat maps."""
+"""The history of a run: the number of episodes, the best of them, and all ratios for the heat maps."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ from prunegym.agents.rollout import EpisodeResult
 
 
 class EpisodeHistory:
-    """The episodes of one run, in order; it goes to JSON and back with a checkpoint.
+    """The episodes of one run, in order; a checkpoint keeps it as JSON.
 
     Args:
-        groups: of all networks of the run; an episode decides those of one.
+        groups: names of the groups of all networks of the run; an episode decides those of one network.
     """
 
     def __init__(self, groups: Sequence[str]) -> None:
         self.groups = tuple(groups)
-        self.steps = 0  # environment steps that those episodes took
-        self.best: EpisodeResult | None = None  # among those that met all reward images
-        self.best_episode = 0  # counted from 1
+        self.steps = 0  # environment steps of those episodes
+        self.best: EpisodeResult | None = None  # the highest reward on all reward images, estimates left out
+        self.best_episode = 0  # index of the best episode, counted from 1
         self._ratios: list[dict[str, list[float]]] = []
 
     @property
     def episodes(self) -> int:
-        """How many episodes have ended."""
+        """Number of finished episodes."""
         return len(self._ratios)
 
     @property
     def ratios(self) -> NDArray[np.float64]:
-        """Static and runtime ratio of each group in each episode, [episodes, groups, 2]; NaN for none."""
+        """Static and runtime ratios, [episodes, groups, 2]; NaN where an episode did not decide a group."""
         missing = [np.nan, np.nan]
         rows = [[entry.get(group, missing) for group in self.groups] for entry in self._ratios]
         return np.array(rows, dtype=np.float64).reshape(-1, len(self.groups), 2)
 
     def add(self, result: EpisodeResult) -> None:
-        """Count one more episode; of equal rewards the earlier stays the best."""
+        """Add an episode; of equal rewards the earlier one stays the best."""
         self._ratios.append(
-            {group: [one["static_ratio"], one["runtime_ratio"]] for group, one in result.plan.items()}
+            {
+                group: [decision["static_ratio"], decision["runtime_ratio"]]
+                for group, decision in result.plan.items()
+            }
         )
         self.steps += len(result.plan)
         if not result.estimated and (self.best is None or result.total > self.best.total):

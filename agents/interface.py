@@ -1,4 +1,4 @@
-"""What learning asks of an environment, beneath whatever wraps it."""
+"""The interface of the environments that agents learn in, beneath any Gymnasium wrappers."""
 
 from __future__ import annotations
 
@@ -17,43 +17,44 @@ GymEnv: TypeAlias = gym.Env[Observation, Action]
 
 
 class EpisodicEnvironment(Protocol):
-    """What an environment to learn in offers beside Gymnasium's own methods.
+    """An environment for learning: what it must offer in addition to Gymnasium's own methods.
 
     One episode takes one step for each channel group of one network. The last step terminates it, and its
-    info holds the plain data "episode_result": the plan, the reward's parts, and what the plan costs and
-    scores. Among the parts are "loss", "reference", "expected" (the loss that was expected before the plan
-    was applied, as a share of the reference) and "total". With several networks the episodes take turns.
+    info holds "episode_result" as plain data: the plan, the terms of the reward, and the cost and the scores
+    of the plan. Among the terms are "loss", "reference" (the loss of uniform pruning), "expected" (the loss
+    expected before the plan was applied, divided by the reference) and "total". Several networks take turns,
+    one episode each.
     """
 
     group_names: tuple[str, ...]  # of all networks, in the order of the steps
-    networks: int  # whose episodes take turns
+    networks: int  # number of networks that take turns
     observation_names: tuple[str, ...]  # one per feature
     observation_version: int
-    observation_normaliser: str  # what was done to the features
+    observation_normaliser: str  # name of the normalisation of the features
     action_mode: ActionMode
 
     @property
     def gated(self) -> tuple[bool, ...]:
-        """Whether a runtime action has any effect, for each group."""
+        """For each group, True if its runtime action has an effect."""
 
     def surrogate_env(self, predict: LossPredictor) -> GymEnv:
         """Return an environment of the same problem whose episodes end with predicted losses.
 
-        It evaluates nothing. Losses are relative to the reference.
+        It evaluates nothing. Predicted losses are relative to the reference.
         """
 
     def episode_state(self) -> dict[str, Any]:
-        """Return, as plain data, what the next episode depends on beside its actions."""
+        """Return the state, as plain data, that together with the actions determines the next episode."""
 
     def restore_episode_state(self, state: Mapping[str, Any]) -> None:
-        """Let the next episode start from such a state."""
+        """Set the state from which the next episode starts."""
 
     def remember(self, result: Mapping[str, Any]) -> None:
-        """Take an episode's result as known; an equal plan will not be evaluated again."""
+        """Store the result of an episode, so that an equal plan is not evaluated again."""
 
 
 def episodic_environment(env: GymEnv) -> EpisodicEnvironment:
-    """Return the environment beneath the wrappers of `env`, typed by what learning asks of it."""
+    """Return the environment beneath the wrappers of `env`, typed as an environment for learning."""
     return cast(EpisodicEnvironment, env.unwrapped)
 
 
@@ -73,6 +74,6 @@ def observation_schema(env: GymEnv) -> dict[str, object]:
 
 
 def action_schema(env: GymEnv) -> dict[str, object]:
-    """Return names and range of an action's entries, and how they are decoded, as plain data."""
+    """Return the names, the range and the decoding mode of an action's entries, as plain data."""
     mode = episodic_environment(env).action_mode
     return {"names": ["runtime", "static"], "low": -1.0, "high": 1.0, "mode": mode}

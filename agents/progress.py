@@ -12,7 +12,7 @@ from prunegym.agents.rollout import EpisodeResult
 
 
 class EpisodeBar:
-    """A bar on standard error with the last and the best reward; silent where no terminal shows it."""
+    """A bar on standard error with the last and the best reward; hidden if that is no terminal."""
 
     def __init__(
         self, label: str, *, episodes: int, shown: bool, history: EpisodeHistory | None = None
@@ -21,8 +21,8 @@ class EpisodeBar:
         self._best = best.total if best else -math.inf
         # None, not False: tqdm then hides the bar where standard error is not a terminal
         disable = None if shown else True
-        done = history.episodes if history else 0
-        self._bar = tqdm(total=episodes, initial=done, desc=label, unit="episode", disable=disable)
+        initial = history.episodes if history else 0
+        self._bar = tqdm(total=episodes, initial=initial, desc=label, unit="episode", disable=disable)
 
     def __enter__(self) -> EpisodeBar:
         return self
@@ -33,7 +33,7 @@ class EpisodeBar:
         self._bar.close()
 
     def show(self, result: EpisodeResult) -> None:
-        """Advance by one episode."""
+        """Advance the bar by one episode and show its reward."""
         self._best = max(self._best, result.total)
         self._bar.set_postfix_str(f"last {result.total:.4f}, best {self._best:.4f}", refresh=False)
         self._bar.update()

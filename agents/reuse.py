@@ -1,4 +1,4 @@
-"""Policies for reuse: one policy learned on several networks or budgets, and applied to others.
+"""Reusable policies: learned on several networks or budgets, and applied to others.
 
 To learn one, pass `shared_env` to `learn`, and save the result with `save_policy`.
 """
@@ -23,23 +23,23 @@ logger = logging.getLogger(__name__)
 
 
 def policy_folder(name: str) -> Path:
-    """Return the folder of a policy: of the one that ships with the package for "builtin", else the path."""
+    """Return the folder of a policy: for "builtin" the one in this package, else the path itself."""
     return BUILTIN if name == "builtin" else Path(name)
 
 
 def load_initial_policy(
     folder: Path, env: GymEnv, *, algorithm: str, hyperparameters: Mapping[str, Any]
 ) -> Policy:
-    """Return a policy to continue from, after checking that an algorithm can.
+    """Load a policy to continue from, and check that the algorithm can continue from it.
 
     Args:
-        folder: what `save_policy` filled.
+        folder: a folder that `save_policy` wrote.
         env: the environment to learn in.
         algorithm: a name in `ALGORITHMS`.
-        hyperparameters: that differ from the algorithm's own.
+        hyperparameters: values that replace the algorithm's defaults, see `with_overrides`.
 
     Raises:
-        AgentError: it cannot be read, or is of other observations or of another algorithm.
+        AgentError: the policy cannot be read, or was learned from other observations or by another algorithm.
     """
     policy = load_policy(folder, env)
     settings = with_overrides(ALGORITHMS[algorithm], hyperparameters)
@@ -49,44 +49,44 @@ def load_initial_policy(
 
 
 def shared_env(envs: Mapping[str, LayerPruningEnv]) -> GymEnv:
-    """Return the environment to learn one policy in: the only one, or one whose episodes take turns."""
+    """Return the environment for learning one policy: the only one, or one in which several take turns."""
     return MultiNetworkEnv(envs) if len(envs) > 1 else next(iter(envs.values()))
 
 
 def plans_within(
     env: LayerPruningEnv, budget: Budget | BudgetRange, policy: Predictor
 ) -> dict[str, PruningPlan]:
-    """Return what uniform pruning and a policy, without exploring, decide within a budget.
+    """Return the plans of uniform pruning and of a policy, without exploration, within a budget.
 
-    Of a range: within the tightest, the middle and the loosest budget.
+    For a range these are the plans within the tightest, the middle and the loosest budget.
 
     Args:
-        env: of the network to decide about; its budget is changed.
-        budget: what may remain.
-        policy: that fits the environment.
+        env: the environment of the network; its budget is changed.
+        budget: the shares of the dense network that may remain.
+        policy: a policy that fits the environment.
 
     Returns:
         "BUDGET uniform" and "BUDGET learned" for each budget -> plan.
     """
     plans = {}
     positions = (0.0, 0.5, 1.0)
-    for one in [budget] if isinstance(budget, Budget) else map(budget.budget_at, positions):
-        env.set_budget(one)
-        plans[f"{one} uniform"] = PruningPlan.from_dict(env.problem.allocation("uniform"))
+    for single in [budget] if isinstance(budget, Budget) else map(budget.budget_at, positions):
+        env.set_budget(single)
+        plans[f"{single} uniform"] = PruningPlan.from_dict(env.problem.allocation("uniform"))
         decided = run_episode(env, deterministic(policy))
-        plans[f"{one} learned"] = PruningPlan.from_dict(decided.plan)
+        plans[f"{single} learned"] = PruningPlan.from_dict(decided.plan)
     return plans
 
 
 def apply_policy(env: LayerPruningEnv, folder: Path, *, samples: int = 0) -> EpisodeResult:
-    """Return what a saved policy decides without exploring, or the best of that and some samples.
+    """Return the episode of a saved policy without exploration, or the best of it and some sampled ones.
 
-    A warning is logged where it decides worse than uniform pruning.
+    A warning is logged if the policy decides worse than uniform pruning.
 
     Args:
-        env: of the network to decide about.
-        folder: what `save_policy` filled.
-        samples: further episodes, which explore; the validation images choose the best.
+        env: the environment of the network.
+        folder: a folder that `save_policy` wrote.
+        samples: number of further episodes with sampled actions; the validation images choose the best.
 
     Raises:
         PolicyError: see `load_policy`.

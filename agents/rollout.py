@@ -1,4 +1,4 @@
-"""One episode from start to end, and the rules that act without learning."""
+"""Running one episode from start to end with a policy, without learning."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from prunegym.envs.results import PlainPlan
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What one finished episode decided, and what came of it."""
+    """A finished episode: the plan it decided, the reward, and the cost of the network that remains."""
 
     plan: PlainPlan
-    reward: Mapping[str, float]  # the parts, and their "total"
+    reward: Mapping[str, float]  # the terms of the reward by name, and their sum as "total"
     accuracy: float | None  # in [0, 1]; None without labels
     macs: float  # share of the dense network that remains
     params: float  # share of the dense network that remains
 
     @property
     def estimated(self) -> bool:
-        """Whether the reward is an estimate from some of the images."""
+        """True if the reward was estimated from only some of the reward images."""
         return bool(self.reward.get("estimated", False))
 
     @property
     def total(self) -> float:
-        """The reward of the whole episode."""
+        """The total reward of the episode."""
         return self.reward["total"]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EpisodeResult:
-        """Build a result from what the environment puts into `info`, or from what `to_dict` returned."""
+        """Build a result from the environment's `info["episode_result"]` or the output of `to_dict`."""
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,10 +43,10 @@ class EpisodeResult:
 
 
 class Predictor(Protocol):
-    """A Stable-Baselines3 model or policy, as far as acting goes."""
+    """Anything that chooses actions as a Stable-Baselines3 model or policy does."""
 
     def predict(self, observation: Observation, *, deterministic: bool) -> tuple[Any, Any]:
-        """Return the action and a state that feed-forward policies leave None."""
+        """Return the action and the recurrent state, which is None in feed-forward policies."""
 
 
 def deterministic(policy: Predictor) -> ActionRule:
@@ -55,7 +55,7 @@ def deterministic(policy: Predictor) -> ActionRule:
 
 
 def exploring(policy: Predictor) -> ActionRule:
-    """Return a rule that draws from the policy's actions, as it does while learning."""
+    """Return a rule that samples from the policy's action distribution, as learning does."""
     return lambda observation: policy.predict(observation, deterministic=False)[0]
 
 
@@ -65,10 +65,10 @@ def run_episode(env: GymEnv, act: ActionRule, *, seed: int | None = None) -> Epi
     Args:
         env: the environment; it is reset first.
         act: chooses the action from each observation.
-        seed: of the environment's random numbers; None continues where they are.
+        seed: seed of the environment's random numbers; None continues the current sequence.
 
     Returns:
-        What the environment reported at the last step.
+        The result that the environment reports at the last step.
     """
     observation, _ = env.reset(seed=seed)
     done = False

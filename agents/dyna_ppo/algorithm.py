@@ -1,4 +1,4 @@
-"""PPO that learns on predicted losses, and evaluates plans to predict better."""
+"""PPO that learns in surrogate environments, whose losses are predicted, and evaluates plans to fit them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from prunegym.agents.dyna_ppo.loss_model import LossModel
 from prunegym.agents.interface import EpisodicEnvironment
 from prunegym.agents.rollout import EpisodeResult
 
-N_SURROGATE_ENVS = 8  # imagined environments in lockstep, so that the policy is asked for all of them at once
-MIN_ACTION_STD = 1e-3  # of actions: a policy that does not explore learns nothing
-LEARNER = (  # what the learner on imagined episodes has in common with PPO as it was made
+N_SURROGATE_ENVS = 8  # in lockstep, so that one forward pass of the policy serves all of them
+MIN_ACTION_STD = 1e-3  # a policy that does not explore learns nothing
+SHARED_SETTINGS = (  # arguments of PPO that the learner in surrogate environments takes over
     "learning_rate",
     "n_epochs",
     "gamma",
@@ -32,21 +32,24 @@ LEARNER = (  # what the learner on imagined episodes has in common with PPO as i
 
 
 class DynaPPO(PPO):
-    """Proximal policy optimisation on imagined episodes, between rounds of evaluated ones.
+    """Proximal policy optimisation on episodes with predicted losses, between rollouts with evaluated plans.
 
-    Where an episode leads is arithmetic; what costs is only to evaluate the finished plan. So a model of the
-    loss is fitted to all evaluations so far, and after each rollout the policy learns from many episodes that
-    end with predicted losses; rollouts themselves only feed the model (DyNA-PPO, Angermueller et al., ICLR
-    2020; there an ensemble of regressors is used where it predicts well, and rollouts are learned from too).
+    The steps of an episode are mere arithmetic; only the evaluation of the finished plan is expensive. So a
+    model of the loss is fitted to all evaluations so far, and after each rollout the policy learns from many
+    episodes that end with predicted losses. The rollouts themselves serve the model alone. This is DyNA-PPO
+    (Angermueller et al., ICLR 2020), which however uses an ensemble of regressors, only where it predicts
+    well, and learns from the rollouts too.
 
     Args:
-        arguments: see PPO; `n_steps` are those of a rollout.
-        imagined_steps: of each of N_SURROGATE_ENVS environments for one update.
-        imagined_batch: steps of a minibatch of those.
-        updates: after each rollout.
-        warmup: evaluations before the first of them; a run that ends sooner learns at its end.
-        exploration: standard deviations of actions that an update begins with, from the first to the last.
-        settings: see PPO; they hold for learning on imagined episodes.
+        arguments: the arguments of PPO.
+        imagined_steps: steps of each of N_SURROGATE_ENVS surrogate environments for one update.
+        imagined_batch: size of a minibatch of those steps.
+        updates: number of updates after each rollout.
+        warmup: number of evaluations before the first update; a shorter run learns at its end.
+        exploration: standard deviation of the actions at the start of the first and of the last update;
+            linear in between.
+        settings: the keyword arguments of PPO. `n_steps` is the length of a rollout with evaluated plans; the
+            others apply to learning in surrogate environments.
     """
 
     def __init__(
@@ -65,57 +68,63 @@ class DynaPPO(PPO):
         self.warmup = warmup
         self.exploration = exploration
         self.losses = LossModel()
-        self._learned_from = 0  # evaluations
+        self._n_learned = 0  # evaluations that the policy has learned from
         super().__init__(*arguments, **settings)
 
     def use_surrogates_of_(self, environment: EpisodicEnvironment) -> None:
-        """Imagine episodes in twins of this environment; to be called once, before learning or going on."""
+        """Create the surrogates of an environment, and PPO that learns in them; call once before `learn`.
+
+        It must be called anew after loading, as the surrogates are not saved.
+        """
 
         def surrogate() -> Monitor:
             return Monitor(environment.surrogate_env(self.losses.predict))
 
-        learner = {name: getattr(self, name) for name in LEARNER}
-        with torch.random.fork_rng(devices=[]):  # it draws weights of its own, only to be given these
-            self._imagination = PPO(
+        shared = {name: getattr(self, name) for name in SHARED_SETTINGS}
+        # constructing it consumes random numbers for a policy that is replaced below
+        with torch.random.fork_rng(devices=[]):
+            self._surrogate_learner = PPO(
                 "MlpPolicy",
                 DummyVecEnv([surrogate] * N_SURROGATE_ENVS),
                 n_steps=self.imagined_steps,
                 batch_size=self.imagined_batch,
-                **learner,
+                **shared,
             )
-        self._imagination.policy = self.policy
+        self._surrogate_learner.policy = self.policy
 
     def learn(self, *arguments: Any, **settings: Any) -> DynaPPO:
-        """Learn as PPO does, at the end from a rollout that was cut short too."""
+        """Learn as PPO does, and at the end from the evaluations of a last, incomplete rollout too."""
         super().learn(*arguments, **settings)
-        if self._learned_from < len(self.losses):
+        if self._n_learned < len(self.losses):
             self._learn_on_surrogates()
             self.dump_logs()
         return self
 
     def train(self) -> None:
-        """Learn from the evaluations so far, once there are enough to predict from."""
+        """Learn on predicted losses, once `warmup` evaluations are there to predict them from."""
         if len(self.losses) >= self.warmup:
             self._learn_on_surrogates()
 
     def _learn_on_surrogates(self) -> None:
-        """Fit the model to all evaluations, and improve the policy on episodes that it predicts."""
+        """Fit the model to all evaluations, and improve the policy on episodes with predicted losses."""
         self.losses.fit()
-        self._learned_from = len(self.losses)
+        self._n_learned = len(self.losses)
+        # training on predicted rewards collapses exploration, so a schedule sets its scale
         first, last = self.exploration
-        deviation = max(MIN_ACTION_STD, last + (first - last) * self._current_progress_remaining)
-        self.policy.log_std.data.fill_(math.log(deviation))  # updates on a model end in too little
-        learner = self._imagination
+        action_std = max(MIN_ACTION_STD, last + (first - last) * self._current_progress_remaining)
+        self.policy.log_std.data.fill_(math.log(action_std))
+        learner = self._surrogate_learner
         learner.set_logger(self.logger)
         assert learner.env is not None
-        learner.env.seed(self._learned_from)  # so that a resumed run draws the same budgets
+        learner.env.seed(self._n_learned)  # so that a resumed run draws the same budgets
         _, callback = learner._setup_learn(self.updates * learner.n_steps, progress_bar=False)
         learner._current_progress_remaining = self._current_progress_remaining
         for _ in range(self.updates):
             learner.collect_rollouts(learner.env, callback, learner.rollout_buffer, learner.n_steps)
             learner.train()
         assert learner.ep_info_buffer is not None
-        self.logger.record("imagined/ep_rew_mean", safe_mean([one["r"] for one in learner.ep_info_buffer]))
+        rewards = [episode["r"] for episode in learner.ep_info_buffer]
+        self.logger.record("imagined/ep_rew_mean", safe_mean(rewards))
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: Any = None) -> None:
         super()._update_info_buffer(infos, dones)
@@ -124,4 +133,4 @@ class DynaPPO(PPO):
                 self.losses.add(EpisodeResult.from_dict(info["episode_result"]))
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_imagination"]
+        return [*super()._excluded_save_params(), "_surrogate_learner"]

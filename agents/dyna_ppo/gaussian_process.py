@@ -1,4 +1,4 @@
-"""Gaussian-process regression for what is rough, mostly additive, and has seen few examples."""
+"""Gaussian-process regression for rough, mostly additive functions and few examples."""
 
 from __future__ import annotations
 
@@ -10,81 +10,86 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-MIN_INPUT_STD = 1e-3  # of an input that counts as varying; one that never does moves nothing
-JITTER = 1e-6  # keeps the covariance of equal examples invertible
-ITERATIONS = 30  # of a fit, which goes on from the last one's
-# of each hyper-parameter the logarithm that is likely beforehand and how sure that is (a normal deviation):
-# inputs and targets are standard scores
+MIN_STD = 1e-3  # of an input or of the targets; what varies less is not scaled up
+JITTER = 1e-6  # added to the noise variance: keeps the covariance of equal examples invertible
+N_ITERATIONS = 30  # of L-BFGS in one fit, which starts from the hyper-parameters of the last fit
+# prior of the logarithm of each hyper-parameter: (mean, standard deviation) of a normal distribution, for
+# inputs and targets that are standard scores
 PRIORS: Mapping[str, tuple[float, float]] = {
-    "each": (math.log(0.1), 1.5),  # variance of the part of one input
-    "length": (0.0, 0.7),  # common to those parts
-    "joint": (math.log(0.4), 1.5),  # variance of the part of all inputs
-    "lengths": (math.log(3.0), 1.0),  # of that part, for each input
-    "noise": (math.log(0.4), 1.5),
+    "each": (math.log(0.1), 1.5),  # variance of each input's own term
+    "length": (0.0, 0.7),  # length scale of those terms, common to all
+    "joint": (math.log(0.4), 1.5),  # variance of the joint term of all inputs
+    "lengths": (math.log(3.0), 1.0),  # length scales of the joint term, one for each input
+    "noise": (math.log(0.4), 1.5),  # variance of the noise
 }
-MAX_PRIOR_STDS = 5.0  # deviations from what is likely, where a search for hyper-parameters is stopped
+MAX_PRIOR_STDS = 5.0  # hyper-parameters are clamped to so many standard deviations from the prior's mean
 
 
 class GaussianProcess:
-    """Foresees a number from several: a part for each input, a part of all of them, and noise.
+    """Predicts a number from D inputs as the sum of a term for each input, a joint term, and noise.
 
-    Both kinds of part have Matern covariances of smoothness 3/2 (Rasmussen and Williams 2006, eq. 4.17),
-    hyper-parameters are the most likely ones given the examples and PRIORS. That the parts add up is what
-    lets a few hundred examples teach a function of dozens of inputs (Duvenaud et al., NeurIPS 2011).
+    Both kinds of term have Matern covariances of smoothness 3/2 (Rasmussen and Williams 2006, eq. 4.17).
+    Hyper-parameters maximise the posterior given the examples and PRIORS. Additive terms make a few hundred
+    examples enough to learn a function of dozens of inputs (Duvenaud et al., NeurIPS 2011).
     """
 
     def __init__(self) -> None:
         self._logs: dict[str, Tensor] = {}
 
-    def fit(self, inputs: NDArray[np.float64], targets: NDArray[np.float64], *, tuned_on: int) -> None:
-        """Learn from examples; a later fit begins from the hyper-parameters of the last one.
+    def fit(self, inputs: NDArray[np.float64], targets: NDArray[np.float64], *, n_tuning: int) -> None:
+        """Fit to examples, beginning with the hyper-parameters of the last fit.
 
         Args:
-            inputs: [examples, D]; the D of the first fit is that of all.
+            inputs: [examples, D]; D must be the same in all fits.
             targets: [examples].
-            tuned_on: the last so many examples decide the hyper-parameters.
+            n_tuning: number of examples, the last ones, to which hyper-parameters are fitted.
         """
         x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
-        spread = x.std(0, correction=0)
-        self._centre, self._scale = x.mean(0), torch.where(spread < MIN_INPUT_STD, 1.0, spread)
-        self._mean, self._deviation = y.mean(), max(float(y.std(correction=0)), MIN_INPUT_STD)
-        self._examples, scores = (x - self._centre) / self._scale, (y - self._mean) / self._deviation
+        input_std = x.std(0, correction=0)
+        self._input_mean, self._input_scale = x.mean(0), torch.where(input_std < MIN_STD, 1.0, input_std)
+        self._target_mean, self._target_scale = y.mean(), max(float(y.std(correction=0)), MIN_STD)
+        self._examples = (x - self._input_mean) / self._input_scale
+        scores = (y - self._target_mean) / self._target_scale
         if not self._logs:
             sizes = {"each": x.size(1), "lengths": x.size(1)}
             self._logs = {
-                name: torch.full((sizes.get(name, 1),), likely, dtype=x.dtype)
-                for name, (likely, _) in PRIORS.items()
+                name: torch.full((sizes.get(name, 1),), mean, dtype=x.dtype)
+                for name, (mean, _) in PRIORS.items()
             }
-        self._tune(self._examples[-tuned_on:], scores[-tuned_on:])
+        self._tune(self._examples[-n_tuning:], scores[-n_tuning:])
         factor = _factor(self._examples, self._logs)
         self._weights = torch.cholesky_solve(scores[:, None], factor)[:, 0]
 
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return what is predicted for inputs [n, D]: [n]."""
-        x = (torch.from_numpy(inputs) - self._centre) / self._scale
+        """Return the predicted targets, [n], of inputs, [n, D]."""
+        x = (torch.from_numpy(inputs) - self._input_mean) / self._input_scale
         scores = _covariance(x, self._examples, self._logs) @ self._weights
-        return (scores * self._deviation + self._mean).numpy()
+        return (scores * self._target_scale + self._target_mean).numpy()
 
     def _tune(self, x: Tensor, y: Tensor) -> None:
+        """Move the hyper-parameters to the maximum of their posterior given x, [n, D], and y, [n]."""
         logs = {name: log.clone().requires_grad_() for name, log in self._logs.items()}
-        search = torch.optim.LBFGS(list(logs.values()), max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(
+            list(logs.values()), max_iter=N_ITERATIONS, line_search_fn="strong_wolfe"
+        )
 
-        def unlikeliness() -> Tensor:
-            search.zero_grad()
+        def negative_log_posterior() -> Tensor:
+            optimizer.zero_grad()
             bounded = _bounded(logs)
             factor = _factor(x, bounded)
             whitened = torch.linalg.solve_triangular(factor, y[:, None], upper=False)
-            found = 0.5 * whitened.square().sum() + factor.diagonal().log().sum()
-            for name, (likely, sure) in PRIORS.items():
-                found = found + 0.5 * ((logs[name] - likely) / sure).square().sum()
-            found.backward()
-            return found
+            value = 0.5 * whitened.square().sum() + factor.diagonal().log().sum()
+            for name, (mean, std) in PRIORS.items():
+                value = value + 0.5 * ((logs[name] - mean) / std).square().sum()
+            value.backward()
+            return value
 
-        search.step(unlikeliness)
+        optimizer.step(negative_log_posterior)
         self._logs = {name: log.detach() for name, log in _bounded(logs).items()}
 
 
 def _bounded(logs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the logarithms of hyper-parameters, clamped to MAX_PRIOR_STDS from their priors' means."""
     return {
         name: log.clamp(
             PRIORS[name][0] - MAX_PRIOR_STDS * PRIORS[name][1],
@@ -100,15 +105,16 @@ def _factor(x: Tensor, logs: Mapping[str, Tensor]) -> Tensor:
     return torch.linalg.cholesky(_covariance(x, x, logs) + noise)
 
 
-def _covariance(one: Tensor, other: Tensor, logs: Mapping[str, Tensor]) -> Tensor:
-    """Return the covariance of what is predicted at [n, D] and at [m, D]: [n, m]."""
-    apart = one[:, None] - other[None]
-    each = _matern((apart / logs["length"].exp()).abs()) @ logs["each"].exp()
-    # the root has no slope at 0
-    distance = ((apart / logs["lengths"].exp()).square().sum(-1) + 1e-12).sqrt()
+def _covariance(first: Tensor, second: Tensor, logs: Mapping[str, Tensor]) -> Tensor:
+    """Return the covariance, [n, m], of the noiseless targets at inputs [n, D] and [m, D]."""
+    difference = first[:, None] - second[None]
+    each = _matern((difference / logs["length"].exp()).abs()) @ logs["each"].exp()
+    # the small number keeps the gradient of the root finite at distance 0
+    distance = ((difference / logs["lengths"].exp()).square().sum(-1) + 1e-12).sqrt()
     return each + logs["joint"].exp() * _matern(distance)
 
 
 def _matern(distance: Tensor) -> Tensor:
+    """Return the Matern covariance of smoothness 3/2 at distances in units of the length scale."""
     scaled = math.sqrt(3.0) * distance
     return (1.0 + scaled) * torch.exp(-scaled)

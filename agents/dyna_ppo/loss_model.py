@@ -1,4 +1,4 @@
-"""A model of what plans lose, learned from those that were evaluated."""
+"""A model that predicts the loss of a plan from the plans evaluated so far."""
 
 from __future__ import annotations
 
@@ -12,82 +12,86 @@ from prunegym.agents.rollout import EpisodeResult
 from prunegym.envs.results import PlainPlan
 from prunegym.envs.reward import MIN_REFERENCE_LOSS
 
-MIN_RELATIVE_LOSS = 1e-3  # where the logarithm of a share that may be 0 stops
-SLOPE_MEAN, SLOPE_VARIANCE = (
-    0.5,
-    1.0,
-)  # of losses against expected ones, as if seen in examples of this variance
-MAX_GP_EXAMPLES = 1000  # evaluations of a network to predict from: the time it takes grows with their cube
-N_TUNING_EXAMPLES = (
-    150  # the newest, to which hyper-parameters are fitted: those of where the policy is now, and quickly
-)
-MAX_LOG_EXTRAPOLATION = 1.0  # how far beyond the shares seen one is predicted, in their logarithms
+MIN_RELATIVE_LOSS = 1e-3  # lower bound, as a loss may be 0 and its logarithm is taken
+SLOPE_MEAN = 0.5  # prior mean of the slope of log losses against expected ones
+SLOPE_PRIOR_WEIGHT = 1.0  # of that mean, as if it had been seen in examples with this sum of squares
+MAX_GP_EXAMPLES = 1000  # of a network, the newest: the time of a fit grows with their cube
+N_TUNING_EXAMPLES = 150  # the newest, to which hyper-parameters are fitted: plans like the policy's today
+MAX_LOG_EXTRAPOLATION = 1.0  # predictions stay so near to the range of losses seen, in natural logarithms
 
 
 class LossModel:
-    """Foresees the loss of a plan, for each network by what was expected of it and a Gaussian process.
+    """Predicts the loss of a plan from the expected loss and a Gaussian process, one for each network.
 
-    What is predicted is the loss as a share of what uniform pruning loses within the same budget, in its
-    logarithm: losses of different budgets differ a thousandfold, and what matters is which plan is the better
-    one within its own. A line leads from the share that the environment expected of the plan, without having
-    carried it out, to the one that came true; the process says how far from that line a plan lies.
-    *Measured*, rank correlation within the next 20 plans, mean over seven searches on ResNet-20: after 10
-    evaluations 0.37, with the line 0.61; after 20, 0.62 and 0.76; after 60 and more 0.54 and 0.59.
-    Networks are told apart by the names of their groups.
+    The target is the logarithm of the relative loss, that is of the loss divided by that of uniform pruning
+    within the same budget: losses of different budgets differ a thousandfold, and what matters is which plan
+    is better within its own budget. The prediction is the sum of a linear function of the logarithm of the
+    expected relative loss, which the environment gives without applying the plan, and of a Gaussian process
+    over the ratios, which learns the residuals (measured: see docs/decisions.md, D60).
+    Networks are distinguished by the names of their groups.
     """
 
     def __init__(self) -> None:
         self._networks: dict[tuple[str, ...], _NetworkLosses] = {}
 
     def __len__(self) -> int:
-        """How many evaluations it was told of."""
-        return sum(len(network.shares) for network in self._networks.values())
+        """Number of evaluations added."""
+        return sum(len(network.losses) for network in self._networks.values())
 
     def add(self, result: EpisodeResult) -> None:
-        """Take an evaluation up, for the next `fit`; its reward must name "loss", "reference", "expected"."""
+        """Add an evaluation for the next `fit`; its reward must have "loss", "reference" and "expected"."""
         network = self._networks.setdefault(tuple(result.plan), _NetworkLosses())
-        share = result.reward["loss"] / max(result.reward["reference"], MIN_REFERENCE_LOSS)
+        relative_loss = result.reward["loss"] / max(result.reward["reference"], MIN_REFERENCE_LOSS)
         network.plans.append(_ratios(result.plan))
         network.expected.append(_log(result.reward["expected"]))
-        network.shares.append(_log(share))
+        network.losses.append(_log(relative_loss))
 
     def fit(self) -> None:
-        """Learn from all evaluations so far."""
+        """Fit to all evaluations so far."""
         for network in self._networks.values():
             network.fit()
 
     def predict(self, plan: PlainPlan, expected: float) -> float:
-        """Return the share of the reference that a plan may lose; of a network never met, the expected."""
+        """Return the predicted relative loss of a plan; for a network without evaluations the expected one.
+
+        Args:
+            plan: the plan, as plain data.
+            expected: its expected relative loss.
+        """
         network = self._networks.get(tuple(plan))
         return network.predict(_ratios(plan), _log(expected)) if network else expected
 
 
 class _NetworkLosses:
+    """The evaluations of one network and the model fitted to them."""
+
     def __init__(self) -> None:
         self.plans: list[NDArray[np.float64]] = []  # [2 groups] each
-        self.expected: list[float] = []  # logarithms
-        self.shares: list[float] = []  # logarithms
+        self.expected: list[float] = []  # logarithms of expected relative losses
+        self.losses: list[float] = []  # logarithms of relative losses
         self._process = GaussianProcess()
 
     def fit(self) -> None:
-        expected, shares = (np.array(logs[-MAX_GP_EXAMPLES:]) for logs in (self.expected, self.shares))
-        around = expected - expected.mean()
-        self._slope = (around @ shares + SLOPE_VARIANCE * SLOPE_MEAN) / (around @ around + SLOPE_VARIANCE)
-        beside = shares - self._slope * expected
-        self._process.fit(np.array(self.plans[-MAX_GP_EXAMPLES:]), beside, tuned_on=N_TUNING_EXAMPLES)
-        self._seen = shares.min() - MAX_LOG_EXTRAPOLATION, shares.max() + MAX_LOG_EXTRAPOLATION
+        expected, losses = (np.array(logs[-MAX_GP_EXAMPLES:]) for logs in (self.expected, self.losses))
+        centred = expected - expected.mean()
+        self._slope = (centred @ losses + SLOPE_PRIOR_WEIGHT * SLOPE_MEAN) / (
+            centred @ centred + SLOPE_PRIOR_WEIGHT
+        )
+        residuals = losses - self._slope * expected
+        self._process.fit(np.array(self.plans[-MAX_GP_EXAMPLES:]), residuals, n_tuning=N_TUNING_EXAMPLES)
+        self._bounds = losses.min() - MAX_LOG_EXTRAPOLATION, losses.max() + MAX_LOG_EXTRAPOLATION
 
     def predict(self, ratios: NDArray[np.float64], expected: float) -> float:
         log = self._process.predict(ratios[None])[0] + self._slope * expected
-        return float(np.exp(np.clip(log, *self._seen)))
+        return float(np.exp(np.clip(log, *self._bounds)))
 
 
-def _log(share: float) -> float:
-    return math.log(max(share, MIN_RELATIVE_LOSS))
+def _log(relative_loss: float) -> float:
+    return math.log(max(relative_loss, MIN_RELATIVE_LOSS))
 
 
 def _ratios(plan: PlainPlan) -> NDArray[np.float64]:
-    """Return, of each group, the shares of its units that are removed and that do not run: [2 groups]."""
-    static = np.array([one["static_ratio"] for one in plan.values()])
-    runtime = np.array([one["runtime_ratio"] for one in plan.values()])
+    """Return the shares of each group's units that are removed, then those that do not run: [2 groups]."""
+    static = np.array([decision["static_ratio"] for decision in plan.values()])
+    runtime = np.array([decision["runtime_ratio"] for decision in plan.values()])
     return np.concatenate([static, 1.0 - (1.0 - static) * (1.0 - runtime)])

@@ -117,7 +117,7 @@ def learn(
             "ask for more"
         )
     if recording.log is not None:
-        recording.log.take_up(episodic_environment(env), algorithm, kept.history.episodes if kept else 0)
+        recording.log.resume(episodic_environment(env), algorithm, kept.history.episodes if kept else 0)
     envs = vectorized(env, n_envs=config.n_envs, cluster=config.cluster)
     try:
         run = _begin(identity, env, envs, kept, config, recording)

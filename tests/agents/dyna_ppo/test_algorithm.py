@@ -64,7 +64,7 @@ def test_nothing_is_learned_before_there_is_enough_to_predict_from(toy):
 def test_in_the_end_all_evaluations_are_learned_from(toy, episodes, warmup):
     untrained = dyna(toy(), episodes=1)
     result = dyna(toy(), episodes=episodes, warmup_episodes=warmup)
-    assert len(result.model.losses) == result.model._learned_from == episodes - 1
+    assert len(result.model.losses) == result.model._n_learned == episodes - 1
     assert not torch.equal(weights(result), weights(untrained))
 
 

@@ -9,9 +9,9 @@ from sklearn.gaussian_process.kernels import Matern, WhiteKernel
 from prunegym.agents.dyna_ppo.gaussian_process import JITTER, MAX_PRIOR_STDS, PRIORS, GaussianProcess
 
 
-def fitted(inputs, targets, tuned_on=150):
+def fitted(inputs, targets, n_tuning=150):
     process = GaussianProcess()
-    process.fit(inputs, targets, tuned_on=tuned_on)
+    process.fit(inputs, targets, n_tuning=n_tuning)
     return process
 
 
@@ -65,18 +65,18 @@ def test_noise_is_told_from_what_there_is_to_learn():
 
 def test_hyper_parameters_come_from_the_last_examples(drawn):
     targets = np.where(np.arange(80) < 40, 10 * drawn[:, 0], 10 * drawn[:, 1])
-    late = fitted(drawn, targets, tuned_on=40)._logs["each"]
-    early = fitted(drawn[::-1].copy(), targets[::-1].copy(), tuned_on=40)._logs["each"]
+    late = fitted(drawn, targets, n_tuning=40)._logs["each"]
+    early = fitted(drawn[::-1].copy(), targets[::-1].copy(), n_tuning=40)._logs["each"]
     assert late[1] > late[0]
     assert early[0] > early[1]
 
 
 def test_a_second_fit_goes_on_from_the_first(drawn, monkeypatch):
-    monkeypatch.setattr("prunegym.agents.dyna_ppo.gaussian_process.ITERATIONS", 1)
+    monkeypatch.setattr("prunegym.agents.dyna_ppo.gaussian_process.N_ITERATIONS", 1)
     targets = np.sin(5 * drawn).sum(1)
     once, often = fitted(drawn, targets), fitted(drawn, targets)
     for _ in range(20):
-        often.fit(drawn, targets, tuned_on=150)
+        often.fit(drawn, targets, n_tuning=150)
     assert not torch.allclose(once._logs["joint"], often._logs["joint"], atol=1e-3)
 
 
