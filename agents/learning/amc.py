@@ -1,4 +1,4 @@
-"""AMC's search (He et al., ECCV 2018) on Stable-Baselines3's DDPG: the baseline of learned pruning."""
+"""AMC (He et al., ECCV 2018) on Stable-Baselines3's DDPG, a baseline for learned pruning."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.td3.policies import TD3Policy
 
 REWARD_ALPHA = 0.5  # weight of the newest batch in the moving average of rewards
-MIN_SIGMA = 1e-7  # float32 actions resolve no less, and zero cannot be divided by
+MIN_SIGMA = 1e-7  # the resolution of float32 actions; the noise is divided by sigma, which may not be 0
 PUBLISHED: Mapping[str, Any] = {
-    "buffer_size": 10_000,  # steps; the authors keep 100 episodes, and how long one is only the caller knows
+    "buffer_size": 10_000,  # steps; the authors keep 100 episodes, whose length only the caller knows
     "batch_size": 64,
     "tau": 0.01,
     "gamma": 1.0,
@@ -30,14 +30,14 @@ PUBLISHED: Mapping[str, Any] = {
 
 
 def truncated_normal(mean: NDArray[np.floating], sigma: float) -> NDArray[np.float64]:
-    """Draw from normal distributions of which only the part within [-1, 1] is left.
+    """Draw from normal distributions that are truncated to [-1, 1].
 
     Args:
-        mean: where each would peak, in [-1, 1], of any shape.
-        sigma: the standard deviation before truncation, above 0.
+        mean: mean of each distribution before truncation, in [-1, 1], of any shape.
+        sigma: standard deviation before truncation, above 0.
 
     Returns:
-        One value each, of the shape of `mean`; drawn with NumPy's global state.
+        One value for each mean, of the shape of `mean`; drawn with NumPy's global state.
     """
     centre = torch.as_tensor(mean, dtype=torch.float64)
     low, high = (torch.special.ndtr((bound - centre) / sigma).numpy() for bound in (-1.0, 1.0))
@@ -47,11 +47,11 @@ def truncated_normal(mean: NDArray[np.floating], sigma: float) -> NDArray[np.flo
 
 
 class EpisodeReplay(ReplayBuffer):
-    """Stores whole episodes, each of whose steps carries the reward of the last, and samples them centred.
+    """A replay buffer of whole episodes; every step gets the reward of its episode's last step.
 
-    From the rewards of each batch sampled, a moving average of the batches' means is subtracted; it moves
-    first, by half the distance to the new mean, and begins at the first. An episode is held back until it
-    ends, one per environment, and they share one storage.
+    A moving average of the batches' mean rewards is subtracted from the rewards of each sampled batch. It is
+    updated before that, by half the distance to the batch's mean, and starts at the first batch's mean. The
+    steps of an episode are held back until it ends. All environments share one storage.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class EpisodeReplay(ReplayBuffer):
         n_envs: int = 1,
         **settings: Any,
     ) -> None:
-        # one row per step: episodes of several environments do not end together
+        # rows of single steps, as episodes of several environments do not end together
         super().__init__(buffer_size, observation_space, action_space, device, n_envs=1, **settings)
         self.average_reward: float | None = None
         self.drop_unfinished(n_envs)
 
     def drop_unfinished(self, n_envs: int) -> None:
-        """Forget the steps of episodes that will not be finished, and await those of `n_envs` new ones."""
-        self._held: list[list[tuple[Any, ...]]] = [[] for _ in range(n_envs)]
+        """Drop the steps held back of unfinished episodes, before `n_envs` environments begin new ones."""
+        self._held: list[list[dict[str, Any]]] = [[] for _ in range(n_envs)]
 
     def add(
         self,
@@ -81,7 +81,7 @@ class EpisodeReplay(ReplayBuffer):
         done: NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        """Hold back one step of each environment, and store the episodes that it ends.
+        """Hold back one step of each environment, and store the episodes that end with it.
 
         Args:
             obs: [n_envs, F].
@@ -93,52 +93,59 @@ class EpisodeReplay(ReplayBuffer):
         """
         for index, steps in enumerate(self._held):
             row = slice(index, index + 1)
-            steps.append((obs[row], next_obs[row], action[row], done[row], infos[row]))
+            steps.append(
+                {
+                    "obs": obs[row],
+                    "next_obs": next_obs[row],
+                    "action": action[row],
+                    "done": done[row],
+                    "infos": infos[row],
+                }
+            )
             if done[index]:
-                self._store(steps, float(reward[index]))
+                last_reward = np.array([float(reward[index])])
+                for step in steps:
+                    super().add(reward=last_reward, **step)
                 steps.clear()
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        """Draw so many steps, and subtract the moving average from their rewards."""
+        """Sample a batch, and subtract the moving average from its rewards."""
         batch = super().sample(batch_size, env)
         mean = batch.rewards.mean().item()
-        before = mean if self.average_reward is None else self.average_reward
-        self.average_reward = before + REWARD_ALPHA * (mean - before)
+        previous = mean if self.average_reward is None else self.average_reward
+        self.average_reward = previous + REWARD_ALPHA * (mean - previous)
         return batch._replace(rewards=batch.rewards - self.average_reward)
-
-    def _store(self, steps: list[tuple[Any, ...]], outcome: float) -> None:
-        for obs, next_obs, action, done, infos in steps:
-            super().add(obs, next_obs, action, np.array([outcome]), done, infos)
 
 
 class AMC(DDPG):
-    """Deep deterministic policy gradient with AMC's exploration, rewards and numbers.
+    """Deep deterministic policy gradient with the exploration, rewards and hyper-parameters of AMC.
 
-    Kept from the publication: uniform random actions in the warm-up; then a normal distribution around the
-    actor's action, truncated to the box and not clipped, that narrows with each finished episode; the
-    reward of an episode's last step given to all its steps, less, at each update, a moving average of the
-    batches' means; discount 1, batches of 64, target rate 0.01, learning rates 1e-4 (actor) and 1e-3
-    (critic), 300-300 hidden units, one update per step, none before the first episode after the warm-up has
-    ended.
+    As published: uniform random actions in the warm-up; then a normal distribution around the actor's action,
+    truncated to the box instead of clipped, whose standard deviation decays with each finished episode; all
+    steps of an episode get the reward of the last one, from which each update subtracts a moving average of
+    the batches' means; discount 1, batches of 64, target rate 0.01, learning rates 1e-4 (actor) and 1e-3
+    (critic), 300-300 hidden units, one update per step, and no update before the first episode after the
+    warm-up has ended.
 
-    What differs: the actor ends in a tanh on [-1, 1], theirs in a sigmoid on [0, 1], so a deviation of 0.5
-    there is 1 here; their warm-up is one episode longer than its number; their noise has decayed once when it
-    is first used. When the updates come is for `train_freq` to say: at the end of each episode, as theirs,
-    with `(1, "episode")`; several environments must count steps, and share one count of episodes.
+    Differences: the actor ends in a tanh on [-1, 1] and the authors' in a sigmoid on [0, 1], so that their
+    standard deviation of 0.5 is 1 here; the authors' warm-up is one episode longer than its number; their
+    noise has decayed once before it is first used. `train_freq` decides when updates take place: with
+    `(1, "episode")` at the end of each episode, as in the authors' code; with several environments it must
+    count steps, and they share one count of episodes.
 
-    All random numbers come from NumPy's global state, never from the action space's, which loading reseeds.
+    All random numbers come from NumPy's global state and not from the action space, which loading reseeds.
     The moving average of rewards is saved with the replay buffer.
 
     Args:
-        policy: "MlpPolicy", or a class of policies for TD3.
-        env: the environment; its actions are a box, its observations an array.
-        learning_rate: of the critic.
-        actor_learning_rate: of the actor.
-        warmup_episodes: how many episodes act at random and learn nothing.
-        noise_sigma: standard deviation before truncation right after the warm-up, with the box as [-1, 1].
-        noise_decay: what each episode finished after the warm-up multiplies it by.
-        policy_kwargs: of the policy; 300-300 hidden units unless they say otherwise.
-        ddpg: what else `DDPG` takes, in the place of `PUBLISHED` or beside it: `train_freq`, `seed`...
+        policy: "MlpPolicy", or a policy class for TD3.
+        env: an environment with box actions and array observations.
+        learning_rate: learning rate of the critic.
+        actor_learning_rate: learning rate of the actor.
+        warmup_episodes: number of episodes with random actions and without updates.
+        noise_sigma: standard deviation before truncation, right after the warm-up, for actions in [-1, 1].
+        noise_decay: factor of the standard deviation for each episode finished after the warm-up.
+        policy_kwargs: arguments of the policy; by default 300-300 hidden units.
+        ddpg: further arguments of `DDPG`, such as `train_freq` or `seed`; they replace those in `PUBLISHED`.
     """
 
     replay_buffer: EpisodeReplay
@@ -173,12 +180,12 @@ class AMC(DDPG):
 
     @property
     def sigma(self) -> float:
-        """The noise's standard deviation before truncation, after the episodes finished so far."""
+        """Standard deviation of the noise before truncation, after the episodes finished so far."""
         decays = max(0, self._episode_num - self.warmup_episodes)
         return max(self.noise_sigma * self.noise_decay**decays, MIN_SIGMA)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """Do so many updates, if an episode after the warm-up has ended."""
+        """Do `gradient_steps` updates, if an episode after the warm-up has ended."""
         if self._episode_num > self.warmup_episodes:
             super().train(gradient_steps, batch_size)
 

@@ -1,4 +1,4 @@
-"""Stable-Baselines3 callbacks that count episodes and keep a run that can be resumed."""
+"""Stable-Baselines3 callbacks that count episodes and save checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from prunegym.agents.rollout import EpisodeResult
 
 
 class EpisodeCallback(BaseCallback):
-    """Enters each finished episode into the history, tells the listeners, and ends the run on time."""
+    """Adds each finished episode to the history, calls the listeners, and ends learning after the last one.
+
+    Args:
+        history: the history of the run.
+        listeners: functions called with the result of each finished episode.
+        last: number of episodes, those in the history included, after which learning ends.
+    """
 
     def __init__(
         self,
@@ -23,17 +29,17 @@ class EpisodeCallback(BaseCallback):
         super().__init__()
         self._history = history
         self._listeners = listeners
-        self._last = last  # episodes to learn from
+        self._last = last
 
     def announce(self, result: EpisodeResult) -> None:
-        """Count a finished episode; the history knows it before the first listener does."""
+        """Add a finished episode to the history, then call the listeners."""
         self._history.add(result)
         for listener in self._listeners:
             listener(result)
 
     def _on_step(self) -> bool:
-        # Stops one step into an episode too many, which evaluates nothing. Stopping at the last step
-        # itself would lose the update on a rollout that this very step completes.
+        # Stops after the first step of one more episode, which costs no evaluation. Stopping at the last
+        # step of the last episode would lose the update on a rollout that this step completes.
         if self._history.episodes >= self._last:
             return False
         for info in self.locals["infos"]:
@@ -43,7 +49,12 @@ class EpisodeCallback(BaseCallback):
 
 
 class CheckpointCallback(BaseCallback):
-    """Calls `save` after an update, when the next rollout is about to start, every EPISODES or so."""
+    """Saves a checkpoint after an update, before the next rollout starts, about every EPISODES episodes.
+
+    Args:
+        history: the history of the run.
+        save: writes the checkpoint.
+    """
 
     EPISODES = 8
 
@@ -57,7 +68,7 @@ class CheckpointCallback(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        # Not at a rollout's end, where Stable-Baselines3 has collected it but not learned from it yet.
+        # not at the end of a rollout: Stable-Baselines3 has not learned from it yet
         if self._history.episodes - self._saved >= self.EPISODES:
             self._save()
             self._saved = self._history.episodes

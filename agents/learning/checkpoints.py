@@ -1,7 +1,7 @@
-"""Checkpoints of one's own run: what it takes to go on as if nothing had happened.
+"""Checkpoints, from which a run continues with the same results as if it had not been interrupted.
 
-A folder holds `state.json` and the model archive it names. The archive is written first and `state.json`
-replaced last, so that whenever the process dies the folder holds one whole checkpoint, the old or the new.
+A folder holds `state.json` and the model archive that it names. The archive is written first and `state.json`
+replaced last, so that the folder holds a whole checkpoint, the old or the new one, whenever the process dies.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ STATE = "state.json"
 
 
 class History(Protocol):
-    """What a run has seen so far."""
+    """The history of a run, which a checkpoint keeps as plain data."""
 
     @property
     def episodes(self) -> int:
-        """How many episodes have ended."""
+        """Number of finished episodes."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON."""
@@ -43,11 +43,11 @@ H = TypeVar("H", bound=History)
 
 @dataclass(frozen=True)
 class Checkpoint(Generic[H]):
-    """A run as it stood after an update."""
+    """The state of a run after an update."""
 
-    archive: Path  # Stable-Baselines3's own: policy, optimiser, counters
+    archive: Path  # written by Stable-Baselines3: policy, optimiser, counters
     history: H
-    random: Mapping[str, Any]
+    random: Mapping[str, Any]  # states of all random number generators
 
     def restore(
         self,
@@ -57,7 +57,7 @@ class Checkpoint(Generic[H]):
         device: str,
         tensorboard_log: Path | None,
     ) -> BaseAlgorithm:
-        """Return the model with its optimiser and counters, and set all random states back.
+        """Return the model with its optimiser and counters, and restore all random number generators.
 
         Raises:
             CheckpointError: the archive is damaged.
@@ -66,7 +66,7 @@ class Checkpoint(Generic[H]):
         try:
             model = model_class.load(self.archive, env, device=device, tensorboard_log=log)
             if isinstance(model, OffPolicyAlgorithm):
-                # opened here: given a path, Stable-Baselines3 leaves the file open where it cannot be read
+                # opened here, as Stable-Baselines3 does not close a damaged file that it opened itself
                 with _replay_of(self.archive).open("rb") as file:
                     model.load_replay_buffer(file)
         except (
@@ -91,13 +91,13 @@ def save_checkpoint(
     history: History,
     env: VecEnv,
 ) -> None:
-    """Write a checkpoint that takes the place of the last one in one step.
+    """Write a checkpoint, which atomically replaces the last one.
 
     Args:
-        folder: where; made if need be.
+        folder: the folder of the checkpoint; it is created if necessary.
         model: the model between two rollouts.
-        run: what identifies the run, plain data.
-        history: its episodes so far.
+        run: the settings that identify the run, as plain data.
+        history: the episodes so far.
         env: the training environments, whose next episodes have been reset but not stepped.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,15 +124,15 @@ def save_checkpoint(
 def read_checkpoint(
     folder: Path, *, run: Mapping[str, Any], history: Callable[[Any], H]
 ) -> Checkpoint[H] | None:
-    """Return the checkpoint in `folder`, or None if none was written there yet.
+    """Return the checkpoint in `folder`, or None if there is none yet.
 
     Args:
-        folder: where `save_checkpoint` wrote.
-        run: what identifies the run to go on with.
-        history: what makes a history of its plain data.
+        folder: the folder that `save_checkpoint` wrote.
+        run: the settings that identify the run to continue.
+        history: makes a history from its plain data.
 
     Raises:
-        CheckpointError: it is damaged, or was made by another run than `run` describes.
+        CheckpointError: the checkpoint is damaged, or its run has other settings than `run`.
     """
     if not (folder / STATE).exists():
         return None
@@ -162,19 +162,15 @@ def _replay_of(archive: Path) -> Path:
     return archive.with_suffix(".pkl")
 
 
-def _of_their_own(env: VecEnv) -> list[int]:
-    """Return the environments that have a state of their own, not one in common with others."""
-    return list(getattr(env, "of_their_own", range(env.num_envs)))
-
-
 def _random_states(model: BaseAlgorithm, env: VecEnv) -> dict[str, Any]:
     _, keys, *rest = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002  Stable-Baselines3 draws from it
+    stateful = list(getattr(env, "stateful_indices", range(env.num_envs)))
     return {
-        "environments": env.env_method("episode_start", indices=_of_their_own(env)),
+        "environments": env.env_method("episode_start", indices=stateful),
         "warm-up": model.action_space.np_random.bit_generator.state,
         "numpy": [keys.tolist(), *rest],
         "torch": torch.get_rng_state().tolist(),
-        # a GPU that is not in use stays so: processes may be forked later
+        # CUDA is not initialised for this: processes may be forked later
         "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()]
         if torch.cuda.is_initialized()
         else [],
@@ -182,11 +178,11 @@ def _random_states(model: BaseAlgorithm, env: VecEnv) -> dict[str, Any]:
 
 
 def _restore_random(states: Mapping[str, Any], model: BaseAlgorithm, env: VecEnv) -> None:
-    for number, state in enumerate(states["environments"]):
-        env.env_method("restart_from", state, indices=number)
+    for index, state in enumerate(states["environments"]):
+        env.env_method("restart_from", state, indices=index)
     model.action_space.np_random.bit_generator.state = states["warm-up"]
     keys, *rest = states["numpy"]
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
-    for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(torch.tensor(state, dtype=torch.uint8), number)
+    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(torch.tensor(state, dtype=torch.uint8), device)

@@ -1,4 +1,4 @@
-"""Policy files, for reuse on other networks: safetensors and JSON; nothing is unpickled."""
+"""Policy files for reuse on other networks: safetensors and JSON, so that nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ POLICY_VERSION = 3
 TENSORS = "policy.safetensors"
 DESCRIPTION = "policy.json"
 NET_ARCH = "policy_kwargs.net_arch"
-SHAPE = ("net_arch", "n_critics")  # what decides the shapes of the tensors
-LONGEST_REASON = 160  # characters of what torch says of tensors that do not fit
+SHAPE = ("net_arch", "n_critics")  # the arguments that decide the shapes of the tensors
+MAX_REASON_CHARACTERS = 160  # of another library's message that is quoted in an error
 BUILTIN = Path(__file__).parents[1] / "builtin"
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy as its folder holds it, found to fit an environment."""
+    """A policy as read from its folder, checked to fit an environment."""
 
     folder: Path
     description: Mapping[str, Any]
@@ -42,43 +42,43 @@ class Policy:
 
     @property
     def digest(self) -> str:
-        """What tells these weights from others."""
+        """Hash that identifies the weights."""
         return hashlib.sha256((self.folder / TENSORS).read_bytes()).hexdigest()[:16]
 
     def check_size(self) -> None:
-        """Refuse layers that are larger or more than the tensors, before memory is taken for them.
+        """Refuse a description of larger or more layers than there are tensors, before memory is allocated.
 
         Raises:
-            PolicyError: the description asks for such.
+            PolicyError: the description has such layers.
         """
         shape = self.description["shape"]
         widest = max((size for tensor in self.tensors.values() for size in tensor.shape), default=0)
-        for count, most in (
+        for count, maximum in (
             (max(shape["net_arch"], default=0), widest),
             (len(shape["net_arch"]), len(self.tensors)),
             (shape.get("n_critics", 1), len(self.tensors)),
         ):
-            if count > most:
-                raise self._misfit(ValueError(f"its shape asks for {count}, there are {most}"))
+            if count > maximum:
+                raise self._misfit(ValueError(f"its shape asks for {count}, there are {maximum}"))
 
     def build(self, env: GymEnv) -> BasePolicy:
-        """Return the policy, fit to act in an environment.
+        """Return the policy as a network that can act in an environment.
 
         Raises:
             PolicyError: its tensors do not fit its description.
         """
         policy_class = ALGORITHMS[self.description["algorithm"]].model_class.policy_aliases["MlpPolicy"]
         try:
-            policy = policy_class(  # the learning rate only feeds an optimiser that is never stepped
+            policy = policy_class(  # the learning rate is for an optimiser that is never stepped
                 env.observation_space, env.action_space, lambda _: 0.0, **self.description["shape"]
             )
-        except TypeError as error:  # critics to count where the algorithm has none
+        except TypeError as error:  # a number of critics for an algorithm that has none
             raise self._misfit(error) from error
         self.load_into_(policy)
         return policy
 
     def load_into_(self, policy: BasePolicy) -> None:
-        """Give a policy of the same shape these weights.
+        """Copy the weights into a policy network of the same shape.
 
         Raises:
             PolicyError: the shapes differ.
@@ -89,25 +89,30 @@ class Policy:
             raise self._misfit(error) from error
 
     def _misfit(self, error: Exception) -> PolicyError:
-        reason = shorten(str(error), LONGEST_REASON, placeholder=" ...")
+        reason = shorten(str(error), MAX_REASON_CHARACTERS, placeholder=" ...")
         return PolicyError(f"{self.folder}: {TENSORS} does not fit {DESCRIPTION} ({reason}); copy it anew")
 
 
 def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: Mapping[str, Any]) -> None:
-    """Write the policy and what it takes to rebuild it into an existing folder.
+    """Write a policy and the description that `load_policy` needs into an existing folder.
+
+    A policy learned without gates is saved with runtime actions of little skipping, as its own were never
+    trained. With exploration it tries gates now and then.
 
     Args:
-        model: of an algorithm in `ALGORITHMS`.
-        env: the environment it learned on; its observation schema is kept with the policy.
-        folder: gets `policy.safetensors` and `policy.json`.
-        learned_on: plain data for whoever wonders where the policy came from: networks, budgets, episodes.
+        model: a model of an algorithm in `ALGORITHMS`.
+        env: the environment it learned in; its observation schema is saved with the policy.
+        folder: the folder that gets `policy.safetensors` and `policy.json`.
+        learned_on: the origin of the policy, as plain data for the user: networks, budgets, episodes.
     """
     algorithm = next(entry for entry in ALGORITHMS.values() if type(model) is entry.model_class)
-    # copies: networks that share a layer name it twice, which the format does not take
+    # copies, as networks that share a layer name it twice, which the format does not allow
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in model.policy.state_dict().items()}
     family = algorithm.policies or algorithm.name
     if family == "ppo" and not any(episodic_environment(env).gated):
-        _leave_gates_out_(tensors)
+        tensors["action_net.weight"][RUNTIME] = 0.0
+        tensors["action_net.bias"][RUNTIME] = -0.5
+        tensors["log_std"][RUNTIME] = -1.0
     save_file(tensors, folder / TENSORS)
     description = {
         "version": POLICY_VERSION,
@@ -121,11 +126,11 @@ def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: 
 
 
 def save_mean_policy(policies: Sequence[Policy], folder: Path, *, learned_on: Mapping[str, Any]) -> None:
-    """Write the mean of several linear policies, which errs less than each: of seeds, or of networks.
+    """Write the mean of several linear policies, such as those of several seeds; it errs less than each.
 
     Args:
-        policies: of the same algorithm and observations, without layers.
-        folder: an existing one, which gets what `save_policy` writes.
+        policies: policies of the same algorithm and observations, without hidden layers.
+        folder: an existing folder, which gets the files that `save_policy` writes.
         learned_on: see `save_policy`.
 
     Raises:
@@ -136,7 +141,7 @@ def save_mean_policy(policies: Sequence[Policy], folder: Path, *, learned_on: Ma
         if description["shape"]["net_arch"] or description != descriptions[0]:
             raise PolicyError(f"{policy.folder}: only linear policies of one kind have a mean; train others")
     names = policies[0].tensors
-    means = {name: torch.stack([one.tensors[name] for one in policies]).mean(0) for name in names}
+    means = {name: torch.stack([policy.tensors[name] for policy in policies]).mean(0) for name in names}
     save_file(means, folder / TENSORS)
     _write_description(folder, descriptions[0])
 
@@ -149,19 +154,19 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
     """Read a saved policy and check that it can act in an environment.
 
     Args:
-        folder: what `save_policy` filled.
-        env: the environment to act in; it must observe what the policy learned from.
+        folder: a folder that `save_policy` wrote.
+        env: the environment to act in; it must have the observations that the policy learned from.
 
     Raises:
-        PolicyError: a file is missing or damaged, the version or the algorithm unknown, or observations or
+        PolicyError: a file is missing or damaged, the version or the algorithm is unknown, or observations or
             actions differ.
     """
     description = _read_description(folder / DESCRIPTION)
-    for kind, here in (("observation", observation_schema(env)), ("action", action_schema(env))):
-        if description[kind] != here:
+    for kind, schema in (("observation", observation_schema(env)), ("action", action_schema(env))):
+        if description[kind] != schema:
             raise PolicyError(
                 f"{folder}: the {kind}s of the policy are not those of this environment: "
-                f"{_differences(description[kind], here)}; train a policy with this release"
+                f"{_differences(description[kind], schema)}; train a policy with this release"
             )
     try:
         ALGORITHMS[str(description["algorithm"])]
@@ -173,70 +178,63 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
 
 
 def action_mode(folder: Path) -> ActionMode:
-    """Return what a saved policy's actions are to be taken for, so that an environment can be made to fit.
+    """Return the action mode of a saved policy, so that a suitable environment can be made.
 
     Raises:
-        PolicyError: the folder holds no policy of this version. Other flaws are left for `load_policy`.
+        PolicyError: the folder holds no policy of this version. `load_policy` reports other defects.
     """
     action = _read_description(folder / DESCRIPTION)["action"]
     return "raw" if isinstance(action, dict) and action.get("mode") == "raw" else "centred"
 
 
-def _differences(there: Any, here: Mapping[str, Any]) -> str:
-    """Say in which entries a policy's schema and an environment's differ; of lists, what one has alone."""
-    if not isinstance(there, dict) or set(there) != set(here):
-        return f"{shorten(str(there), LONGEST_REASON)} there, entries {', '.join(here)} here"
-    found = []
-    for key in here:
-        one, other = there[key], here[key]
-        if one != other and isinstance(one, list) and isinstance(other, list):
-            alone = [name for name in one if name not in other], [name for name in other if name not in one]
-            one, other = alone if any(alone) else (one, other)
-        if one != other:
-            found.append(f"{key} {one!r} there, {other!r} here")
-    return "; ".join(found)
+def _differences(saved: Any, expected: Mapping[str, Any]) -> str:
+    """Return the entries in which a policy's schema and an environment's differ; of lists, the difference."""
+    if not isinstance(saved, dict) or set(saved) != set(expected):
+        return f"{shorten(str(saved), MAX_REASON_CHARACTERS)} there, entries {', '.join(expected)} here"
+    differences = []
+    for key in expected:
+        mine, other = saved[key], expected[key]
+        if mine != other and isinstance(mine, list) and isinstance(other, list):
+            exclusive = (
+                [name for name in mine if name not in other],
+                [name for name in other if name not in mine],
+            )
+            mine, other = exclusive if any(exclusive) else (mine, other)
+        if mine != other:
+            differences.append(f"{key} {mine!r} there, {other!r} here")
+    return "; ".join(differences)
 
 
 def fitting_hyperparameters(
     policy: Policy, algorithm: str, hyperparameters: Mapping[str, Any], *, overridden: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return hyper-parameters with the layer widths of a policy to go on from.
+    """Return hyper-parameters with the layer widths of the policy to continue from.
 
-    Policies of PPO can be imitated, so theirs need not be kept: a linear one, of several networks, takes the
-    algorithm's own, and whatever was asked for is taken.
+    Policies of PPO can be imitated, so that other widths are possible: the user's, or in place of a linear
+    policy, which was learned on several networks, the algorithm's own.
 
     Args:
-        policy: to go on from.
-        algorithm: that is to go on.
-        hyperparameters: its own, with what was asked for.
-        overridden: the keys that were asked for.
+        policy: the policy to continue from.
+        algorithm: name of the algorithm that continues.
+        hyperparameters: its hyper-parameters, the user's values included.
+        overridden: the keys of the user's values.
 
     Raises:
-        PolicyError: the policy is of another algorithm, or other widths were asked for.
+        PolicyError: the policy is of another algorithm, or the user's widths are not those of the policy.
     """
     made_by = policy.description["algorithm"]
-    takers = [name for name, entry in ALGORITHMS.items() if made_by in (name, entry.policies)]
-    if algorithm not in takers:
+    compatible = [name for name, entry in ALGORITHMS.items() if made_by in (name, entry.policies)]
+    if algorithm not in compatible:
         raise PolicyError(
-            f"{policy.folder} is a policy of {made_by}, not of {algorithm}; use --algo {' or '.join(takers)}"
+            f"{policy.folder} is a policy of {made_by}, not of {algorithm}; "
+            f"use --algo {' or '.join(compatible)}"
         )
     widths = policy.description["shape"]["net_arch"]
-    asked = NET_ARCH in overridden
-    if made_by == "ppo" and (asked or not widths):
+    if made_by == "ppo" and (NET_ARCH in overridden or not widths):
         return dict(hyperparameters)
-    if asked and hyperparameters["policy_kwargs"]["net_arch"] != widths:
+    if NET_ARCH in overridden and hyperparameters["policy_kwargs"]["net_arch"] != widths:
         raise PolicyError(f"{policy.folder} has layers of {widths}; leave {NET_ARCH} out")
     return {**hyperparameters, "policy_kwargs": {**hyperparameters["policy_kwargs"], "net_arch": widths}}
-
-
-def _leave_gates_out_(tensors: dict[str, Tensor]) -> None:
-    """Have a policy that never met a gate ask for none: its runtime actions are an accident of the training.
-
-    Exploring on, it will try one now and then.
-    """
-    tensors["action_net.weight"][RUNTIME] = 0.0
-    tensors["action_net.bias"][RUNTIME] = -0.5
-    tensors["log_std"][RUNTIME] = -1.0
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -261,6 +259,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _is_shape(shape: Any) -> bool:
+    """Return whether `shape` has a list of layer widths and at most a number of critics, all positive."""
     if not isinstance(shape, dict) or not {"net_arch"} <= set(shape) <= set(SHAPE):
         return False
     counts = (

@@ -1,4 +1,4 @@
-"""What a run writes to TensorBoard beside Stable-Baselines3's own rollout, train and time curves."""
+"""TensorBoard curves and pictures of a run, in addition to those that Stable-Baselines3 writes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from prunegym.agents.rollout import EpisodeResult
 
 
 class TensorBoardCallback(BaseCallback):
-    """Writes rewards, costs and ratios of each episode and, now and then, pictures and the best plan.
+    """Writes rewards, costs and ratios of each episode and, every OVERVIEW_EVERY episodes, pictures.
 
-    The x axis counts environment steps, as Stable-Baselines3's own curves do. Without a TensorBoard log it
-    does nothing.
+    The x axis counts environment steps, as in Stable-Baselines3's own curves. Without a TensorBoard log
+    nothing is written.
 
     Args:
-        history: of the run.
-        hyperparameters: to show, plain data.
-        log: every plan evaluated so far, for the picture of score against cost; None for no such picture.
-        uniform: what uniform pruning came to, to set the best plan against; None for no such picture.
+        history: the history of the run.
+        hyperparameters: hyper-parameters to show, as plain data.
+        log: all plans evaluated so far, for the picture of score against cost; None for no such picture.
+        uniform: result of the uniform plan, for the picture of the best plan's ratios; None for no such
+            picture.
     """
 
     OVERVIEW_EVERY = 40  # episodes; drawing takes about a second
@@ -57,7 +58,7 @@ class TensorBoardCallback(BaseCallback):
             return
         for tag, value in self._scalars(result).items():
             self._writer.add_scalar(tag, value, self._history.steps)
-        self._writer.flush()  # an episode can take minutes; whoever watches wants to see it now
+        self._writer.flush()  # an episode can take minutes, so its curves should appear at once
 
     def write_overview(self) -> None:
         """Write the pictures of all episodes so far and the best plan as a table."""
@@ -99,7 +100,7 @@ class TensorBoardCallback(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        # what the last update recorded would else wait for the next one, and be lost to a checkpoint
+        # else the records of the last update would be written after the next one, and a checkpoint lose them
         self.logger.dump(self.num_timesteps)
 
     _on_training_end = _on_rollout_start
@@ -125,20 +126,20 @@ class TensorBoardCallback(BaseCallback):
 
 
 def tensorboard_formats(logger: Logger) -> list[TensorBoardOutputFormat]:
-    """Return what a logger writes to TensorBoard by: one, or none."""
+    """Return the TensorBoard outputs of a logger: one or none."""
     return [entry for entry in logger.output_formats if isinstance(entry, TensorBoardOutputFormat)]
 
 
-def goes_on_in_curves(model: BaseAlgorithm, name: str, *, resume: bool) -> bool:
-    """Whether a model goes on in the curves of an earlier run, of which it may be a checkpoint."""
-    if model.num_timesteps > 0:
+def continues_curves(model: BaseAlgorithm, name: str, *, resume: bool) -> bool:
+    """Return True if a model continues the curves of an earlier run."""
+    if model.num_timesteps > 0:  # it was restored from a checkpoint
         return True
-    # a run that ended before its first checkpoint has curves too
+    # a run that was interrupted before its first checkpoint has curves too
     return bool(resume and model.tensorboard_log and get_latest_run_id(model.tensorboard_log, name))
 
 
 def hide_events_from(writer: SummaryWriter, step: int) -> None:
-    """Have TensorBoard forget what an interrupted run wrote after its last checkpoint, if it had one."""
+    """Tell TensorBoard to drop the events from a step on, written by an interrupted run."""
     assert writer.file_writer is not None
     restart = Event(step=step, session_log=SessionLog(status=SessionLog.START))
     writer.file_writer.add_event(restart)
@@ -157,15 +158,15 @@ def best_plan_table(history: EpisodeHistory) -> str:
 
 
 def log_nowhere_(model: BaseAlgorithm) -> None:
-    """Give a model that has no TensorBoard log a logger that writes nothing, in place.
+    """Give a model without a TensorBoard log a logger that writes nothing, in place.
 
-    Stable-Baselines3's own writes nothing either, but leaves a folder where temporary files go.
+    Stable-Baselines3's own writes nothing either, but creates a folder among the temporary files.
     """
     model.set_logger(Logger(folder=None, output_formats=[]))
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float | None]:
-    """Return nested plain data as one level, `a.b` for b inside a; what is not a number becomes text.
+    """Return nested plain data as one level, `a.b` for b inside a; values other than numbers become text.
 
     Example:
         >>> flatten({"gamma": 1.0, "policy_kwargs": {"net_arch": [64, 64]}})

@@ -1,4 +1,4 @@
-"""Learning a policy with an exact number of evaluations, and going on where an interrupted run stopped."""
+"""Learn a policy with an exact number of evaluations; an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from prunegym.agents.learning.callbacks import CheckpointCallback, EpisodeCallba
 from prunegym.agents.learning.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from prunegym.agents.learning.imitation import imitate_
 from prunegym.agents.learning.policies import Policy, fitting_hyperparameters
-from prunegym.agents.learning.tensorboard import TensorBoardCallback, goes_on_in_curves, log_nowhere_
+from prunegym.agents.learning.tensorboard import TensorBoardCallback, continues_curves, log_nowhere_
 from prunegym.agents.progress import EpisodeBar
 from prunegym.agents.rollout import EpisodeResult, deterministic, exploring, require_episodes, run_episode
 from prunegym.agents.vector.make import vectorized
 
-# what a few networks teach must hold for others: a policy of PPO's kind is linear, and what they do not ask
-# for decays
+# regularisation, so that a policy learned on a few networks suits others: PPO's policies are then linear and
+# have weight decay
 FOR_MULTIPLE_NETWORKS: Mapping[str, Any] = {"policy_kwargs.net_arch": [], "weight_decay": 0.2}
 
 
 @dataclass(frozen=True)
 class LearningConfig:
-    """How a policy is learned, beyond algorithm, number of episodes and seed."""
+    """Settings of learning other than algorithm, number of episodes and seed."""
 
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # that differ from the algorithm's own
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # replace the algorithm's defaults
     initial_policy: Policy | None = None  # to continue from, instead of from uniform pruning
-    n_envs: int = 1  # processes that run episodes side by side, see `vectorized`; results depend on it
+    n_envs: int = 1  # processes that run episodes in parallel, see `vectorized`; results depend on it
     cluster: str | None = None  # address of the Ray cluster whose processes are used; None for forks
-    device: str = "cpu"  # of the policy network; it is small, so a CPU serves best
+    device: str = "cpu"  # of the policy network, which is small, so that a CPU is fastest
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What is written down and shown while a policy is learned, and what an earlier run has left."""
+    """What is written to disk and shown while a policy is learned, and whether to resume."""
 
-    tensorboard: Path | None = None  # the folder that gets the run's folder of curves
+    tensorboard: Path | None = None  # parent of the folder that gets this run's curves
     checkpoint: Path | None = None  # the folder that keeps the run after updates
-    resume: bool = False  # continue from `checkpoint` if a run was kept there, else begin
-    log: EpisodeLog | None = None  # gets each episode; knows those of an interrupted run
+    resume: bool = False  # continue from `checkpoint` if it holds a run, else begin
+    log: EpisodeLog | None = None  # gets each episode; holds those of an interrupted run
     uniform: EpisodeResult | None = None  # result of the uniform plan, a reference in TensorBoard
-    on_episode: Callable[[EpisodeResult], None] | None = None  # what it raises ends the run
+    on_episode: Callable[[EpisodeResult], None] | None = None  # an exception in it ends the run
     progress: bool = False  # show a bar on standard error
 
 
@@ -63,16 +63,16 @@ class LearningResult:
     """A learned policy and its two candidate plans."""
 
     model: BaseAlgorithm
-    best: EpisodeResult  # the highest reward among the episodes that explored, if any did
-    final: EpisodeResult  # what the learned policy decides without exploring
+    best: EpisodeResult  # the highest reward among the episodes with exploration, if there are any
+    final: EpisodeResult  # the learned policy's episode without exploration
     episodes: int  # evaluations used, the final one and those before an interruption included
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run at its beginning, or as a checkpoint kept it."""
+    """A run at its beginning, or as restored from a checkpoint."""
 
-    identity: dict[str, Any]  # plain data; a checkpoint of another identity is not this run's
+    identity: dict[str, Any]  # plain data that a checkpoint must have in common with the run
     envs: VecEnv
     schedule: RolloutSchedule
     model: BaseAlgorithm
@@ -88,16 +88,16 @@ def learn(
     config: LearningConfig = LearningConfig(),
     recording: Recording = Recording(),
 ) -> LearningResult:
-    """Learn a policy; the last episode is what the policy decides without exploring.
+    """Learn a policy; the last episode is that of the learned policy without exploration.
 
     Args:
-        env: a pruning environment, of one network or of several.
-        episodes: how many evaluations to spend. Side by side, a round of episodes that these do not fill is
-            explored in one process, after learning.
-        seed: of the environment, the network and the exploration.
+        env: a pruning environment of one network or of several.
+        episodes: number of evaluations to spend. With several processes, episodes that do not fill a round
+            are run in one process after learning, with exploration.
+        seed: seed of the environment, the policy network and the exploration.
         algorithm: a name in `ALGORITHMS`.
-        config: how the policy is learned.
-        recording: what is written down and shown.
+        config: further settings of learning.
+        recording: what is written to disk and shown.
 
     Raises:
         UnknownNameError: there is no such algorithm.
@@ -108,26 +108,26 @@ def learn(
     """
     require_episodes(episodes)
     identity = _identity(env, algorithm, seed, config)
-    kept = None
+    checkpoint = None
     if recording.resume and recording.checkpoint:
-        kept = read_checkpoint(recording.checkpoint, run=identity, history=EpisodeHistory.from_dict)
-    if kept and kept.history.episodes >= episodes:
+        checkpoint = read_checkpoint(recording.checkpoint, run=identity, history=EpisodeHistory.from_dict)
+    known = checkpoint.history.episodes if checkpoint else 0
+    if known >= episodes:
         raise CheckpointError(
-            f"{recording.checkpoint} already holds {kept.history.episodes} episodes of {episodes} in all; "
-            "ask for more"
+            f"{recording.checkpoint} already holds {known} episodes of {episodes} in all; ask for more"
         )
     if recording.log is not None:
-        recording.log.resume(episodic_environment(env), algorithm, kept.history.episodes if kept else 0)
+        recording.log.resume(episodic_environment(env), algorithm, known)
     envs = vectorized(env, n_envs=config.n_envs, cluster=config.cluster)
     try:
-        run = _begin(identity, env, envs, kept, config, recording)
+        run = _begin(identity, env, envs, checkpoint, config, recording)
         return _spend(run, env, episodes, recording)
     finally:
         envs.close()
 
 
 def _identity(env: GymEnv, algorithm: str, seed: int, config: LearningConfig) -> dict[str, Any]:
-    """Return, as plain data, what a run must share with the checkpoint that it continues from."""
+    """Return the settings, as plain data, that a run has in common with the checkpoint it continues from."""
     environment = episodic_environment(env)
     spec, overrides = ALGORITHMS[algorithm], config.hyperparameters
     settings = with_overrides(spec, overrides)
@@ -150,15 +150,15 @@ def _begin(
     identity: dict[str, Any],
     env: GymEnv,
     envs: VecEnv,
-    kept: Checkpoint[EpisodeHistory] | None,
+    checkpoint: Checkpoint[EpisodeHistory] | None,
     config: LearningConfig,
     recording: Recording,
 ) -> _Run:
-    """Return a run at its beginning, or as a checkpoint kept it."""
+    """Return a run at its beginning, or as restored from a checkpoint."""
     spec, environment = ALGORITHMS[identity["algorithm"]], episodic_environment(env)
     schedule = RolloutSchedule(len(environment.group_names), environment.networks, config.n_envs)
-    if kept:
-        model = kept.restore(
+    if checkpoint:
+        model = checkpoint.restore(
             spec.model_class, envs, device=config.device, tensorboard_log=recording.tensorboard
         )
     else:
@@ -171,17 +171,17 @@ def _begin(
             tensorboard_log=recording.tensorboard,
         )
         if config.initial_policy is not None:
-            _start_from_(model, config.initial_policy, env, seed=identity["seed"])
+            _initialize_(model, config.initial_policy, env, seed=identity["seed"])
     if isinstance(model, DynaPPO):
         model.use_surrogates_of_(environment)
     if recording.tensorboard is None:
         log_nowhere_(model)
-    history = kept.history if kept else EpisodeHistory(identity["groups"])
+    history = checkpoint.history if checkpoint else EpisodeHistory(identity["groups"])
     return _Run(identity, envs, schedule, model, history)
 
 
-def _start_from_(model: BaseAlgorithm, policy: Policy, env: GymEnv, *, seed: int) -> None:
-    """Make an untrained model decide as a policy does."""
+def _initialize_(model: BaseAlgorithm, policy: Policy, env: GymEnv, *, seed: int) -> None:
+    """Give an untrained model the weights of a policy, or let it imitate one with other layers."""
     if model.policy_kwargs["net_arch"] == policy.description["shape"]["net_arch"]:
         policy.load_into_(model.policy)
     else:
@@ -192,17 +192,17 @@ def _start_from_(model: BaseAlgorithm, policy: Policy, env: GymEnv, *, seed: int
 
 
 def _spend(run: _Run, env: GymEnv, episodes: int, recording: Recording) -> LearningResult:
-    """Spend all episodes but one on learning, the last on what was learned."""
+    """Spend all episodes but one on learning, and the last one on the learned policy."""
     algorithm, seed = run.identity["algorithm"], run.identity["seed"]
     labels = {"algorithm": algorithm, "seed": seed, **run.identity["hyperparameters"]}
     board = TensorBoardCallback(run.history, labels, log=recording.log, uniform=recording.uniform)
-    # the log is first, so that nothing another listener does can lose the episode
+    # the log is first, so that an error in another listener cannot lose the episode
     listeners: list[Callable[[EpisodeResult], None]] = []
     if recording.log is not None:
         listeners.append(partial(recording.log.append, algorithm))
     if recording.on_episode is not None:
         listeners.append(recording.on_episode)
-    # environments that step together end together, so what does not fill a round is left for later
+    # environments in lockstep end their episodes together, so those that do not fill a round come after
     last = (episodes - 1) // run.schedule.n_envs * run.schedule.n_envs
     with EpisodeBar(algorithm, episodes=episodes, shown=recording.progress, history=run.history) as bar:
         counter = EpisodeCallback(run.history, [*listeners, board.write_episode, bar.show], last=last)
@@ -224,17 +224,17 @@ def _spend(run: _Run, env: GymEnv, episodes: int, recording: Recording) -> Learn
                 callbacks,
                 log_interval=1,
                 tb_log_name=algorithm,
-                reset_num_timesteps=not goes_on_in_curves(run.model, algorithm, resume=recording.resume),
+                reset_num_timesteps=not continues_curves(run.model, algorithm, resume=recording.resume),
             )
-            # seeded: beside several processes, this one's environment has had no seed yet
-            for number in range(episodes - 1 - last):
-                counter.announce(run_episode(env, exploring(run.model), seed=seed + number))
+            # seeded, as with several processes this process's environment has had no seed yet
+            for index in range(episodes - 1 - last):
+                counter.announce(run_episode(env, exploring(run.model), seed=seed + index))
             best = run.history.best
             final = run_episode(env, deterministic(run.model), seed=seed)
             counter.announce(final)
             board.write_overview()
         except KeyboardInterrupt:
-            raise  # perhaps out of the log's own lock, where closing waits for minutes; all is flushed
+            raise  # perhaps while the log is locked, where closing would wait for minutes; all is flushed
         except BaseException:
             board.close()
             raise

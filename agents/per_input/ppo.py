@@ -21,7 +21,7 @@ from prunegym.agents.learning.algorithms import Algorithm, RolloutSchedule, on_p
 from prunegym.agents.learning.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from prunegym.agents.learning.tensorboard import (
     flatten,
-    goes_on_in_curves,
+    continues_curves,
     hide_events_from,
     log_nowhere_,
     tensorboard_formats,
@@ -166,7 +166,7 @@ def learn_per_input(
                 callback,
                 log_interval=1,
                 tb_log_name="per-input",
-                reset_num_timesteps=not goes_on_in_curves(model, "per-input", resume=recording.resume),
+                reset_num_timesteps=not continues_curves(model, "per-input", resume=recording.resume),
             )
             if save is not None:
                 save(model, history=history, env=envs)

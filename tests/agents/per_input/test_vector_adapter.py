@@ -79,7 +79,7 @@ def test_restarts_where_it_is_told_and_takes_no_seed_then(envs, env):
     envs.reset()
     for _ in range(2):
         observations, *_ = envs.step(actions(*[0.0] * COUNT))
-    (start,) = envs.env_method("episode_start", indices=envs.of_their_own)
+    (start,) = envs.env_method("episode_start", indices=envs.stateful_indices)
     other = ToyInputs(COUNT)
     again = GymVectorAdapter(other)
     again.seed(9)
