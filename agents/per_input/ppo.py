@@ -1,4 +1,4 @@
-"""Learning to decide for each input: many short episodes side by side, and a price that keeps the budget."""
+"""Learn a policy that decides for each input, by PPO on many short episodes with a price on multiply-adds."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tqdm import tqdm
 from prunegym.agents.learning.algorithms import Algorithm, RolloutSchedule, on_policy, with_overrides
 from prunegym.agents.learning.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from prunegym.agents.learning.tensorboard import (
-    flatten,
     continues_curves,
+    flatten,
     hide_events_from,
     log_nowhere_,
     tensorboard_formats,
@@ -31,34 +31,34 @@ from prunegym.agents.rollout import require_episodes
 
 PER_INPUT = Algorithm("per-input", PPO, on_policy)
 SAVE_EVERY = 20  # updates
-WATCHED = ("macs", "agrees", "loss", "reference")  # what the environment says of every input
+INPUT_METRICS = ("macs", "agrees", "loss", "reference")  # in the infos of every input
 
 
 class InputEnvironment(Protocol):
-    """What a vector environment of inputs offers beside Gymnasium's own interface.
+    """A vector environment of inputs: what it must offer in addition to Gymnasium's own interface.
 
-    Its last step's infos hold WATCHED, [inputs] each, and `ratios`, [inputs, gates].
+    The infos of its last step hold INPUT_METRICS, [inputs] each, and `ratios`, [inputs, gates].
     """
 
     gate_names: tuple[str, ...]
     observation_names: tuple[str, ...]
     observation_version: int
     budget: float  # share of the dense network's multiply-adds, on average over inputs
-    price: float  # of the whole budget, in rewards
+    price: float  # of multiply-adds worth the whole budget, in units of the reward
 
     def marginal_price(self) -> float:
-        """Return a price to begin with."""
+        """Return the initial price."""
 
 
 @dataclass
 class InputHistory:
-    """The updates of one run, in order; it goes to JSON and back with a checkpoint."""
+    """The records of the updates of one run, in order; a checkpoint keeps it as JSON."""
 
     updates: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def episodes(self) -> int:
-        """How many inputs have gone through."""
+        """Number of inputs decided so far."""
         return int(self.updates[-1]["episodes"]) if self.updates else 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,20 +68,20 @@ class InputHistory:
 
 @dataclass(frozen=True)
 class InputPolicy:
-    """A policy that was learned, and how."""
+    """A learned policy and the history of its run."""
 
     model: BaseAlgorithm
     history: InputHistory
 
     @property
     def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of each layer of its network, tanh between them: its most likely action."""
+        """Weight and bias of each layer of the network for the most likely action, with tanh in between."""
         policy: Any = self.model.policy
         modules = [*policy.mlp_extractor.policy_net, policy.action_net]
         return [
-            (one.weight.detach().clone(), one.bias.detach().clone())
-            for one in modules
-            if isinstance(one, nn.Linear)
+            (module.weight.detach().clone(), module.bias.detach().clone())
+            for module in modules
+            if isinstance(module, nn.Linear)
         ]
 
 
@@ -105,14 +105,14 @@ def learn_per_input(
     device: str = "cpu",
     recording: PerInputRecording = PerInputRecording(),
 ) -> InputPolicy:
-    """Learn a policy by PPO, while a price on multiply-adds rises and falls until they keep to the budget.
+    """Learn a policy by PPO, with a price on multiply-adds that is adapted until they meet the budget.
 
     Args:
-        env: a vector environment of inputs, see InputEnvironment; used as it is.
-        episodes: inputs to send through; whole updates, at least one.
-        seed: of the order of inputs, the network and the exploration.
-        hyperparameters: that differ from those in `per-input.yaml`, see `with_overrides`.
-        device: where the policy network learns; it is small, so a CPU serves best.
+        env: a vector environment of inputs, see InputEnvironment.
+        episodes: number of inputs to decide, rounded up to whole updates.
+        seed: seed of the order of inputs, the policy network and the exploration.
+        hyperparameters: values that replace those in `per-input.yaml`, see `with_overrides`.
+        device: device of the policy network, which is small, so that a CPU is fastest.
         recording: what is written to disk and shown; `on_update` is called with the record of each update.
 
     Raises:
@@ -193,7 +193,7 @@ class _UpdateCallback(BaseCallback):
         self._settings = settings
         self._save = save
         self._on_update = on_update
-        self._seen: list[Mapping[str, Any]] = []  # of the inputs since the last update
+        self._infos: list[Mapping[str, Any]] = []  # of the inputs since the last update
 
     def _on_training_start(self) -> None:
         for log in tensorboard_formats(self.logger):
@@ -202,9 +202,9 @@ class _UpdateCallback(BaseCallback):
         self.logger.record("hparams", hparams, exclude=("stdout", "log", "json", "csv"))
 
     def _on_rollout_start(self) -> None:
-        # what the last update recorded would else wait for the next one, and be lost to a checkpoint
+        # else the records of the last update would be written after the next one, and a checkpoint lose them
         self.logger.dump(self.num_timesteps)
-        # Not at a rollout's end, where Stable-Baselines3 has collected it but not learned from it yet.
+        # saved here and not at the end of a rollout, when Stable-Baselines3 has not learned from it yet
         updates = len(self._history.updates)
         if self._save is not None and updates and updates % SAVE_EVERY == 0:
             self._save(self.model, history=self._history, env=self.training_env)
@@ -214,28 +214,28 @@ class _UpdateCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         infos, rewards = self.locals["infos"], self.locals["rewards"]
-        self._seen += [
+        self._infos += [
             {**info, "reward": reward} for info, reward in zip(infos, rewards, strict=True) if info
         ]
         return True
 
     def _on_rollout_end(self) -> None:
-        record = {name: float(np.mean([info[name] for info in self._seen])) for name in (*WATCHED, "reward")}
-        ratios: NDArray[np.float64] = np.mean([info["ratios"] for info in self._seen], axis=0)
-        spread = float(np.std([info["macs"] for info in self._seen]))
+        names = (*INPUT_METRICS, "reward")
+        record = {name: float(np.mean([info[name] for info in self._infos])) for name in names}
+        ratios: NDArray[np.float64] = np.mean([info["ratios"] for info in self._infos], axis=0)
         record |= {
-            "episodes": self._history.episodes + len(self._seen),
+            "episodes": self._history.episodes + len(self._infos),
             "price": self._env.price,
-            "macs_std": spread,
+            "macs_std": float(np.std([info["macs"] for info in self._infos])),
         }
         for name, value in record.items():
             self.logger.record(f"input/{name}", value)
         for gate, ratio in zip(self._env.gate_names, ratios, strict=True):
             self.logger.record(f"runtime/{gate}", float(ratio))
         self._history.updates.append(record)
-        self.bar.update(len(self._seen))
+        self.bar.update(len(self._infos))
         self.bar.set_postfix_str(f"agrees {record['agrees']:.1%}, MACs {record['macs']:.1%}", refresh=False)
-        self._seen = []
+        self._infos = []
         self._env.price = max(
             0.0, self._env.price + self._settings["price_rate"] * (record["macs"] / self._env.budget - 1)
         )

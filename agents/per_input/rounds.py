@@ -1,4 +1,4 @@
-"""Learning runtime ratios for each input, in rounds: fit weights and gates, learn a policy, plan anew."""
+"""Learn runtime ratios for each input in rounds: fit weights and gates, learn a policy, update the plan."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ from prunegym.pruning.runtime.per_input import PerInputPolicy, find_per_input_po
 from prunegym.pruning.runtime.prices import InputPrices
 from prunegym.pruning.training.finetuning import FinetuningConfig, finetune_
 
-# relative spread of the unit counts that weights are fitted to; on ResNet-20, 0 and 0.75 were worse
-COUNT_SPREAD = 0.25
+COUNT_SPREAD = (
+    0.25  # relative spread of the unit counts that weights are fitted to; see docs/decisions.md, D61
+)
 HIDDEN = (32, 32)  # layer widths of the policy network
-MAX_HELD_BYTES = 2**30  # of training images held in memory, beside the reward images
+MAX_HELD_BYTES = 2**30  # of training images held in memory, besides the reward images
 
 
 @dataclass(frozen=True)
 class RoundsConfig:
-    """How a policy for inputs is learned."""
+    """Settings of learning a policy for inputs in rounds."""
 
     episodes: int  # inputs in each round
     rounds: int = 2
@@ -47,27 +48,27 @@ class RoundsConfig:
 
 @dataclass(frozen=True)
 class LearnedPerInput:
-    """A network that decides for each input."""
+    """A network with a learned policy that decides for each input."""
 
     compressed: Compressed
-    plan: PruningPlan  # its decisions depart from this plan's runtime ratios
+    plan: PruningPlan  # whose runtime ratios the policy started from
     policies: list[InputPolicy]  # one for each round
-    share: float  # of the dense multiply-adds that inputs were to cost on average
-    mean_share: float  # of the dense multiply-adds that validation images cost on average
+    share: float  # share of the dense multiply-adds that inputs may cost on average
+    mean_share: float  # share of the dense multiply-adds that validation images cost on average
 
 
 class PerInputJob:
-    """A task's network with the images that a policy is learned on, fitted to and tuned on."""
+    """A task's network, with the images for learning a policy, for statistics and for fine-tuning."""
 
     def __init__(self, task: Task, network: PrunableNetwork) -> None:
         self.task = task
         self.network = network
         splits = task.splits
         if isinstance(splits, ImageSplits):
-            # all in memory, as many training images as MAX_HELD_BYTES allow
+            # the reward images and as many training images as MAX_HELD_BYTES allows, all in memory
             reward = Images(splits.reward.images, splits.reward.labels)
-            numbers = torch.arange(min(len(splits.train), MAX_HELD_BYTES // reward.images[0].nbytes))
-            train = Images(splits.train.take(numbers), splits.train.labels[numbers])
+            indices = torch.arange(min(len(splits.train), MAX_HELD_BYTES // reward.images[0].nbytes))
+            train = Images(splits.train.take(indices), splits.train.labels[indices])
             self.learned_on = joined(train, reward)
             self.typical, self.tuned_on = splits.calibration, splits.all_but_test()
         else:
@@ -89,8 +90,11 @@ class PerInputJob:
     def varied_counts(self, plan: PruningPlan) -> dict[str, Tensor]:
         """Return unit counts for each calibration image, spread by COUNT_SPREAD around those of a plan.
 
-        Weights fitted to one count fit no other, not even that of all units. An image gets more, or fewer,
-        units at all gates alike.
+        Weights fitted to a single count do not suit any other, not even the count of all units. The counts of
+        an image are above or below the plan's by the same factor at all gates.
+
+        Returns:
+            Group name -> counts, [calibration images], for the groups in which the plan skips units.
         """
         widths = plan_widths(self.network.graph, plan, round_to=self.network.method.round_to)
         images = sum(map(len, self.network.calibration.inputs.batches))
@@ -105,7 +109,7 @@ class PerInputJob:
         }
 
     def tune_(self, compressed: Compressed, epochs: int, seed: int = 0) -> None:
-        """Fine-tune weights and gates on the dense network's outputs, in place; a per-input policy stays."""
+        """Fine-tune weights and gates on the dense network's outputs, in place; keeps a per-input policy."""
         config = FinetuningConfig(epochs, seed=seed)
         finetune_(compressed.model, self.tuned_on, config, teacher=self.task.model)
         if find_per_input_policy(gates_of(compressed.model)) is not None:
@@ -113,7 +117,7 @@ class PerInputJob:
             fit_input_statistics_(compressed.model, images, self.dense_logits(self.typical))
 
     def attach_policy_(self, compressed: Compressed, max_runtime_ratio: float) -> None:
-        """Let the network decide for each input; at first it decides as its plan says."""
+        """Attach a per-input policy to the network, in place; at first it decides as the plan does."""
         attach_per_input_policy_(
             compressed.model,
             self.typical.images.to(next(compressed.model.parameters()).device),
@@ -124,7 +128,7 @@ class PerInputJob:
         )
 
     def min_share(self, compressed: Compressed, max_runtime_ratio: float) -> float:
-        """Return the share of the dense multiply-adds that remains if inputs skip all they may."""
+        """Return the share of the dense multiply-adds that remains if inputs skip as much as possible."""
         prices = InputPrices.from_cost(self.network.cost, compressed.widths)
         policy = PerInputPolicy(compressed.gates, prices, hidden=HIDDEN, largest=max_runtime_ratio)
         action = torch.ones(1)
@@ -132,7 +136,7 @@ class PerInputJob:
         return float(prices.macs(counts.numpy())[0] + policy.macs) / prices.dense
 
     def environment(self, compressed: Compressed, share: float) -> InputPruningVectorEnv:
-        """Return the environment in which inputs are decided, within a share of the dense multiply-adds."""
+        """Return the environment for learning a policy within a share of the dense multiply-adds."""
         device = next(compressed.model.parameters()).device
         return InputPruningVectorEnv(
             compressed.model,
@@ -144,13 +148,13 @@ class PerInputJob:
 
 @dataclass(frozen=True)
 class PerInputStart:
-    """A network before the first round; nothing of what follows can be refused any more."""
+    """The validated starting point of the first round."""
 
     job: PerInputJob
-    plan: PruningPlan  # static ratios, which stay, and runtime ratios to depart from
-    fixed: Compressed  # carries that plan out
+    plan: PruningPlan  # static ratios, which stay fixed, and initial runtime ratios
+    fixed: Compressed  # the network compressed by that plan
     static: PruningPlan  # the uniform plan without gates within the same share
-    share: float  # of the dense multiply-adds, for inputs on average: no more than the fixed plan costs
+    share: float  # share of the dense multiply-adds that inputs may cost on average; at most the plan's cost
 
 
 @dataclass(frozen=True)
@@ -170,23 +174,23 @@ def prepare(
     static_ratio: float = 0.0,
     plan: PruningPlan | None = None,
 ) -> PerInputStart:
-    """Choose the plan to depart from, and check that inputs can keep to a share of the multiply-adds.
+    """Choose the initial plan, and check that inputs can meet a share of the multiply-adds.
 
-    Inputs are to cost no more than the fixed plan does, so that no row wins by spending more of the budget.
+    Inputs may cost no more than the fixed plan does, so that no row wins by spending more of the budget.
 
     Args:
-        task: images that the policy is learned on, and images to validate on.
+        task: the images for learning the policy and for validation.
         network: the task's network, traced and calibrated.
-        share: of the dense multiply-adds that may remain, on average over inputs.
+        share: share of the dense multiply-adds that may remain, on average over inputs.
         limits: the largest static and runtime ratio of a group.
-        static_ratio: of every group, if no plan is given.
-        plan: to depart from; by default even ratios within `share`, see `evenly_gated`.
+        static_ratio: static ratio of every group, if no plan is given.
+        plan: the initial plan; by default even ratios within `share`, see `evenly_gated`.
 
     Raises:
         PlanError: a runtime ratio of the plan is above the largest, no group takes a gate, or the plan skips
             nothing, so that there is nothing to decide.
-        ImpossibleBudgetError: the largest ratios are not enough, or inputs that skip all they may, and pay
-            for the policy, are still above `share`.
+        ImpossibleBudgetError: the largest ratios are not enough, or inputs that skip as much as possible
+            still cost more than `share`, the policy included.
     """
     if plan is None:
         plan = evenly_gated(network, share, static_ratio=static_ratio, largest=limits.runtime)
@@ -226,18 +230,18 @@ def compare_with_fixed(
     on_update: Callable[[dict[str, float]], None] | None = None,
     on_learned: Callable[[], None] | None = None,
 ) -> PerInputComparison:
-    """Learn runtime ratios for each input, and return the networks to compare them with.
+    """Learn runtime ratios for each input, and return the network with those to compare it with.
 
     The static and the fixed network are fine-tuned for as many epochs as the learned one in all its rounds.
 
     Args:
-        start: what `prepare` returned; its fixed network is fine-tuned in place.
-        config: how the policy is learned.
-        out: see `learn_in_rounds`, as for the next three.
-        resume: likewise.
-        progress: likewise.
-        on_update: likewise.
-        on_learned: called when learning is done, before the other networks are fine-tuned.
+        start: the result of `prepare`; its fixed network is fine-tuned in place.
+        config: settings of learning.
+        out: see `learn_in_rounds`.
+        resume: see `learn_in_rounds`.
+        progress: see `learn_in_rounds`.
+        on_update: see `learn_in_rounds`.
+        on_learned: called after learning, before the other networks are fine-tuned.
     """
     learned = learn_in_rounds(
         start.job,
@@ -274,21 +278,21 @@ def learn_in_rounds(
     progress: bool = False,
     on_update: Callable[[dict[str, float]], None] | None = None,
 ) -> LearnedPerInput:
-    """Learn a policy in rounds, each on weights and gates fitted to what the previous policy decides.
+    """Learn a policy in rounds, in each of which weights and gates are fitted to the previous decisions.
 
     A round applies the plan, with weights fitted to varying unit counts, and learns a policy on that network.
-    The policy's mean ratios are the runtime ratios of the next round's plan. With fine-tuning the plan stays,
-    and each round continues with the network that the previous one tuned, as in Chen et al. 2020.
+    The policy's mean ratios are the runtime ratios of the next round's plan. With fine-tuning the plan stays
+    the same, and each round continues with the network tuned in the previous one, as in Chen et al. 2020.
 
     Args:
         job: the network and its images.
-        plan: static ratios, which stay, and runtime ratios to depart from.
-        config: how the policy is learned.
-        share: of the dense multiply-adds, on average over inputs.
+        plan: static ratios, which stay fixed, and initial runtime ratios.
+        config: settings of learning.
+        share: share of the dense multiply-adds that inputs may cost on average.
         out: the folder of the run, which keeps checkpoints and curves; None for none.
         resume: continue from the checkpoints in `out`.
         progress: show bars on standard error.
-        on_update: called with the record of each update, the number of its `round` included.
+        on_update: called with the record of each update, with the number of the round as "round".
     """
     policies: list[InputPolicy] = []
     compressed = job.apply(plan, counts=job.varied_counts(plan))
@@ -325,7 +329,7 @@ def learn_in_rounds(
 
 
 def mean_plan(job: PerInputJob, compressed: Compressed, plan: PruningPlan) -> PruningPlan:
-    """Return a plan whose runtime ratios are the mean of what a network decides for its inputs."""
+    """Return the plan with the runtime ratios that a network decides for its inputs, on average."""
     means = input_outcomes(compressed.model, job.typical).ratios.mean(0)
     for site, ratio in zip(compressed.gates, means, strict=True):
         decision = LayerDecision(plan[site.group].static_ratio, min(float(ratio), 0.99))

@@ -1,4 +1,4 @@
-"""Pictures and words about a run, made from plain data: what was evaluated, what was decided, and why."""
+"""Pictures and explanations of a run, made from plain data: evaluated plans, the chosen plan, and reasons."""
 
 from prunegym.agents.pictures.canvas import figure_pixels, png
 from prunegym.agents.pictures.heatmap import ratio_heatmap

@@ -1,7 +1,7 @@
-"""What the figures share: size, colours, limits of an axis, and the way to pixels.
+"""Common parts of the figures: size, colours, limits of an axis, and conversion to pixels.
 
-Matplotlib is imported where something is drawn, here and in the figures' modules: it takes four tenths of a
-second to load, more than Stable-Baselines3, and most commands draw nothing.
+Matplotlib is imported late, in the functions that draw, here and in the figures' modules; see
+docs/decisions.md, D62.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 DPI = 144  # sharp on a page and on paper, a few tens of kilobytes a figure
 HEADROOM = 0.06  # of an axis' span, left free on both sides
-WHISKER = 3.0  # interquartile ranges; what lies farther out is drawn at the edge
+MAX_OUTLYING_IQRS = 3.0  # interquartile ranges from the quartiles; values farther out are drawn at the edge
 
 
 class Style(NamedTuple):
-    """How the plans of one maker are drawn."""
+    """Colour and shape of the marks for the plans of one method."""
 
     colour: str
     marker: str
 
 
-# Okabe and Ito's colours, which colour-blind eyes tell apart; a shape each, for print without colour
+# Okabe and Ito's colours, which colour-blind people can distinguish, and shapes for print without colour
 PALETTE = [
     *(Style("#0072B2", "o"), Style("#D55E00", "s"), Style("#009E73", "^")),
     *(Style("#CC79A7", "D"), Style("#56B4E9", "v"), Style("#E69F00", "P")),
@@ -40,7 +40,7 @@ BASELINES = {"random": Style("#707070", "X"), "uniform": Style("#000000", "o")}
 
 
 def styles(makers: Iterable[str]) -> dict[str, Style]:
-    """Return a style for each maker, in order of first appearance; "random" and "uniform" have their own."""
+    """Return a style for each method, in order of first appearance; those of BASELINES are fixed."""
     distinct = list(dict.fromkeys(makers))
     learners = [maker for maker in distinct if maker not in BASELINES]
     assigned = {maker: PALETTE[index % len(PALETTE)] for index, maker in enumerate(learners)}
@@ -48,7 +48,7 @@ def styles(makers: Iterable[str]) -> dict[str, Style]:
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure of so many inches and its one pair of axes, without a frame above and to the right."""
+    """Return a figure, its size in inches, and its axes, without a frame above and to the right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -70,7 +70,7 @@ def limits(values: Sequence[float], *, inside: Iterable[float], min_span: float)
         min_span: the smallest distance between the limits, in the unit of the values.
     """
     lower, upper = np.quantile(values, (0.25, 0.75))
-    reach = WHISKER * (upper - lower)
+    reach = MAX_OUTLYING_IQRS * (upper - lower)
     shown = [value for value in values if lower - reach <= value <= upper + reach] + list(inside)
     low, high = min(shown), max(shown)
     margin = max(HEADROOM * (high - low), (min_span - (high - low)) / 2)
@@ -85,12 +85,12 @@ def score_axis(axes: Axes, *, accuracy: bool) -> None:
 
 
 def in_percent(axis: Axis) -> None:
-    """Write the ticks of shares in percent, with as many digits as tell them apart and no more."""
+    """Format ticks that are shares as percent, with no more digits than necessary."""
     axis.set_major_formatter(lambda share, _: f"{100 * share:.6g}%")
 
 
 def figure_pixels(figure: Figure) -> NDArray[np.uint8]:
-    """Return the drawn figure, [height, width, 3]."""
+    """Draw a figure and return its pixels, [height, width, 3]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""The picture of a run: what was pruned where; drawn with Pillow, which TensorBoard brings."""
+"""Heat maps of the ratios by group and episode, drawn with Pillow, which TensorBoard requires."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from PIL import Image, ImageDraw, ImageFont
 
 TITLES = ("static ratio", "runtime ratio")
 FONT = ImageFont.load_default(size=14)
-ROW = 17  # least height of a row in pixels; a label of the font's size stays clear of the next
-# of one map in pixels; narrow, as TensorBoard's cards are; more groups make it taller
+MIN_ROW_HEIGHT = 17  # pixels, so that labels of the font's size do not overlap
+# size of one map in pixels; narrow, as TensorBoard's cards are; with many groups it is taller
 MAP_WIDTH, MAP_HEIGHT = 360, 170
 GAP, TOP, BOTTOM, SCALE = 16, 32, 48, 70  # pixels between maps, above, below, and for the colour bar
-# viridis at 0, 1/4, ... 1: even steps of ratio look like even steps of colour, also in grey
+# viridis at 0, 1/4, ... 1: equal steps of the ratio look like equal steps of colour, also in grey
 COLOURS = np.array(
     [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=np.float64
 )
-UNDECIDED = (217, 217, 217)  # light grey, which is no colour of the scale
+UNDECIDED = (217, 217, 217)  # light grey, which is not a colour of the scale
 
 
 def ratio_heatmap(groups: Sequence[str], ratios: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Draw two heat maps, static ratios above runtime ratios, on a colour scale fixed to [0, 1].
 
     Args:
-        groups: the rows' labels.
+        groups: names of the groups, the labels of the rows.
         ratios: [episodes, groups, 2], static and runtime; at least one episode. NaN where an episode did not
             decide a group.
 
     Returns:
         The picture, [height, width, 3].
     """
-    row = max(ROW, MAP_HEIGHT // len(groups))
-    height = row * len(groups)
+    row_height = max(MIN_ROW_HEIGHT, MAP_HEIGHT // len(groups))
+    height = row_height * len(groups)
     left = math.ceil(max(FONT.getlength(group) for group in groups)) + GAP
     size = (left + MAP_WIDTH + GAP + SCALE, 2 * (TOP + height + BOTTOM))
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for index, title in enumerate(TITLES):
         top = TOP + index * (TOP + height + BOTTOM)
-        for number, group in enumerate(groups):
-            draw.text((left - 6, top + (number + 0.5) * row), group, "black", FONT, anchor="rm")
+        for row, group in enumerate(groups):
+            draw.text((left - 6, top + (row + 0.5) * row_height), group, "black", FONT, anchor="rm")
         cells = Image.fromarray(colours(ratios[:, :, index].T))
         canvas.paste(cells.resize((MAP_WIDTH, height), Image.Resampling.NEAREST), (left, top))
         draw.text((left + MAP_WIDTH / 2, top - TOP / 2), title, "black", FONT, anchor="mm")
@@ -52,15 +52,16 @@ def ratio_heatmap(groups: Sequence[str], ratios: NDArray[np.float64]) -> NDArray
 
 
 def colours(ratios: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Return the colour of each ratio in [0, 1], grey for NaN, one more dimension of 3 at the end."""
+    """Return the colours of ratios in [0, 1], grey for NaN: [..., 3] for ratios [...]."""
     anchors = np.linspace(0.0, 1.0, len(COLOURS))
     channels = [np.interp(ratios, anchors, COLOURS[:, channel]) for channel in range(3)]
-    found = np.stack(channels, axis=-1)
-    found[np.isnan(ratios)] = UNDECIDED
-    return found.round().astype(np.uint8)
+    pixels = np.stack(channels, axis=-1)
+    pixels[np.isnan(ratios)] = UNDECIDED
+    return pixels.round().astype(np.uint8)
 
 
 def _draw_episode_axis_(draw: ImageDraw.ImageDraw, left: float, top: float, *, episodes: int) -> None:
+    """Draw the x axis of a map below it, with at most six ticks."""
     step = next(
         step for step in (n * 10**power for power in range(9) for n in (1, 2, 5)) if episodes / step <= 6
     )
@@ -72,6 +73,7 @@ def _draw_episode_axis_(draw: ImageDraw.ImageDraw, left: float, top: float, *, e
 
 
 def _draw_scale_(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, height: int) -> None:
+    """Draw the colour bar with its labels."""
     ramp = np.linspace(1.0, 0.0, height)[:, None].repeat(14, axis=1)
     canvas.paste(Image.fromarray(colours(ramp)), (left, top))
     for value in (0.0, 0.25, 0.5, 0.75, 1.0):

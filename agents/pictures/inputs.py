@@ -1,4 +1,4 @@
-"""What a policy that decides for each input made of them: what they cost, which were dear, how it learned."""
+"""Figures of a policy that decides for each input: costs, examples, ratios by gate and learning curves."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 WIDTH = 8.0  # inches
-BARS = 40  # of the histogram
-MIN_MACS_SPAN = 0.01  # its least span: costs that are nearly alike are not blown up to look like many
-BINS = 8  # of inputs, by difficulty
-LOW, HIGH = 0.1, 0.9  # quantiles: the band holds four fifths
-WINDOWS = 40  # a thick line is the mean over one of so many parts of a round
-CELL, GAP, WORDS = 0.95, 0.15, 0.25  # inches: of an image at most, between images, for the words above one
+N_BARS = 40  # of the histogram
+MIN_MACS_SPAN = 0.01  # of the histogram, so that tiny differences of cost do not fill it
+N_BINS = 8  # of inputs, by difficulty
+LOW, HIGH = 0.1, 0.9  # quantiles between which a band is drawn
+N_WINDOWS = 40  # in a round: a thick line is the mean over a window
+MAX_IMAGE, GAP, LABEL = 0.95, 0.15, 0.25  # inches: size of an image, between images, for the label above one
 BLACK, PALE, DASHED = "#000000", "#9CC7E3", (0, (5, 4))
 MACS = "MACs, share of dense"
 
 
 def inputs_figure(macs: Floats, *, budget: float) -> Figure:
-    """Draw how many inputs cost how much, with their mean and the budget.
+    """Draw a histogram of the inputs' costs, with their mean and the budget.
 
     Args:
         macs: [inputs], shares of the dense network's multiply-adds; at least one.
-        budget: the share that they may cost on average.
+        budget: the share that inputs may cost on average.
     """
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = new_axes(WIDTH, 3.4)
     low, high, mean = float(macs.min()), float(macs.max()), float(macs.mean())
     margin = max(0.0, MIN_MACS_SPAN - (high - low)) / 2
-    axes.hist(macs, BARS, range=(low - margin, high + margin), color=PALETTE[0].colour, alpha=0.75)
+    axes.hist(macs, N_BARS, range=(low - margin, high + margin), color=PALETTE[0].colour, alpha=0.75)
     axes.axvline(mean, color=BLACK, linewidth=1.8, label=f"mean {mean:.1%}")
     axes.axvline(budget, color=PALETTE[1].colour, linewidth=1.8, linestyle=DASHED, label=_named(budget))
     in_percent(axes.xaxis)
@@ -54,25 +54,28 @@ def inputs_figure(macs: Floats, *, budget: float) -> Figure:
 
 
 def difficulty_figure(macs: Floats, difficulty: Floats, right: NDArray[np.bool_]) -> Figure:
-    """Draw what inputs cost against their place by difficulty, the right answers apart from the wrong.
+    """Draw the inputs' costs against their difficulty, with right and wrong answers in different colours.
 
-    Places, not losses: most inputs lose next to nothing and would fall on one another. The ticks say both.
+    The x axis shows ranks, as the losses of most inputs are close to 0 and would overlap; its ticks show the
+    losses too.
 
     Args:
         macs: [inputs], shares of the dense network's multiply-adds; at least one.
         difficulty: [inputs], the loss of each under a plan that treats all alike.
-        right: [inputs], whether the answer was.
+        right: [inputs], True if the network's answer is right.
     """
     figure, axes = new_axes(WIDTH, 4.4)
-    places = ranks(difficulty) / len(macs)
-    for name, mine, style in (("right", right, PALETTE[0]), ("wrong", ~right, PALETTE[1])):
+    rank_shares = ranks(difficulty) / len(macs)
+    for name, mask, style in (("right", right, PALETTE[0]), ("wrong", ~right, PALETTE[1])):
         axes.scatter(
-            places[mine], macs[mine], 11, style.colour, marker=style.marker, alpha=0.45, linewidths=0
+            rank_shares[mask], macs[mask], 11, style.colour, marker=style.marker, alpha=0.45, linewidths=0
         )
-        axes.scatter([], [], 30, style.colour, marker=style.marker, label=f"{name} ({mine.sum()})")
+        axes.scatter([], [], 30, style.colour, marker=style.marker, label=f"{name} ({mask.sum()})")
     correlation = rank_correlation(difficulty, macs)
-    said = "no rank correlation" if correlation is None else f"rank correlation {correlation:+.2f}"
-    axes.plot(*_means_by_place(places, macs), "o-", color=BLACK, label=f"mean of each eighth; {said}")
+    agreement = "no rank correlation" if correlation is None else f"rank correlation {correlation:+.2f}"
+    bins = (rank_shares * N_BINS).astype(int)  # by rank, so that equal difficulties share a bin
+    means = [(rank_shares[bins == index].mean(), macs[bins == index].mean()) for index in np.unique(bins)]
+    axes.plot(*np.array(means).T, "o-", color=BLACK, label=f"mean of each eighth; {agreement}")
     shares = np.linspace(0.0, 1.0, 5)
     losses = np.quantile(difficulty, shares)
     axes.set_xticks(shares, [f"{share:.0%}\n{loss:.2g}" for share, loss in zip(shares, losses, strict=True)])
@@ -84,44 +87,45 @@ def difficulty_figure(macs: Floats, difficulty: Floats, right: NDArray[np.bool_]
 
 
 def examples_figure(images: NDArray[np.uint8], macs: Floats) -> Figure:
-    """Draw the cheapest inputs above the dearest, each below what it took.
+    """Draw the cheapest inputs above the dearest, each with its cost.
 
     Args:
         images: [2, K, H, W, C], the cheapest and the dearest; C is 1, grey, or 3.
         macs: [2, K], shares of the dense network's multiply-adds.
     """
     count, height, width = images.shape[1:4]
-    wide = min(CELL, (WIDTH - 1.0) / count - GAP)
-    tall = wide * height / width
-    size = (1.0 + count * (wide + GAP), 2 * (tall + WORDS + GAP))
+    image_width = min(MAX_IMAGE, (WIDTH - 1.0) / count - GAP)
+    image_height = image_width * height / width
+    size = (1.0 + count * (image_width + GAP), 2 * (image_height + LABEL + GAP))
     figure, axes = new_axes(*size)
-    for index, name in enumerate(("cheapest", "dearest")):
-        bottom = (1 - index) * (tall + WORDS + GAP)
-        axes.text(0.9, bottom + tall / 2, name, ha="right", va="center", size=10)
-        for number, share in enumerate(macs[index]):
-            left = 1.0 + number * (wide + GAP)
-            _draw_image_(axes, images[index, number], (left, left + wide, bottom, bottom + tall))
-            axes.text(left + wide / 2, bottom + tall + 0.04, f"{share:.1%}", ha="center", size=8)
+    # enlarged pixels stay sharp
+    interpolation = "antialiased" if width > image_width * DPI else "nearest"
+    for row, name in enumerate(("cheapest", "dearest")):
+        bottom = (1 - row) * (image_height + LABEL + GAP)
+        axes.text(0.9, bottom + image_height / 2, name, ha="right", va="center", size=10)
+        for column, share in enumerate(macs[row]):
+            left = 1.0 + column * (image_width + GAP)
+            axes.imshow(
+                np.broadcast_to(images[row, column], (height, width, 3)),
+                extent=(left, left + image_width, bottom, bottom + image_height),
+                interpolation=interpolation,
+            )
+            axes.text(
+                left + image_width / 2, bottom + image_height + 0.04, f"{share:.1%}", ha="center", size=8
+            )
     axes.axis("off")
     axes.set_xlim(0, size[0])
     axes.set_ylim(-GAP / 2, size[1] - GAP / 2)
     return figure
 
 
-def _draw_image_(axes: Axes, image: NDArray[np.uint8], place: tuple[float, float, float, float]) -> None:
-    """Draw an image, [H, W, C]: pixels that are enlarged stay sharp, only shrinking smooths."""
-    smoothed = image.shape[1] > (place[1] - place[0]) * DPI
-    pixels = np.broadcast_to(image, (*image.shape[:2], 3))
-    axes.imshow(pixels, extent=place, interpolation="antialiased" if smoothed else "nearest")
-
-
 def ratios_figure(gates: Sequence[str], ratios: Floats, fixed: PlainPlan) -> Figure:
-    """Draw each gate's runtime ratio over inputs, mean and middle four fifths, against the fixed plan's.
+    """Draw the mean and the middle four fifths of each gate's runtime ratios, with those of the fixed plan.
 
     Args:
-        gates: the rows, top to bottom; at least one.
+        gates: names of the gates, the rows from top to bottom; at least one.
         ratios: [inputs, gates].
-        fixed: the plan that treats all inputs alike; a gate that it does not name has no mark.
+        fixed: the plan that treats all inputs alike; gates that it does not name have no mark.
     """
     figure, axes = new_axes(WIDTH, 1.3 + ROW * len(gates))
     rows = np.arange(len(gates))
@@ -144,12 +148,12 @@ def ratios_figure(gates: Sequence[str], ratios: Floats, fixed: PlainPlan) -> Fig
 
 
 def learning_figure(updates: Sequence[Mapping[str, float]], *, budget: float | None) -> Figure:
-    """Draw how agreement with the dense network and MACs change while a policy is learned.
+    """Draw the curves of agreement with the dense network and of MACs while a policy is learned.
 
     Args:
-        updates: in order, at least one, each with "round", "episodes" (inputs so far in that round), and
-            "agrees" and "macs", means over its inputs.
-        budget: share of the dense network's multiply-adds, a line; None draws none.
+        updates: one or more updates in order, each with "round", "episodes" (inputs so far in that round),
+            and "agrees" and "macs", means over its inputs.
+        budget: share of the dense network's multiply-adds, drawn as a line; None draws none.
     """
     figure, upper = new_axes(WIDTH, 4.6)
     grid = figure.add_gridspec(2)
@@ -160,7 +164,10 @@ def learning_figure(updates: Sequence[Mapping[str, float]], *, budget: float | N
     upper.tick_params(labelbottom=False)
     rounds = np.array([update["round"] for update in updates])
     starts = np.flatnonzero(np.diff(rounds)) + 1
-    seen = _inputs_seen(np.array([update["episodes"] for update in updates]), starts)
+    episodes = np.array([update["episodes"] for update in updates])
+    episodes_before = np.zeros(len(updates))
+    episodes_before[starts] = episodes[starts - 1]
+    seen = episodes + np.cumsum(episodes_before)
     for axes, key, style in ((upper, "agrees", PALETTE[0]), (lower, "macs", PALETTE[1])):
         _draw_curve_(axes, seen, np.array([update[key] for update in updates]), starts, style.colour)
     if budget is not None:
@@ -177,39 +184,24 @@ def learning_figure(updates: Sequence[Mapping[str, float]], *, budget: float | N
 
 
 def _draw_curve_(axes: Axes, seen: Floats, values: Floats, starts: NDArray[np.intp], colour: str) -> None:
-    """Draw every update as a thin line, their running mean as a thick one; both break where a round ends."""
+    """Draw the updates as a thin line and their running mean as a thick one; both break between rounds."""
     for part in np.split(np.arange(len(seen)), starts):
         axes.plot(seen[part], values[part], color=colour, linewidth=0.8, alpha=0.4)
-        axes.plot(seen[part], _running_mean(values[part]), color=colour, linewidth=1.8)
+        # over a window around each value, shorter at the ends
+        window = np.ones(1 + len(part) // N_WINDOWS)
+        counts = np.convolve(np.ones(len(part)), window, "same")
+        running_mean = np.convolve(values[part], window, "same") / counts
+        axes.plot(seen[part], running_mean, color=colour, linewidth=1.8)
     for start in starts:
         axes.axvline(seen[start - 1], color="#555555", linewidth=0.9, linestyle=":")
     in_percent(axes.yaxis)
 
 
-def _inputs_seen(episodes: NDArray[np.float64], starts: NDArray[np.intp]) -> Floats:
-    """Return the inputs seen after each update in all rounds, [updates], from those in its round."""
-    before = np.zeros(len(episodes))
-    before[starts] = episodes[starts - 1]
-    return episodes + np.cumsum(before)
-
-
-def _running_mean(values: Floats) -> Floats:
-    """Return the mean over a window around each value; at the ends, over what there is of it."""
-    window = np.ones(1 + len(values) // WINDOWS)
-    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
-
-
-def _means_by_place(places: Floats, macs: Floats) -> Floats:
-    """Return the mean place and the mean MACs of the inputs in each bin, [2, bins]; none is empty."""
-    bins = (places * BINS).astype(int)  # of places, so that equal difficulties share one
-    return np.array([[places[bins == one].mean(), macs[bins == one].mean()] for one in np.unique(bins)]).T
-
-
 def _name_rounds_(axes: Axes, rounds: Floats, starts: Sequence[float]) -> None:
-    """Write each round's number above its start, and the word beside the axis, where it is in no way."""
+    """Write each round's number above its start, and "round" to the left of them."""
     above = axes.get_xaxis_transform()
-    for number, start in zip(rounds, starts, strict=True):
-        axes.annotate(f"{number:g}", (start, 1.0), (3, 2), above, "offset points", size=9)
+    for round_number, start in zip(rounds, starts, strict=True):
+        axes.annotate(f"{round_number:g}", (start, 1.0), (3, 2), above, "offset points", size=9)
     axes.annotate("round", (0.0, 1.0), (-3, 2), "axes fraction", "offset points", size=9, ha="right")
 
 

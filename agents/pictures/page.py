@@ -1,4 +1,4 @@
-"""Pieces of a self-contained HTML page: escaped text, tables and pictures, nothing fetched from elsewhere."""
+"""Parts of a self-contained HTML page, which loads nothing: escaped text, tables and pictures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ img { display: block; max-width: 100%; height: auto; }
 
 
 def page(title: str, pieces: Iterable[str]) -> str:
-    """Return a whole page of the given pieces of HTML; `title` is plain text."""
+    """Return an HTML page with a plain-text title and the given pieces of HTML."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">\n'
     body = "\n".join(pieces)
     return (
@@ -57,18 +57,18 @@ def page(title: str, pieces: Iterable[str]) -> str:
 
 
 def element(tag: str, text: str, *, style: str = "") -> str:
-    """Return an element that holds plain text, of a class of the page's style if one is given."""
+    """Return an element with plain text; `style` is a class of the page's style sheet."""
     mark = f' class="{style}"' if style else ""
     return f"<{tag}{mark}>{escape(text)}</{tag}>"
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """Return a list of plain lines."""
+    """Return a bullet list of plain-text lines."""
     return "<ul>" + "".join(element("li", line) for line in lines) + "</ul>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of plain text; the first column is of names, the others of numbers."""
+    """Return a table of plain text with names in the first column and numbers in the others."""
     body = [f"<tr>{''.join(element('td', cell) for cell in row)}</tr>" for row in rows]
     heading = f"<tr>{''.join(element('th', cell) for cell in head)}</tr>"
     return f'<div class="table"><table><thead>{heading}</thead><tbody>{"".join(body)}</tbody></table></div>'
@@ -79,10 +79,10 @@ def picture(pixels: NDArray[np.uint8], name: str, caption: str, *, scale: float,
 
     Args:
         pixels: [height, width, 3].
-        name: what it is, for those who cannot see it.
-        caption: the text below.
-        scale: it is shown at so many times its pixels.
-        invertible: on a dark page its black and white may change places; else it stays on white.
+        name: alternative text.
+        caption: plain text below the picture.
+        scale: displayed width divided by the width in pixels.
+        invertible: invert black and white on a dark page; else the picture stays on white.
     """
     data = base64.b64encode(png(pixels)).decode("ascii")
     width = round(pixels.shape[1] * scale)

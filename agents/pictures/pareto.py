@@ -1,4 +1,4 @@
-"""Every evaluated plan by what it costs and what it scores, and which of them no other beats."""
+"""The figure of all evaluated plans by cost and score, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MIN_MACS_SPAN, MIN_SCORE_SPAN = 0.002, 0.02  # spans: smaller differences are not blown up to look like much
+MIN_MACS_SPAN, MIN_SCORE_SPAN = 0.002, 0.02  # of the axes, so that tiny differences do not fill them
 MULTIPLE_BUDGETS_SPAN = (
     0.05  # of MACs: plans that spread wider are for several budgets, so none is an outlier
 )
-LABEL_GAP = 0.055  # between labels, of the axis' height
+LABEL_GAP = 0.055  # between labels, as a share of the axis' height
 MARK = "#F0E442"
-PLAN = 24.0  # size of a plan's mark, in points squared
-OPAQUE, FAINT = 0.7, 0.2  # of a plan's mark
+PLAN = 24.0  # area of a plan's mark, in points squared
+OPAQUE, FAINT = 0.7, 0.2  # opacity of the marks of evaluated and of estimated plans
 
 Point = tuple[float, float]  # (MACs as a share of the dense network, score)
 
@@ -50,15 +50,16 @@ def pareto_figure(
     marked: Mapping[str, Point] | None = None,
     dense_accuracy: float | None = None,
 ) -> Figure:
-    """Draw score against MACs of every evaluated plan, coloured by who made it, each network's front joined.
+    """Draw score against MACs of all evaluated plans, coloured by method, with the front of each network.
 
     Plans far from all others of their budget are drawn hollow at the edge, so that they do not squeeze the
-    others together. Estimates are faint, and never on the front.
+    others together. Estimates are faint and never on the front.
 
     Args:
-        episodes: at least one.
-        marked: name -> point, of plans to be named; where the y axis is accuracy, theirs on test images.
-        dense_accuracy: of the dense network on test images, a line; None draws none.
+        episodes: one or more episodes.
+        marked: name -> point, plans to mark and label; if the y axis is accuracy, their accuracy is that on
+            test images.
+        dense_accuracy: accuracy of the dense network on test images, drawn as a line; None draws none.
     """
     values, accuracy = scores(episodes)
     points = [(episode.result.macs, score) for episode, score in zip(episodes, values, strict=True)]
@@ -114,7 +115,7 @@ def _draw_fronts_(axes: Axes, networks: Iterable[Sequence[Point]]) -> None:
 
 
 def _draw_points_(axes: Axes, points: NDArray[np.float64], episodes: Sequence[Episode]) -> int:
-    """Draw the points, those outside the limits hollow at the edge; return how many those are."""
+    """Draw the points, those outside the limits hollow at the edge, and return the number of the latter."""
     from matplotlib.colors import to_rgb
 
     low, high = (np.array(ends) for ends in zip(axes.get_xlim(), axes.get_ylim(), strict=True))
@@ -141,7 +142,7 @@ def _draw_points_(axes: Axes, points: NDArray[np.float64], episodes: Sequence[Ep
 
 
 def _draw_dense_(axes: Axes, accuracy: float) -> None:
-    """Draw the dense network's line; where it is so far above that it would squeeze the rest, say so."""
+    """Draw the dense network's line, or only its label if the line is far above all points."""
     low, high = axes.get_ylim()
     name = f"dense {accuracy:.1%}"
     if accuracy > high + (high - low) / 2:
@@ -187,6 +188,7 @@ def spread(heights: Sequence[float], *, min_gap: float) -> list[float]:
 
 
 def _draw_legend_(figure: Figure, makers: Sequence[str], star: str | None) -> None:
+    """Draw the legend above the axes; `star` is the label of the marked plans, if there are any."""
     from matplotlib.lines import Line2D
 
     entries = [

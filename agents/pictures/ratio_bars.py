@@ -1,4 +1,4 @@
-"""What a plan takes from each group, against the uniform plan."""
+"""The bar chart of the shares of each group's units that a plan removes and skips."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ PALE, STATIC, RUNTIME = "#CFCFCF", "#0072B2", "#E69F00"
 def ratio_bars_figure(
     groups: Sequence[str], uniform: PlainPlan, chosen: PlainPlan, *, name: str = "learned"
 ) -> Figure:
-    """Draw, for each group, the share of its units that the plans remove for good and skip for each input.
+    """Draw, for each group, the shares of its units that two plans remove for good and skip at run time.
 
-    The uniform plan is the wide pale bar, the chosen one the narrow bars before it. The runtime ratio is of
-    the survivors; it is drawn as a share of all units, so that the bars add up.
+    The uniform plan is the wide pale bar, the chosen one the narrow bars in front of it. Skipped units are
+    drawn as a share of all units, not of the kept ones as the runtime ratio is, so that the bars add up.
 
     Args:
-        groups: the rows, top to bottom; at least one. A plan that does not name a group leaves it alone.
+        groups: names of the groups, the rows from top to bottom; at least one. A plan that does not name a
+            group leaves it whole.
         uniform: the plan to compare with.
         chosen: the plan to show.
-        name: of the chosen plan.
+        name: name of the chosen plan.
     """
     figure, axes = new_axes(8.0, 1.3 + ROW * len(groups))
     rows = np.arange(len(groups))

@@ -1,4 +1,4 @@
-"""How the best reward grows with the evaluations spent, for each maker of plans."""
+"""The figure of the best reward so far against the number of evaluations, for each method."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from prunegym.agents.pictures.scores import maker
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MIN_REWARD_SPAN = 0.02  # span
+MIN_REWARD_SPAN = 0.02  # of the y axis
 
 
 def reward_curve_figure(episodes: Sequence[Episode]) -> Figure:
-    """Draw each maker's best reward so far over its own evaluations; each evaluation is a faint mark.
+    """Draw each method's best reward so far against its evaluations, each of which is a faint mark.
 
-    An estimate counts as an evaluation, but is never the best.
-
-    A maker of a single plan is a dashed level.
+    An estimate counts as an evaluation, but is never the best. A method with a single plan is a dashed line.
 
     Args:
-        episodes: at least one.
+        episodes: one or more episodes.
     """
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = new_axes(8.0, 3.6)
     rewards = [episode.result.total for episode in episodes]
-    made = {name: [one for one in episodes if maker(one) == name] for name in styles(map(maker, episodes))}
-    bests = {name: _best_so_far(mine) for name, mine in made.items()}
+    made: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        made.setdefault(maker(episode), []).append(episode)
+    bests = {name: _best_so_far(by_maker) for name, by_maker in made.items()}
     ends = [best[np.isfinite(best)][[0, -1]] for best in bests.values() if np.isfinite(best).any()]
     low, high = limits(rewards, inside=np.ravel(ends).tolist(), min_span=MIN_REWARD_SPAN)
     for name, style in styles(made).items():
-        mine = np.array([episode.result.total for episode in made[name]])
-        count = np.arange(1, len(mine) + 1)
-        if len(mine) == 1:
-            axes.axhline(mine[0], color=style.colour, linewidth=1.1, linestyle=(0, (5, 4)), label=name)
+        totals = np.array([episode.result.total for episode in made[name]])
+        count = np.arange(1, len(totals) + 1)
+        if len(totals) == 1:
+            axes.axhline(totals[0], color=style.colour, linewidth=1.1, linestyle=(0, (5, 4)), label=name)
             continue
         axes.step(count, bests[name], where="post", color=style.colour, linewidth=1.8, label=name)
         axes.scatter(
-            count, mine.clip(low, high), s=14, marker=style.marker, c=style.colour, alpha=0.5, linewidths=0
+            count, totals.clip(low, high), s=14, marker=style.marker, c=style.colour, alpha=0.5, linewidths=0
         )
     axes.set_xlim(left=0)
     axes.set_ylim(low, high)
@@ -56,6 +56,6 @@ def reward_curve_figure(episodes: Sequence[Episode]) -> Figure:
 
 
 def _best_so_far(episodes: Sequence[Episode]) -> NDArray[np.float64]:
-    """Return the best reward after each episode, [episodes]; minus infinity while all were estimates."""
-    judged = [-np.inf if episode.result.estimated else episode.result.total for episode in episodes]
-    return np.maximum.accumulate(judged)
+    """Return the best reward after each episode, [episodes]; minus infinity before the first evaluation."""
+    evaluated = [-np.inf if episode.result.estimated else episode.result.total for episode in episodes]
+    return np.maximum.accumulate(evaluated)

@@ -1,4 +1,4 @@
-"""What a run's folder holds so far, as plain data, and the pictures of it."""
+"""The data in a run's folder, finished or not, and the pictures made from them."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from prunegym.agents.pictures.scores import scores
 from prunegym.envs.results import PlainPlan
 
 DENSE, UNIFORM, FIXED = "dense", "uniform", "fixed"
-Update = Mapping[str, float]  # of a policy that decides for each input
-SHOWN = ("round", "episodes", "macs", "agrees")  # of an update
+Update = Mapping[str, float]  # of learning a policy that decides for each input
+SHOWN = ("round", "episodes", "macs", "agrees")  # keys of an update that pictures show
 
 
 class Inputs(NamedTuple):
-    """What a policy that decides for each input made of the test images, N of them."""
+    """The decisions of a policy that decides for each input, on N test images."""
 
     macs: NDArray[np.float64]  # [N], shares of the dense network's multiply-adds
     reference: NDArray[np.float64]  # [N], losses under the fixed plan
-    right: NDArray[np.bool_]  # [N]
+    right: NDArray[np.bool_]  # [N], True for right answers
     ratios: NDArray[np.float64]  # [N, gates], runtime ratios
-    gates: NDArray[np.str_]  # [gates]
+    gates: NDArray[np.str_]  # [gates], names
     budget: NDArray[np.float64]  # [], share of the dense network's multiply-adds
     examples: NDArray[np.uint8]  # [2, K, H, W, C], the cheapest and the dearest; C is 1 or 3
     examples_macs: NDArray[np.float64]  # [2, K]
 
 
-LAYOUT = {  # of each array: its kind, and a letter a dimension; equal letters are equal sizes
+LAYOUT = {  # array name -> its type, and a letter for each dimension; equal letters stand for equal sizes
     **dict.fromkeys(("macs", "reference"), (np.floating, "N")),
     "right": (np.bool_, "N"),
     "ratios": (np.floating, "NG"),
@@ -61,67 +61,67 @@ LAYOUT = {  # of each array: its kind, and a letter a dimension; equal letters a
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or going on."""
+    """A run, finished or not."""
 
     config: Mapping[str, Any]
     episodes: Sequence[Episode]
     finished: bool = False
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> metrics on test images
     plans: Mapping[str, PlainPlan] = field(default_factory=dict)  # of the rows that are plans
-    plan: PlainPlan | None = None  # the one to be carried out, if it is known
+    plan: PlainPlan | None = None  # the plan to apply, if it is known
     updates: Sequence[Update] = ()  # of a run that learns to decide for each input
-    inputs: Inputs | None = None  # what it made of the test images
+    inputs: Inputs | None = None  # that run's decisions on test images
 
     @property
     def is_one_search(self) -> bool:
-        """Whether all plans are for one network and one budget, so that they can be compared."""
+        """True if all plans are for one network and one budget, so that they can be compared."""
         one_network = len({tuple(episode.result.plan) for episode in self.episodes}) <= 1
         one_budget = not any(".." in share for share in words(self.config.get("budget")))
         return one_network and one_budget and (not self.rows or DENSE in self.rows)
 
     @property
     def learner(self) -> str:
-        """Who made the plans that the run is about; there is at least one episode."""
-        made = Counter(episode.by for episode in self.episodes)
-        asked = str(self.config.get("algo"))
-        return asked if asked in made else made.most_common(1)[0][0]
+        """Name of the run's main method; there must be at least one episode."""
+        counts = Counter(episode.by for episode in self.episodes)
+        algorithm = str(self.config.get("algo"))
+        return algorithm if algorithm in counts else counts.most_common(1)[0][0]
 
     @cached_property
     def chosen(self) -> tuple[str, PlainPlan] | None:
-        """The name and the plan that the run chose; while it goes on, the learner's best so far."""
+        """Name and plan that the run chose; before it has finished, the learner's best plan so far."""
         if not self.is_one_search:
             return None
         last = list(self.rows)[-1] if self.rows else ""
         plan = self.plans.get(last, self.plan)
         if plan is not None:
             return last or "chosen", plan
-        mine = [
+        evaluated = [
             episode.result
             for episode in self.episodes
             if episode.by == self.learner and not episode.result.estimated
         ]
-        if self.finished or not mine:
+        if self.finished or not evaluated:
             return None
-        return "best so far", max(mine, key=lambda result: result.total).plan
+        return "best so far", max(evaluated, key=lambda result: result.total).plan
 
     @property
     def uniform(self) -> PlainPlan | None:
-        """The uniform plan, which a finished run names."""
+        """The uniform plan; None before the run has finished."""
         return self.plans.get(UNIFORM)
 
     @property
     def macs_budget(self) -> float | None:
-        """The share of the dense multiply-adds that the run keeps to, if it keeps to one."""
+        """The budget as a share of the dense multiply-adds, if there is a single one."""
         if self.inputs is not None:
             return float(self.inputs.budget)
-        found = [re.fullmatch(r"macs=(\d*\.?\d+)", share) for share in words(self.config.get("budget"))]
-        return next((float(share[1]) for share in found if share), None)
+        matches = [re.fullmatch(r"macs=(\d*\.?\d+)", share) for share in words(self.config.get("budget"))]
+        return next((float(match[1]) for match in matches if match), None)
 
     def marks(self) -> dict[str, Point]:
-        """Return the rows' places among the episodes: (share of the dense MACs, score).
+        """Return the points of the rows for the Pareto figure: (share of the dense MACs, score).
 
-        The score is accuracy on test images where the episodes are judged by accuracy; else the reward of the
-        episode that had the row's plan.
+        The score is the accuracy on test images if that of the episodes is accuracy, else the reward of the
+        episode with the row's plan.
         """
         dense = self.rows.get(DENSE)
         if dense is None:
@@ -141,29 +141,35 @@ class Run:
 
 
 def run_pictures(run: Run) -> dict[str, NDArray[np.uint8]]:
-    """Return the pictures of a run, each [height, width, 3], by name; those it has the data for.
+    """Return the pictures for which a run has the data, name -> pixels, [height, width, 3].
 
-    "pareto", "reward", "heatmap" and "bars"; of a run that decides for each input, "inputs", "difficulty",
-    "examples", "ratios" and "learning".
+    The names are "pareto", "reward", "heatmap" and "bars"; of a run that decides for each input, "inputs",
+    "difficulty", "examples", "ratios" and "learning".
     """
-    found = {}
+    pictures = {}
     if run.episodes:
         dense = run.rows.get(DENSE, {}).get("accuracy") if scores(run.episodes)[1] else None
-        found["pareto"] = figure_pixels(pareto_figure(run.episodes, run.marks(), dense))
-        found["reward"] = figure_pixels(reward_curve_figure(run.episodes))
+        pictures["pareto"] = figure_pixels(pareto_figure(run.episodes, run.marks(), dense))
+        pictures["reward"] = figure_pixels(reward_curve_figure(run.episodes))
         if run.is_one_search:
-            found["heatmap"] = _heatmap(run)
+            plans = [episode.result.plan for episode in run.episodes if episode.by == run.learner]
+            ratios = [
+                [[decision["static_ratio"], decision["runtime_ratio"]] for decision in plan.values()]
+                for plan in plans
+            ]
+            pictures["heatmap"] = ratio_heatmap(list(plans[0]), np.array(ratios))
     if run.chosen and run.uniform is not None:
         name, plan = run.chosen
-        found["bars"] = figure_pixels(ratio_bars_figure(list(run.uniform), run.uniform, plan, name=name))
+        pictures["bars"] = figure_pixels(ratio_bars_figure(list(run.uniform), run.uniform, plan, name=name))
     if run.inputs is not None:
-        found |= _input_pictures(run.inputs, run.plans.get(FIXED, {}))
+        pictures |= _input_pictures(run.inputs, run.plans.get(FIXED, {}))
     if run.updates:
-        found["learning"] = figure_pixels(learning_figure(run.updates, budget=run.macs_budget))
-    return found
+        pictures["learning"] = figure_pixels(learning_figure(run.updates, budget=run.macs_budget))
+    return pictures
 
 
 def _input_pictures(inputs: Inputs, fixed: PlainPlan) -> dict[str, NDArray[np.uint8]]:
+    """Return the pictures of the decisions for inputs; `fixed` is the plan that treats all inputs alike."""
     figures = {
         "inputs": inputs_figure(inputs.macs, budget=float(inputs.budget)),
         "difficulty": difficulty_figure(inputs.macs, inputs.reference, inputs.right),
@@ -173,53 +179,44 @@ def _input_pictures(inputs: Inputs, fixed: PlainPlan) -> dict[str, NDArray[np.ui
     return {name: figure_pixels(figure) for name, figure in figures.items()}
 
 
-def _heatmap(run: Run) -> NDArray[np.uint8]:
-    plans = [episode.result.plan for episode in run.episodes if episode.by == run.learner]
-    ratios = [[[one["static_ratio"], one["runtime_ratio"]] for one in plan.values()] for plan in plans]
-    return ratio_heatmap(list(plans[0]), np.array(ratios))
-
-
 def words(value: object) -> list[str]:
-    """Return a flag's value, one or several, as text."""
-    several = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-    return [str(one) for one in several]
+    """Return the values of a flag, one, several or none, as text."""
+    values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    return [str(entry) for entry in values]
 
 
 def read_updates(path: Path) -> list[Update]:
-    """Return the updates of a run, in order; none where there is no such file yet.
+    """Return the updates of a run in order; an empty list if the file does not exist yet.
 
     Raises:
-        ValueError: a line is damaged. A last line that is no JSON does not count: it is being written.
+        ValueError: a line is damaged. A last line that is not JSON is ignored: it is still being written.
     """
     lines = path.read_bytes().splitlines() if path.exists() else []
-    updates = []
-    for number, line in enumerate(lines, start=1):
+    updates: list[Update] = []
+    for line_number, line in enumerate(lines, start=1):
         try:
-            updates.append(_update(json.loads(line)))
+            data = json.loads(line)
+            update = {name: float(data[name]) for name in SHOWN}
+            if not np.isfinite(list(update.values())).all():
+                raise ValueError(f"{update} is not finite")
+            updates.append(update)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             no_json = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
-            if not no_json or number < len(lines):
-                raise ValueError(f"line {number}: {error!r}") from error
+            if not no_json or line_number < len(lines):
+                raise ValueError(f"line {line_number}: {error!r}") from error
     return updates
 
 
-def _update(data: Mapping[str, Any]) -> Update:
-    found = {name: float(data[name]) for name in SHOWN}
-    if not np.isfinite(list(found.values())).all():
-        raise ValueError(f"{found} is not finite")
-    return found
-
-
 def read_inputs(path: Path) -> Inputs:
-    """Return the inputs in an archive of plain arrays.
+    """Read the decisions for inputs from an archive of plain arrays.
 
     Raises:
-        ValueError: it is damaged, lacks an array, or one is of another kind or shape than LAYOUT says.
+        ValueError: the archive is damaged or lacks an array, or an array's type or shape is not as in LAYOUT.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in LAYOUT}
-    except Exception as error:  # a damaged archive fails in a dozen ways, by where it is damaged
+    except Exception as error:  # the error depends on where the archive is damaged
         raise ValueError(str(error)) from error
     sizes: dict[str, int] = {}
     for name, (kind, letters) in LAYOUT.items():

@@ -1,4 +1,4 @@
-"""What an episode is judged by in the pictures, and whose it is."""
+"""The score, the network and the maker of an episode, as the pictures show them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from prunegym.agents.episode_log import Episode
 
 
 def scores(episodes: Sequence[Episode]) -> tuple[list[float], bool]:
-    """Return what each episode is judged by, and whether that is the accuracy on the reward images.
+    """Return the score of each episode, and whether that is the accuracy on the reward images.
 
-    Without labels, in one episode or in all, it is the reward's total.
+    If any episode has no accuracy, for want of labels, the scores are total rewards.
     """
     accuracies = [episode.result.accuracy for episode in episodes]
     known = [accuracy for accuracy in accuracies if accuracy is not None]
@@ -20,13 +20,13 @@ def scores(episodes: Sequence[Episode]) -> tuple[list[float], bool]:
 
 
 def network(episode: Episode) -> str:
-    """Return the network that an episode's plan is of; "" where the run is of one alone.
+    """Return the name of an episode's network; "" in a run on a single network.
 
-    With several, the names of groups begin with the network's, see MultiNetworkEnv.
+    In a run on several, the names of groups begin with that of the network, see MultiNetworkEnv.
     """
     return next(iter(episode.result.plan), "").rpartition("/")[0]
 
 
 def maker(episode: Episode) -> str:
-    """Return who made the plan, and for which of several networks."""
+    """Return the name of the method that made the plan and, in a run on several networks, of the network."""
     return f"{episode.by}, {network(episode)}" if network(episode) else episode.by

@@ -1,4 +1,4 @@
-"""Searches that propose whole episodes: the baselines every learner must beat, behind one driver."""
+"""Searches that propose whole episodes, as baselines for learning, and the driver that runs them."""
 
 from prunegym.agents.search.base import Actions, Search, Space
 from prunegym.agents.search.choice import choose_on_validation

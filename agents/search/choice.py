@@ -1,4 +1,4 @@
-"""The choice between candidates, on images that no search and no learner has seen."""
+"""The choice between candidate plans on validation images, which no search and no learner uses."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from prunegym.agents.rollout import EpisodeResult
 
 
 def choose_on_validation(env: GymEnv, candidates: Sequence[EpisodeResult]) -> EpisodeResult:
-    """Return the candidate whose plan scores highest on the validation split; of equals, the earlier.
+    """Return the candidate whose plan scores highest on the validation split; of equal ones, the first.
 
-    Each distinct plan is scored once. `candidates` holds at least one.
+    Each distinct plan is scored once.
+
+    Args:
+        env: the environment of the network.
+        candidates: one or more episodes.
     """
     distinct = [
         result
-        for position, result in enumerate(candidates)
-        if all(result.plan != earlier.plan for earlier in candidates[:position])
+        for index, result in enumerate(candidates)
+        if all(result.plan != earlier.plan for earlier in candidates[:index])
     ]
     if len(distinct) == 1:
         return distinct[0]

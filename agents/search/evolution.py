@@ -1,4 +1,4 @@
-"""Covariance matrix adaptation, as its author's package `cma` does it."""
+"""Covariance matrix adaptation, by its author's package `cma`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from prunegym.agents.search.base import Actions, Space, Vector
 
 
 class CmaEs:
-    """A Gaussian whose whole covariance adapts (Hansen and Ostermeier, 2001), within bounds."""
+    """CMA-ES: a Gaussian whose whole covariance adapts (Hansen and Ostermeier, 2001), within bounds."""
 
-    FIRST_DEVIATION = 0.3
+    FIRST_STD = 0.3
 
     def __init__(self, gated: Sequence[bool], seed: int) -> None:
-        # imported late: with its statistics it takes a second, and only this search needs it
+        # imported late, as it takes a second and only this search needs it
         import cma  # type: ignore[import-untyped]  # it ships no types
 
         self._space = Space(tuple(gated))
         rng = np.random.default_rng(seed)
         options = {
             "bounds": [-1.0, 1.0],
-            "randn": lambda *shape: rng.standard_normal(shape),  # without, it seeds numpy's global state
+            "randn": lambda *shape: rng.standard_normal(shape),  # else it seeds NumPy's global state
             "verbose": -9,  # no text, no files
         }
-        self._strategy = cma.CMAEvolutionStrategy(np.zeros(self._space.size), self.FIRST_DEVIATION, options)
+        self._strategy = cma.CMAEvolutionStrategy(np.zeros(self._space.size), self.FIRST_STD, options)
         self._asked: list[Vector] = []
 
     def propose(self) -> list[Actions]:
@@ -35,9 +35,9 @@ class CmaEs:
 
     def tell(self, proposals: Sequence[Actions], totals: Sequence[float]) -> None:
         """Adapt mean, step size and covariance."""
-        # what was asked, and not the float32 proposals: vectors it does not know it takes for injected ones
+        # not the float32 proposals: `cma` takes vectors that it does not know for injected ones
         self._strategy.tell(self._asked, [-total for total in totals])
 
     def answer(self) -> Actions:
-        """Return the mean, brought into the bounds as every sample is."""
+        """Return the mean, mapped into the bounds in the same way as the samples."""
         return self._space.actions(self._strategy.result.xfavorite)

@@ -1,4 +1,4 @@
-"""The searches by name."""
+"""The registry of searches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver of every search: an exact number of evaluations, several at a time."""
+"""The driver of all searches: spends an exact number of evaluations, several at a time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from prunegym.agents.search.registry import SEARCHES
 
 @dataclass(frozen=True)
 class SearchResult:
-    """All that a search evaluated, and its two candidate plans."""
+    """All episodes that a search evaluated, and its two candidate plans."""
 
-    best: EpisodeResult  # the highest reward among the episodes that explored, if any did
-    final: EpisodeResult  # what the search itself decides in the end; `best` if it decides nothing else
-    results: list[EpisodeResult]  # every evaluation, in the order of the proposals, the final one included
+    best: EpisodeResult  # the highest reward among the proposals, if there are any
+    final: EpisodeResult  # the search's own answer; `best` if it has none
+    results: list[EpisodeResult]  # all evaluations, in the order of the proposals, the answer included
 
     @property
     def episodes(self) -> int:
-        """How many evaluations were spent."""
+        """Number of evaluations spent."""
         return len(self.results)
 
 
@@ -41,18 +41,18 @@ def search(
     progress: bool = False,
     on_episode: Callable[[EpisodeResult], None] | None = None,
 ) -> SearchResult:
-    """Search for a plan; a search with an answer of its own spends the last episode on that.
+    """Search for a plan; a search with an answer of its own spends the last episode on it.
 
-    The same seed makes the same proposals, however many environments evaluate them.
+    The same seed gives the same proposals, however many environments evaluate them.
 
     Args:
-        env: a pruning environment, or several equal ones that step together.
+        env: a pruning environment, or several equal ones in lockstep.
         name: a name in `SEARCHES`.
-        gated: for each group, in the order of the steps, whether its runtime action has any effect.
-        episodes: how many evaluations to spend, all of them.
-        seed: of the search and of the environments.
+        gated: for each group, in the order of the steps, True if its runtime action has an effect.
+        episodes: exact number of evaluations to spend.
+        seed: seed of the search and of the environments.
         progress: show a bar on standard error.
-        on_episode: called after each episode; what it raises ends the search.
+        on_episode: called after each episode; an exception in it ends the search.
 
     Raises:
         UnknownNameError: there is no such search.
@@ -63,22 +63,22 @@ def search(
     with EpisodeBar(name, episodes=episodes, shown=progress) as bar:
         listeners = [bar.show, *([on_episode] if on_episode else [])]
         evaluations = _Evaluations(env, groups=len(gated), seed=seed, listeners=listeners)
-        while (left := episodes - len(evaluations.results) - (method.answer() is not None)) > 0:
+        while (remaining := episodes - len(evaluations.results) - (method.answer() is not None)) > 0:
             proposals = method.propose()
-            totals = evaluations.run(proposals[:left])
-            if len(totals) == len(proposals):  # half a generation would mislead
+            totals = evaluations.run(proposals[:remaining])
+            if len(totals) == len(proposals):  # searches cannot learn from a part of a generation
                 method.tell(proposals, totals)
-        explored = len(evaluations.results)
+        n_proposed = len(evaluations.results)
         answer = method.answer()
-        if answer is not None and explored < episodes:
+        if answer is not None and n_proposed < episodes:
             evaluations.run([answer])
     results = evaluations.results
-    best = max(results[:explored] or results, key=lambda result: (not result.estimated, result.total))
-    return SearchResult(best, results[-1] if explored < episodes else best, results)
+    best = max(results[:n_proposed] or results, key=lambda result: (not result.estimated, result.total))
+    return SearchResult(best, results[-1] if n_proposed < episodes else best, results)
 
 
 class _Evaluations:
-    """Environments that step together, each through an episode of its own, and what came of them."""
+    """Environments in lockstep, each with an episode of its own, and the results of their episodes."""
 
     def __init__(
         self,
@@ -89,22 +89,21 @@ class _Evaluations:
         listeners: Sequence[Callable[[EpisodeResult], None]],
     ) -> None:
         self.results: list[EpisodeResult] = []
-        self._env = _vectorized(env)
+        self._env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
         self._listeners = listeners
         self._actions = np.zeros((self._env.num_envs, groups, 2), dtype=np.float32)
         self._env.seed(seed)
         self._env.reset()
 
     def run(self, proposals: Sequence[Actions]) -> list[float]:
-        """Evaluate all proposals, in order, and return their totals."""
-        count = self._env.num_envs
-        for start in range(0, len(proposals), count):
-            self._run_together(proposals[start : start + count])
+        """Evaluate all proposals, in order, and return their total rewards."""
+        for start in range(0, len(proposals), self._env.num_envs):
+            self._run_in_lockstep(proposals[start : start + self._env.num_envs])
         return [result.total for result in self.results[len(self.results) - len(proposals) :]]
 
-    def _run_together(self, proposals: Sequence[Actions]) -> None:
+    def _run_in_lockstep(self, proposals: Sequence[Actions]) -> None:
         """Evaluate at most one proposal for each environment."""
-        # idle environments repeat their last episode: its plan is already scored, so they cost nothing
+        # idle environments repeat their last episode, whose result is cached, so that they cost nothing
         self._actions = np.concatenate([proposals, self._actions[len(proposals) :]])
         infos: list[dict[str, Any]] = []
         groups = self._actions.shape[1]
@@ -118,8 +117,3 @@ class _Evaluations:
             self.results.append(EpisodeResult.from_dict(info["episode_result"]))
             for listener in self._listeners:
                 listener(self.results[-1])
-
-
-def _vectorized(env: GymEnv | VecEnv) -> VecEnv:
-    """Return `env` itself if it is several environments, else a vector of one."""
-    return env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])

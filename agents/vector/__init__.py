@@ -1,1 +1,1 @@
-"""Several environments side by side: in this process, in forks, or on a Ray cluster."""
+"""Vectors of environments in lockstep: in this process, in forked processes, or on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""One environment, or several processes of it that share the network and the images."""
+"""Make a vector of environments: one in this process, or several in forks or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from prunegym.agents.vector.wrappers import ReportedFailures, RestartableEpisode
 def vectorized(env: GymEnv, *, n_envs: int = 1, cluster: str | None = None) -> VecEnv:
     """Return `n_envs` environments that step in lockstep, each in a process of its own with one thread.
 
-    The processes are forks: network, images and what is known of plans are shared, not copied. So each
-    network's first episode is begun here before: what that finds out, they would each find out again. One
-    environment stays in this process, unless there is a cluster.
+    The processes are forks, so that network, images and cached results are shared and not copied. Each
+    network's first episode is begun before forking, so that its results are computed only once. A single
+    environment stays in this process, unless a cluster is given.
 
     Args:
-        env: all are like it.
-        n_envs: how many.
+        env: the environment to replicate.
+        n_envs: number of environments.
         cluster: address of the Ray cluster whose processes are used, see `connected`; None for forks.
 
     Raises:

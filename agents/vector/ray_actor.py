@@ -1,4 +1,4 @@
-"""What runs in a process of the cluster, and how an environment gets there."""
+"""The actor that runs an environment in a process of a Ray cluster, and the packing of environments."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ Result: TypeAlias = Mapping[str, Any]  # an "episode_result"
 
 
 class Step(NamedTuple):
-    """What came of a step; after an episode's last one, `observation` is the next episode's first."""
+    """The result of a step; after the last step of an episode, `observation` is the next episode's first."""
 
     observation: Observation
     reward: float
     done: bool
     info: dict[str, Any]
     reset_info: dict[str, Any]
-    start: Mapping[str, Any] | None  # what the next episode starts from, if it has begun
+    start: Mapping[str, Any] | None  # the state that the next episode starts from, if it has begun
 
 
 class EnvironmentActor:
-    """One environment in a process of the cluster, on one thread.
+    """An environment in a process of the cluster, on one thread.
 
     Args:
-        paths: where the sender finds its modules.
-        packed: the environment, as `pack` returned it.
-        known: results of episodes that need not be evaluated again.
+        paths: the sender's import paths.
+        packed: the environment, as returned by `pack`.
+        known: results of episodes, which are not evaluated again.
     """
 
     def __init__(self, paths: Iterable[str], packed: bytes, known: Iterable[Result]) -> None:
         torch.set_num_threads(1)
         sys.path.extend(path for path in paths if path not in sys.path)
-        env: GymEnv = torch.load(io.BytesIO(packed), weights_only=False)  # the run's own, no stranger's
+        # not untrusted: this run packed it
+        env: GymEnv = torch.load(io.BytesIO(packed), weights_only=False)
         for result in known:
             episodic_environment(env).remember(result)
         self._env = Monitor(RestartableEpisodes(env))
@@ -53,7 +54,7 @@ class EnvironmentActor:
         return self._env.reset(seed=seed, **({"options": options} if options else {}))
 
     def step(self, action: Action) -> Step:
-        """Take a step; after the last one of an episode, begin the next."""
+        """Take a step; after the last step of an episode, begin the next one."""
         observation, reward, terminated, truncated, info = self._env.step(action)
         info["TimeLimit.truncated"] = truncated and not terminated
         if not (terminated or truncated):
@@ -76,19 +77,19 @@ class EnvironmentActor:
 
 
 def pack(env: GymEnv) -> bytes:
-    """Return an environment as it stands, with the code that another process could not import.
+    """Pickle an environment, with the code that another process could not import.
 
     Raises:
-        AgentError: something in it cannot be pickled.
+        AgentError: a part of it cannot be pickled.
     """
     buffer = io.BytesIO()
     by_value = [module for name, module in sys.modules.copy().items() if not _importable(name)]
     for module in by_value:
         cloudpickle.register_pickle_by_value(module)
     try:
-        # plain pickle would repeat a whole tensor for each view of it
+        # plain pickle would copy the whole tensor for each view of it
         torch.save(env, buffer, pickle_module=cloudpickle)
-    except Exception as error:  # what a user's network holds may raise anything
+    except Exception as error:  # parts of a user's network may raise anything
         raise AgentError(
             f"the environment cannot be sent to a cluster ({one_line(error)}); leave out --cluster"
         ) from error
@@ -99,9 +100,9 @@ def pack(env: GymEnv) -> bytes:
 
 
 def _importable(name: str) -> bool:
-    """Return whether a path leads to a module, as none does to a network's file that was executed."""
+    """Return whether another process can import a module, unlike a network's file that was executed."""
     file = getattr(sys.modules[name], "__file__", None)
     if "." in name or name == "__main__" or not file:
-        return True  # as its package is; or pickled by value in any case; or built in
+        return True  # its package decides; or it is pickled by value in any case; or it is built in
     specs = [finder.find_spec(name, None) for finder in sys.meta_path]
-    return any(spec and spec.origin == file for spec in specs)  # else to a namesake of it
+    return any(spec and spec.origin == file for spec in specs)  # not another module of the same name

@@ -1,4 +1,4 @@
-"""The connection to a Ray cluster: one that runs already, or one of this machine alone."""
+"""Connections to a Ray cluster: one that is running, or a new one on this machine alone."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import Any
 from prunegym.agents.errors import AgentError
 from prunegym.pruning.errors import one_line
 
-OBJECT_STORE_BYTES = 2**30  # bytes that a local cluster may hold in shared memory; beyond, it uses the disk
-CONNECT_TIMEOUT_S = 10  # seconds within which an address must answer
-QUIET = {  # environment variables, read where Ray is first imported
+OBJECT_STORE_BYTES = 2**30  # shared memory of a local cluster; beyond that it uses the disk
+CONNECT_TIMEOUT_S = 10  # for an address to answer
+QUIET = {  # environment variables that Ray reads when it is first imported
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # it reports deaths on standard output, where the results go
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default to come; without it, a warning
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # else it reports deaths on standard output, which is for results
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; without it Ray warns
 }
 
 
 def imported_ray() -> ModuleType:
-    """Return the package `ray`, told to keep quiet.
+    """Import the package `ray`, with its reports turned off.
 
     Raises:
         AgentError: it is not installed.
@@ -45,13 +45,13 @@ def imported_ray() -> ModuleType:
 
 @contextmanager
 def connected(address: str, *, n_envs: int) -> Iterator[ModuleType]:
-    """Connect to a cluster and yield the package `ray`; within another connection, use that one.
+    """Connect to a cluster and yield the package `ray`; an existing connection is used again.
 
     Args:
-        address: "auto" for the cluster that this machine is part of, or else a local one; "local" for a local
-            one in any case; or HOST:PORT of a cluster that this machine is part of. A local cluster ends with
-            the connection.
-        n_envs: how many processes a local cluster has room for.
+        address: "auto" for the cluster that this machine is part of, or a local one if there is none; "local"
+            for a local one in any case; or HOST:PORT of a cluster that this machine is part of. A local
+            cluster ends with the connection.
+        n_envs: number of processes that a local cluster has room for.
 
     Raises:
         AgentError: Ray is not installed, or no cluster is at the address.
@@ -75,14 +75,17 @@ def _connect(ray: ModuleType, address: str, n_envs: int, folder: str) -> None:
         address = os.environ.get("RAY_ADDRESS", address)
     try:
         if address != "local":
-            _require_answer(address)
+            if address != "auto":
+                # OSError or ValueError unless something listens there; Ray itself would wait for minutes
+                host, _, port = address.rpartition("://")[2].rpartition(":")
+                socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
             try:
                 ray.init(address, **settings)
                 return
             except ConnectionError:
                 if address != "auto":
                     raise
-        # a folder of its own: through the usual one, other runs would find this cluster and end with it
+        # in a folder of its own, as other runs would find this cluster in the default one and end with it
         local = {"num_cpus": n_envs, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
         ray.init("local", _temp_dir=folder, **local, **settings)
     except (OSError, RuntimeError, ValueError) as error:
@@ -92,18 +95,11 @@ def _connect(ray: ModuleType, address: str, n_envs: int, folder: str) -> None:
         ) from error
 
 
-def _require_answer(address: str) -> None:
-    """Raise OSError or ValueError unless something listens there; Ray itself would wait for minutes."""
-    if address != "auto":
-        host, _, port = address.rpartition("://")[2].rpartition(":")
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-
-
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Give the caller's handler of SIGTERM back, which Ray replaces, and the signal too if one came."""
+    """Restore the handler of SIGTERM, which Ray replaces, and raise the signal again if it arrived."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # where Ray leaves handlers alone
+        yield  # Ray replaces handlers only in the main thread
         return
     handler = signal.getsignal(signal.SIGTERM)
     try:

@@ -1,4 +1,4 @@
-"""Wrappers of one environment in a process of its own."""
+"""Gymnasium wrappers for environments in processes of their own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from prunegym.agents.interface import GymEnv, episodic_environment
 from prunegym.envs.layer_pruning import Action, Observation
 
-FAILURE = "failure"  # in an info: what the environment raised, and where, as text
+FAILURE = "failure"  # key in an info: (the exception that the environment raised, its stack trace as text)
 
 
 class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action]):
-    """Remembers the state each episode starts from, so that a resumed run can start it again."""
+    """Keeps the state from which the current episode started, so that a resumed run can start it again."""
 
     def __init__(self, env: GymEnv) -> None:
         super().__init__(env)
@@ -24,11 +24,11 @@ class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action])
         self._restart_from: Mapping[str, Any] | None = None
 
     def episode_start(self) -> Mapping[str, Any]:
-        """Return what the episode at hand started from, as plain data."""
+        """Return the state from which the current episode started, as plain data."""
         return self.start_state
 
     def restart_from(self, state: Mapping[str, Any]) -> None:
-        """Let the next episode start from this state, whatever seed it is given."""
+        """Start the next episode from this state, whatever seed it is given."""
         self._restart_from = state
 
     def reset(
@@ -44,7 +44,7 @@ class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action])
 
 
 class ReportedFailures(gym.Wrapper[Observation, Action, Observation, Action]):
-    """Hands on what the environment raises, in the info, where its process would end with a traceback."""
+    """Reports exceptions of the environment in the info, so that its process does not end in a traceback."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

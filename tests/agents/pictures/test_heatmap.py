@@ -5,7 +5,7 @@ from prunegym.agents.pictures.heatmap import (
     BOTTOM,
     MAP_HEIGHT,
     MAP_WIDTH,
-    ROW,
+    MIN_ROW_HEIGHT,
     SCALE,
     TOP,
     colours,
@@ -43,7 +43,7 @@ def test_every_row_leaves_room_for_its_label(groups, episodes):
     names = [f"layer{index}.conv" for index in range(groups)]
     picture = ratio_heatmap(names, np.zeros((episodes, groups, 2)))
     assert picture.dtype == np.uint8
-    assert len(picture) / 2 - TOP - BOTTOM >= ROW * groups
+    assert len(picture) / 2 - TOP - BOTTOM >= MIN_ROW_HEIGHT * groups
 
 
 def test_the_same_ratio_has_the_same_colour_in_every_picture():
