@@ -14,7 +14,6 @@ from prunegym.agents.rollout import EpisodeResult
 from prunegym.agents.search import choose_on_validation
 from prunegym.envs import make_env
 from prunegym.envs.problem import Batches
-from prunegym.pruning.metrics import ScoreFunction
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ def compress(
     calibration: Batches,
     budget: Mapping[str, float],
     reward: Batches | None = None,
-    score: ScoreFunction | None = None,
     episodes: int = 200,
     algorithm: str = DEFAULT_ALGORITHM,
     seed: int = 0,
@@ -44,14 +42,14 @@ def compress(
         model: a trained network.
         calibration: batches of (images, labels), or a DataLoader of them, for compensation and gates.
         budget: shares of the dense network that may remain, such as {"macs": 0.5}.
-        reward: batches on which plans are evaluated while learning.
-        score: instead of reward batches, a function that scores a compressed network; higher is better.
+        reward: batches on which plans are evaluated while learning; None if a score function is given.
         episodes: number of plans to evaluate.
         algorithm: a name in `ALGORITHMS`.
         seed: seed of all random numbers.
         progress: show a bar on standard error.
-        settings: further settings of the environment, see `make_env`, such as `protect=("stem*",)` or
-            `validation=batches`, which choose between the learned policy's plan and the best plan evaluated.
+        settings: further settings of the environment, see `make_env`: `score`, any function of a compressed
+            network, higher is better, in place of reward batches; `validation`, batches that choose between
+            the learned policy's plan and the best plan evaluated; `protect=("stem*",)`, and others.
 
     Raises:
         UnknownNameError: the algorithm or a setting is unknown.
@@ -66,7 +64,6 @@ def compress(
         model=model,
         calibration=calibration,
         reward=reward,
-        score=score,
         budget=budget,
         seed=seed,
         **{"actions": ALGORITHMS[algorithm].actions, **settings},

@@ -158,7 +158,7 @@ def best_plan_table(history: EpisodeHistory) -> str:
 
 
 def log_nowhere_(model: BaseAlgorithm) -> None:
-    """Give a model without a TensorBoard log a logger that writes nothing, in place.
+    """Set a logger that writes nothing in a model without a TensorBoard log, in place.
 
     Stable-Baselines3's own writes nothing either, but creates a folder among the temporary files.
     """

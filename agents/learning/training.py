@@ -47,7 +47,7 @@ class LearningConfig:
 
 @dataclass(frozen=True)
 class Recording:
-    """What is written to disk and shown while a policy is learned, and whether to resume."""
+    """Files, callbacks and progress bar of learning, and whether to resume."""
 
     tensorboard: Path | None = None  # parent of the folder that gets this run's curves
     checkpoint: Path | None = None  # the folder that keeps the run after updates
@@ -181,7 +181,7 @@ def _begin(
 
 
 def _initialize_(model: BaseAlgorithm, policy: Policy, env: GymEnv, *, seed: int) -> None:
-    """Give an untrained model the weights of a policy, or let it imitate one with other layers."""
+    """Initialise an untrained model with the weights of a policy, or by imitating one with other layers."""
     if model.policy_kwargs["net_arch"] == policy.description["shape"]["net_arch"]:
         policy.load_into_(model.policy)
     else:

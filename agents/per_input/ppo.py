@@ -87,7 +87,7 @@ class InputPolicy:
 
 @dataclass(frozen=True)
 class PerInputRecording:
-    """What is written to disk and shown while a policy for inputs is learned, and whether to resume."""
+    """Files, callback and progress bar of learning a policy for inputs, and whether to resume."""
 
     tensorboard: Path | None = None  # parent of the folder that gets this run's curves
     checkpoint: Path | None = None  # the folder that keeps the run every SAVE_EVERY updates

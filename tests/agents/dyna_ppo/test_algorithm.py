@@ -1,4 +1,4 @@
-"""Learning on imagined episodes; what holds for every algorithm is in `test_training`."""
+"""Learning on predicted losses; what holds for every algorithm is in `test_training`."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_fewer_evaluations_do_than_without_a_model(toy):
     assert found > run_episode(toy(), lambda observation: np.zeros(2, np.float32)).total + 0.2
 
 
-def test_imagined_episodes_evaluate_nothing(env):
+def test_surrogate_episodes_evaluate_nothing(env):
     dyna(env, episodes=30)
     assert env.evaluations == env.measured.value == 30
 

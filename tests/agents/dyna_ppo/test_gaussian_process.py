@@ -55,7 +55,7 @@ def test_what_depends_on_all_inputs_at_once_is_learned_too():
     assert np.var(missed) < 0.05 * np.var(targets[150:])
 
 
-def test_noise_is_told_from_what_there_is_to_learn():
+def test_noise_is_distinguished_from_the_function():
     rng = np.random.default_rng(3)
     inputs = rng.uniform(-1, 1, (150, 4))
     true = np.sin(3 * inputs[:, 0])

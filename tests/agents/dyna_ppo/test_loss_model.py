@@ -91,13 +91,13 @@ def loss_of(row, expected):
     return 2 * expected**0.8 * curved(row) ** 0.1
 
 
-def mean_error(count, drawn, expectations, told):
+def mean_error(count, drawn, expectations, observed):
     model = LossModel()
     for row, expected in zip(drawn[:count], expectations, strict=False):
-        model.add(result(row, loss_of(row, expected), expected=told(expected)))
+        model.add(result(row, loss_of(row, expected), expected=observed(expected)))
     model.fit()
     errors = [
-        np.log(model.predict(plan(row), told(expected)) / loss_of(row, expected))
+        np.log(model.predict(plan(row), observed(expected)) / loss_of(row, expected))
         for row, expected in zip(drawn[60:], expectations[60:], strict=True)
     ]
     return float(np.abs(errors).mean())

@@ -19,14 +19,14 @@ from prunegym.pruning.errors import UnknownNameError
 PPO = ALGORITHMS["ppo"]
 
 
-def make(env, name="ppo", rounds=None, **overrides):
+def make(env, name="ppo", schedule=None, **overrides):
     spec = ALGORITHMS[name]
-    rounds = rounds or RolloutSchedule(len(env.group_names), networks=1, n_envs=1)
+    schedule = schedule or RolloutSchedule(len(env.group_names), networks=1, n_envs=1)
     hyperparameters = with_overrides(spec, overrides)
     envs = vectorized(env)
-    envs.num_envs = rounds.n_envs  # of which no more is asked than how many there are
+    envs.num_envs = schedule.n_envs  # of which no more is asked than how many there are
     return spec.make(
-        envs, rounds, hyperparameters=hyperparameters, seed=0, device="cpu", tensorboard_log=None
+        envs, schedule, hyperparameters=hyperparameters, seed=0, device="cpu", tensorboard_log=None
     )
 
 
@@ -61,7 +61,7 @@ class TestRounds:
     def test_ppo_updates_after_whole_rounds_of_at_least_eight_episodes(
         self, env, steps, networks, n_envs, n_steps
     ):
-        model = make(env, rounds=RolloutSchedule(steps, networks, n_envs))
+        model = make(env, schedule=RolloutSchedule(steps, networks, n_envs))
         assert model.n_steps == n_steps
         assert (n_steps * n_envs) % model.batch_size == 0
 
@@ -70,9 +70,9 @@ class TestRounds:
         [("ppo", {"episodes_per_update": 1, "minibatches": 3}), ("dyna-ppo", {"evaluated_episodes": 1})],
     )
     def test_learning_from_a_single_step_is_refused(self, env, name, episodes):
-        rounds = RolloutSchedule(steps=3 if name == "ppo" else 1, networks=1, n_envs=1)
+        schedule = RolloutSchedule(steps=3 if name == "ppo" else 1, networks=1, n_envs=1)
         with pytest.raises(HyperparameterError, match=r"step .*; (fewer|raise evaluated_episodes)"):
-            make(env, name, rounds, **episodes)
+            make(env, name, schedule, **episodes)
 
     @pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "amc"])
     def test_the_others_update_after_each_round(self, env, name):

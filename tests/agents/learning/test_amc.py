@@ -122,7 +122,7 @@ class TestExploration:
         reference = stats.truncnorm((-1 - mean) / sigma, (1 - mean) / sigma, loc=mean, scale=sigma)
         assert stats.kstest(drawn, reference.cdf).pvalue > 0.01
 
-    def test_the_least_of_draws_stays_in_the_box(self, monkeypatch):
+    def test_the_smallest_of_draws_stays_in_the_box(self, monkeypatch):
         monkeypatch.setattr(np.random, "uniform", lambda low, high: low)
         drawn = truncated_normal(np.array([0.0, 0.9, 1.0]), 0.01)  # a quantile of zero, at minus infinity
         np.testing.assert_array_equal(drawn, [-1.0, -1.0, -1.0])

@@ -134,12 +134,12 @@ class TestPrice:
 
 
 class TestUpdates:
-    def test_each_is_told_and_kept(self):
-        told = []
-        history = quick(on_update=told.append).history
-        assert told == history.updates
-        assert len(told) == UPDATES
-        assert [update["episodes"] for update in told] == [PER_UPDATE * (n + 1) for n in range(UPDATES)]
+    def test_each_is_announced_and_kept(self):
+        announced = []
+        history = quick(on_update=announced.append).history
+        assert announced == history.updates
+        assert len(announced) == UPDATES
+        assert [update["episodes"] for update in announced] == [PER_UPDATE * (n + 1) for n in range(UPDATES)]
         assert history.episodes == PER_UPDATE * UPDATES
 
     def test_each_is_the_mean_over_its_inputs(self, monkeypatch):
@@ -248,9 +248,9 @@ class TestResume:
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
     def test_unless_it_is_asked_to_it_begins_anew(self, interrupted):
-        told = []
-        quick(checkpoint=interrupted, on_update=told.append)
-        assert len(told) == UPDATES
+        announced = []
+        quick(checkpoint=interrupted, on_update=announced.append)
+        assert len(announced) == UPDATES
 
     @pytest.mark.parametrize(
         ("other", "expected"),

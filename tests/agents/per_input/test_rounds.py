@@ -51,7 +51,7 @@ def test_inputs_are_to_cost_no_more_than_the_fixed_plan(task, network):
     assert not static.gates
 
 
-def test_a_plan_that_is_given_is_the_one_to_depart_from(task, network):
+def test_a_plan_that_is_given_is_the_one_to_start_from(task, network):
     plan = even_plan(network.graph, 0.1, 0.4)
     assert prepare(task, network, 0.9, limits=LIMITS, plan=plan).plan is plan
     with pytest.raises(PlanError, match="above the largest"):
@@ -62,7 +62,7 @@ def test_a_plan_that_is_given_is_the_one_to_depart_from(task, network):
         prepare(task, network, 0.01, limits=LIMITS, plan=plan)
 
 
-def test_each_round_departs_from_the_mean_of_the_last_and_all_rows_cost_the_same(task, network, monkeypatch):
+def test_each_round_starts_from_the_mean_of_the_last_and_all_rows_cost_the_same(task, network, monkeypatch):
     plans, seen, order = [], [], []
 
     def note(job, compressed, plan):

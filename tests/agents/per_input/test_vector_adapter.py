@@ -74,7 +74,7 @@ def test_a_seed_is_used_once(envs, env):
     assert env.seeds == [7, None, 7]
 
 
-def test_restarts_where_it_is_told_and_takes_no_seed_then(envs, env):
+def test_restarts_from_a_given_state_and_takes_no_seed_then(envs, env):
     envs.seed(7)
     envs.reset()
     for _ in range(2):

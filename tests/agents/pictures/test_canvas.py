@@ -41,7 +41,7 @@ def test_equal_values_get_the_least_span_around_them(values):
     assert low < 0.5 < high
 
 
-def test_makers_are_told_apart_and_baselines_always_look_alike():
+def test_makers_differ_in_style_and_baselines_always_look_alike():
     found = styles(["random", "ppo", "random", "cma-es", "uniform"])
     assert list(found) == ["random", "ppo", "cma-es", "uniform"]
     assert len(set(found.values())) == 4

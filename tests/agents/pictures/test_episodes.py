@@ -72,7 +72,7 @@ def test_a_whole_last_line_that_is_no_episode_is_not_taken_for_a_cut_one(file):
         read_episodes(file)
 
 
-def test_episodes_are_judged_by_accuracy_or_all_of_them_by_reward(episode):
+def test_episodes_are_scored_by_accuracy_or_all_of_them_by_reward(episode):
     labelled, not_labelled = episode(0.8), episode(0.7, labelled=False)
     assert scores([labelled, labelled]) == ([0.8, 0.8], True)
     assert scores([labelled, not_labelled]) == ([pytest.approx(0.55), pytest.approx(0.45)], False)

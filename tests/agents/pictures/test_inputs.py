@@ -48,7 +48,7 @@ class TestInputs:
 
 
 class TestDifficulty:
-    def test_right_and_wrong_are_told_apart_by_colour_and_shape(self):
+    def test_right_and_wrong_differ_in_colour_and_shape(self):
         figure = difficulty_figure(MACS, DIFFICULTY, RIGHT)
         right, wrong = (marks for marks in figure.axes[0].collections if len(marks.get_offsets()))
         assert wrong.get_offsets().data == pytest.approx(np.array([[7.5 / 8, 0.3], [6.5 / 8, 0.8]]))

@@ -89,7 +89,7 @@ def test_marks_are_named_with_their_score_and_inside(episode):
     assert low < 0.4 < 0.93 < high
 
 
-def test_a_dense_network_far_above_is_told_and_not_drawn(episode):
+def test_a_dense_network_far_above_is_named_and_not_drawn(episode):
     figure = pareto_figure([episode(0.3 + n / 1000) for n in range(9)], {}, 0.93)
     assert figure.axes[0].get_ylim()[1] < 0.5
     assert "dense 93.0%, above" in texts(figure)
@@ -101,8 +101,8 @@ def test_names_are_no_formulas(episode):
 
 
 def test_estimates_are_faint_and_never_on_the_front(episode):
-    judged = [episode(0.5 + n / 100, 0.5 + n / 100) for n in range(5)]
-    figure = pareto_figure([*judged, episode(0.9, 0.4, estimated=True)])
+    evaluated = [episode(0.5 + n / 100, 0.5 + n / 100) for n in range(5)]
+    figure = pareto_figure([*evaluated, episode(0.9, 0.4, estimated=True)])
     assert "1 of the plans are estimated" in figure.axes[0].get_xlabel()
     assert max(max(line.get_ydata()) for line in figure.axes[0].lines) == pytest.approx(0.54)
     alphas = np.concatenate([dots.get_edgecolors()[:, 3] for dots in plans(figure)])
@@ -139,8 +139,8 @@ def test_heights_are_moved_apart_only_where_they_are_too_near():
 
 def test_each_of_several_networks_has_its_own_colour_and_front(episode):
     small, large = ({f"{name}/conv": (0.5, 0.0)} for name in ("resnet20", "a/resnet32"))
-    judged = [(0.8, 0.5, small), (0.7, 0.4, small), (0.95, 0.41, large), (0.9, 0.39, large)]
-    figure = pareto_figure([episode(score, macs, plan=plan) for score, macs, plan in judged])
+    evaluated = [(0.8, 0.5, small), (0.7, 0.4, small), (0.95, 0.41, large), (0.9, 0.39, large)]
+    figure = pareto_figure([episode(score, macs, plan=plan) for score, macs, plan in evaluated])
     fronts = sorted(line.get_xydata().tolist() for line in figure.axes[0].lines)
     assert fronts == [[[0.39, 0.9], [0.41, 0.95]], [[0.4, 0.7], [0.5, 0.8]]]
     assert {"by ppo, resnet20", "by ppo, a/resnet32"} <= set(texts(figure))

@@ -11,15 +11,16 @@ ALL = [True] * 5
 
 
 class Scripted:
-    """Proposes four episodes at a time, each known by its first static wish, and records what it is told."""
+    """Proposes four episodes at a time, each known by its first static action, and notes calls of `tell`."""
 
     def __init__(self, gated, seed):
         self.told = []
-        self.wishes = iter(np.linspace(0.0, 0.7, 64))
+        self.static_actions = iter(np.linspace(0.0, 0.7, 64))
 
     def propose(self):
         return [
-            np.full((5, 2), wish, dtype=np.float32) for _, wish in zip(range(4), self.wishes, strict=False)
+            np.full((5, 2), action, dtype=np.float32)
+            for _, action in zip(range(4), self.static_actions, strict=False)
         ]
 
     def tell(self, proposals, totals):
@@ -36,8 +37,8 @@ def scripted(monkeypatch):
     return made
 
 
-def wishes(results):
-    """The static wishes of the first group that the toy's ratios stand for."""
+def static_actions(results):
+    """The static actions of the first group that the toy's ratios stand for."""
     return [round(result.plan["layer0.conv"]["static_ratio"] / 0.45 - 1, 4) for result in results]
 
 
@@ -83,7 +84,7 @@ def test_a_search_that_learns_beats_random_search(name, toy):
 def test_whole_generations_are_told_in_order_and_the_answer_comes_last(scripted, toy, count):
     found = search(DummyVecEnv([toy] * count), "scripted", gated=ALL, episodes=11, seed=0)
     expected = np.linspace(0.0, 0.7, 64)[:10]
-    assert wishes(found.results) == pytest.approx([*expected, -0.9], abs=1e-3)
+    assert static_actions(found.results) == pytest.approx([*expected, -0.9], abs=1e-3)
     (method,) = scripted
     told = [float(actions[0, 1]) for proposals, _ in method.told for actions in proposals]
     assert told == pytest.approx(expected[:8])  # the third generation was cut short

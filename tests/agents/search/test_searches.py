@@ -166,7 +166,7 @@ class TestCrossEntropy:
 
     def test_takes_the_spread_of_the_best_quarter_but_keeps_exploring(self):
         search = SEARCHES["cross-entropy"]([False], 0)
-        wide = [np.float32([[-1.0, wish]]) for wish in (-0.5, 0.5, -0.5, 0.5, 0.0)]
+        wide = [np.float32([[-1.0, action]]) for action in (-0.5, 0.5, -0.5, 0.5, 0.0)]
         search.tell(wide, [0.0] * 5)
         assert self.spread(search) == pytest.approx(np.sqrt(0.2), rel=0.1)
         search.tell(wide[:1] * 20, [0.0] * 20)
