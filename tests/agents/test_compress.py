@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from prunegym.agents import compress
+from prunegym.agents.learning import training
 from prunegym.pruning.errors import UnknownNameError
 
 
@@ -79,3 +80,13 @@ def test_settings_reach_the_environment(network, images):
 def test_an_unknown_algorithm_is_refused(network, images):
     with pytest.raises(UnknownNameError, match="'ppo'"):
         small(network, images, algorithm="pppo")
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_is_shown_where_it_is_asked_for(network, images, monkeypatch, progress):
+    shown, bar = [], training.EpisodeBar
+    monkeypatch.setattr(
+        training, "EpisodeBar", lambda *args, **given: shown.append(given["shown"]) or bar(*args, **given)
+    )
+    small(network, images, episodes=1, progress=progress)
+    assert shown == [progress]
