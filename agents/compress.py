@@ -14,6 +14,7 @@ from prunegym.agents.rollout import EpisodeResult
 from prunegym.agents.search import choose_on_validation
 from prunegym.envs import make_env
 from prunegym.envs.problem import Batches
+from prunegym.pruning.metrics import ScoreFunction
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ def compress(
     calibration: Batches,
     budget: Mapping[str, float],
     reward: Batches | None = None,
+    score: ScoreFunction | None = None,
     episodes: int = 200,
     algorithm: str = DEFAULT_ALGORITHM,
     seed: int = 0,
@@ -42,14 +44,14 @@ def compress(
         model: a trained network.
         calibration: batches of (images, labels), or a DataLoader of them, for compensation and gates.
         budget: shares of the dense network that may remain, such as {"macs": 0.5}.
-        reward: batches on which plans are evaluated while learning; None if a score function is given.
+        reward: batches on which plans are evaluated while learning.
+        score: takes their place: any function of a compressed network, higher is better.
         episodes: number of plans to evaluate.
         algorithm: a name in `ALGORITHMS`.
         seed: seed of all random numbers.
         progress: show a bar on standard error.
-        settings: further settings of the environment, see `make_env`: `score`, any function of a compressed
-            network, higher is better, in place of reward batches; `validation`, batches that choose between
-            the learned policy's plan and the best plan evaluated; `protect=("stem*",)`, and others.
+        settings: further settings of the environment, see `make_env`, such as `validation`, batches that
+            choose between the learned policy's plan and the best plan evaluated, or `protect=("stem*",)`.
 
     Raises:
         UnknownNameError: the algorithm or a setting is unknown.
@@ -64,6 +66,7 @@ def compress(
         model=model,
         calibration=calibration,
         reward=reward,
+        score=score,
         budget=budget,
         seed=seed,
         **{"actions": ALGORITHMS[algorithm].actions, **settings},
