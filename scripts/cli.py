@@ -18,7 +18,7 @@ from prunegym.scripts.options.parser import UsageError
 VERBS = {
     "train": "learn a pruning policy and write policy, plan and compressed network",
     "train-per-input": "learn a policy that sets runtime ratios for each input, gate by gate",
-    "prune": "carry out a plan, a policy or an even allocation",
+    "prune": "apply a plan, a policy or an even allocation",
     "finetune": "train a compressed network, on labels or to follow the dense one",
     "export": "write a compressed network as ONNX or for torch.export, checked against it",
     "evaluate": "measure a network, dense or compressed, on its test images",

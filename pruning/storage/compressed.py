@@ -110,7 +110,7 @@ class LoadedNetwork:
     gates: tuple[GateSite, ...]
 
 
-def load_compressed(folder: Path, *, network: str | None = None) -> LoadedNetwork:
+def load_compressed(folder: Path | str, *, network: str | None = None) -> LoadedNetwork:
     """Build the network by name, cut it to the recorded structure, and load its weights strictly.
 
     Args:
@@ -121,6 +121,7 @@ def load_compressed(folder: Path, *, network: str | None = None) -> LoadedNetwor
     Raises:
         PruningError: the folder is missing or damaged, is of another version, or does not fit the network.
     """
+    folder = Path(folder)
     record = _read_record(folder)
     try:
         spec = _network(folder, record, network)

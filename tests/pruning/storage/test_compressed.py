@@ -89,7 +89,7 @@ def saved(folder, network_file, name, static=0.5, runtime=0.0, hidden=None):
 def test_what_is_loaded_gives_the_same_output_bit_for_bit(tmp_path, network_file, name, form, runtime):
     compressed, manifest = saved(tmp_path / "c", network_file, name, runtime=runtime)
     assert compressed.structure.form == form
-    loaded = load_compressed(tmp_path / "c", network=manifest.network)
+    loaded = load_compressed(str(tmp_path / "c"), network=manifest.network)
     images = EXAMPLES[name].images(5)
     with torch.no_grad():
         expected = compressed.model.eval()(images)
