@@ -1,6 +1,4 @@
-"""Pruning decisions as Gymnasium environments; importing this registers them by name."""
-
-import gymnasium as gym
+"""Pruning decisions as Gymnasium environments."""
 
 from prunegym.envs.allocation import ALLOCATIONS, even_plan, evenly_gated, static_plan
 from prunegym.envs.budget import Budget, BudgetRange, Limits, parse_budget
@@ -46,8 +44,3 @@ __all__ = [
     "task_problem",
     "trains_itself",
 ]
-
-gym.register("prunegym/LayerPruning-v0", entry_point="prunegym.envs.tasks:make_env")
-gym.register(
-    "prunegym/InputPruning-v0", vector_entry_point="prunegym.envs.input_pruning:InputPruningVectorEnv"
-)

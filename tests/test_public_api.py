@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 import gymnasium as gym
+import pytest
 
 import prunegym
 from tests.pruning.example_networks import EXAMPLES
@@ -11,6 +12,12 @@ from tests.pruning.example_networks import EXAMPLES
 def test_every_public_name_is_there_and_listed_once():
     assert len(set(prunegym.__all__)) == len(prunegym.__all__)
     assert all(getattr(prunegym, name) is not None for name in prunegym.__all__)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'prunegym' has no attribute 'compres'"):
+        prunegym.compres  # noqa: B018
+    assert set(prunegym.__all__) <= set(dir(prunegym))
 
 
 def test_the_version_is_that_of_the_distribution():

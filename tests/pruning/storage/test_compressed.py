@@ -149,7 +149,7 @@ model = load_compressed(Path({str(tmp_path / "c")!r}), network={manifest.network
 images = torch.zeros(2, *{manifest.input_shape})
 with torch.no_grad():
     model(images), deployed(model, images.shape[1:])(images)
-others = {{"stable_baselines3", "gymnasium", "prunegym.envs", "prunegym.agents", "prunegym.scripts"}}
+others = {{"stable_baselines3", "tensorboard", "prunegym.envs", "prunegym.agents", "prunegym.scripts"}}
 print(sorted(others & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
