@@ -219,7 +219,7 @@ def test_validation_images_validate_and_reward_images_do_where_there_are_none():
     assert without.problem.validate(result["plan"]) == result["accuracy"] < 1.0
     _, images, _ = labelled("residual", count=40, seed=9)
     with torch.no_grad():
-        labels = without.apply(result["plan"])(images).argmax(1)
+        labels = without.problem.apply(result["plan"])(images).argmax(1)
     labels[0] += 1
     env = make_small_env(validation=[(images, labels)])
     assert env.problem.validate(result["plan"]) == 39 / 40

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunegym.scripts.options import train
+from tests.scripts.conftest import QUICK
 
 pytestmark = pytest.mark.runs
 
@@ -443,7 +444,7 @@ def test_a_folder_that_is_no_run_is_left_alone(refused, material, tmp_path, over
 
 
 def test_resuming_what_is_no_run_or_another_one(refused, material, finished_run, tmp_path):
-    rounds = ["--hyper", "evaluated_episodes=8"]  # as the run was begun
+    rounds = ["--hyper", "evaluated_episodes=8", *QUICK]  # as the run was begun
     flags = [*material.flags, "--budget", "macs=0.5", *rounds, "--resume", "--out"]
     assert "holds no run to resume" in refused("train", *flags, tmp_path / "none")
     line = refused("train", *flags, finished_run, "--seed", "4", "--episodes", "20")

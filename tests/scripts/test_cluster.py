@@ -20,10 +20,12 @@ EPISODES = 25
 
 
 def processes():
-    """Return (parent, command line) of each process by its number."""
-    listed = subprocess.run(["ps", "-wweo", "pid,ppid,args"], stdout=subprocess.PIPE, text=True, check=True)
-    rows = (line.split(None, 2) for line in listed.stdout.splitlines()[1:])
-    return {int(pid): (int(parent), command) for pid, parent, command in rows}
+    """Return (parent, command line) of each process by its number; those that have ended are left out."""
+    columns = ["ps", "-wweo", "pid,ppid,stat,args"]
+    listed = subprocess.run(columns, stdout=subprocess.PIPE, text=True, check=True)
+    rows = (line.split(None, 3) for line in listed.stdout.splitlines()[1:])
+    # a zombie has ended, and only waits for whoever inherited it to take note
+    return {int(pid): (int(parent), command) for pid, parent, state, command in rows if state[0] != "Z"}
 
 
 def descendants(ancestor):
