@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # The tests come in three tiers, see tests/conftest.py; `make test` runs them all:
-#   make test-unit           under two minutes on two cores
+#   make test-unit           a few minutes on two cores
 #   make test-conformance    all example networks by all methods
 #   make test-runs           whole commands, most of them in processes of their own
 PYTEST := $(BIN)/python -m pytest --numprocesses auto

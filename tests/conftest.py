@@ -2,7 +2,7 @@
 
 There are three tiers of tests. `make test` runs all of them.
 
-- unit: what has no mark. A developer's first answer: under two minutes on two cores, `make test-unit`.
+- unit: what has no mark. A developer's first answer: a few minutes on two cores, `make test-unit`.
 - `conformance`: all example networks by all methods, `make test-conformance`.
 - `runs`: whole commands, most of them in processes of their own; runs that are killed and go on, Ray,
   accelerate, the installed wheel, `make test-runs`.
