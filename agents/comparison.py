@@ -139,7 +139,7 @@ def _search(
         return search(
             envs,
             name,
-            gated=env.gated,
+            admitted=env.admitted,
             episodes=config.episodes,
             seed=config.seed,
             progress=progress,

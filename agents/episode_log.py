@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from prunegym.agents.errors import CheckpointError
 from prunegym.agents.interface import EpisodicEnvironment
 from prunegym.agents.rollout import EpisodeResult
+from prunegym.pruning.errors import PruningError
 
 EPISODES = "episodes.jsonl"  # the log's name in the folder of a run
 
@@ -36,13 +37,12 @@ class Episode(NamedTuple):
             by=str(data["by"]),
             result=EpisodeResult(
                 plan={
-                    group: {name: float(decision[name]) for name in ("static_ratio", "runtime_ratio")}
-                    for group, decision in dict(data["plan"]).items()
+                    site: {str(key): float(amount) for key, amount in dict(decision).items()}
+                    for site, decision in dict(data["plan"]).items()
                 },
                 reward={part: float(value) for part, value in dict(data["reward"]).items()},
                 accuracy=None if accuracy is None else float(accuracy),
-                macs=float(data["macs"]),
-                params=float(data["params"]),
+                shares={str(measure): float(share) for measure, share in dict(data["shares"]).items()},
             ),
         )
 
@@ -82,9 +82,15 @@ class EpisodeLog:
             environment: gets all results on file, so that it does not evaluate these plans again.
             by: the method that continues.
             count: see `keep`.
+
+        Raises:
+            CheckpointError: a line is damaged, or its plan is of another network.
         """
-        for episode in self.entries():
-            environment.remember(episode.result.to_dict())
+        for number, episode in enumerate(self.entries(), start=1):
+            try:
+                environment.remember(episode.result.to_dict())
+            except PruningError as error:  # a plan that the network cannot have
+                raise _damaged(self.path, number, error) from error
         self.keep(by, count)
 
     def keep(self, by: str, count: int) -> None:

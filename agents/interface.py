@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, cast
 
 import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
 
 from prunegym.envs.action import ActionMode
 from prunegym.envs.layer_pruning import Action, Observation
@@ -19,14 +21,16 @@ GymEnv: TypeAlias = gym.Env[Observation, Action]
 class EpisodicEnvironment(Protocol):
     """An environment for learning: what it must offer in addition to Gymnasium's own methods.
 
-    One episode takes one step for each channel group of one network. The last step terminates it, and its
+    One episode takes one step for each site of one network. The last step terminates it, and its
     info holds "episode_result" as plain data: the plan, the terms of the reward, and the cost and the scores
     of the plan. Among the terms are "loss", "reference" (the loss of uniform pruning), "expected" (the loss
     expected before the plan was applied, divided by the reference) and "total". Several networks take turns,
     one episode each.
     """
 
-    group_names: tuple[str, ...]  # of all networks, in the order of the steps
+    site_names: tuple[str, ...]  # of all networks, in the order of the steps
+    techniques: tuple[str, ...]  # that are on, one for each entry of an action
+    action_names: tuple[str, ...]  # the keys of their amounts in plans
     networks: int  # number of networks that take turns
     observation_names: tuple[str, ...]  # one per feature
     observation_version: int
@@ -34,8 +38,8 @@ class EpisodicEnvironment(Protocol):
     action_mode: ActionMode
 
     @property
-    def gated(self) -> tuple[bool, ...]:
-        """For each group, True if its runtime action has an effect."""
+    def admitted(self) -> NDArray[np.bool_]:
+        """Whether an entry of an action has an effect: [sites, techniques]."""
 
     def surrogate_env(self, predict: LossPredictor) -> GymEnv:
         """Return an environment of the same problem whose episodes end with predicted losses.
@@ -75,5 +79,6 @@ def observation_schema(env: GymEnv) -> dict[str, object]:
 
 def action_schema(env: GymEnv) -> dict[str, object]:
     """Return the names, the range and the decoding mode of an action's entries, as plain data."""
-    mode = episodic_environment(env).action_mode
-    return {"names": ["runtime", "static"], "low": -1.0, "high": 1.0, "mode": mode}
+    pruning = episodic_environment(env)
+    names, mode = list(pruning.action_names), pruning.action_mode
+    return {"techniques": list(pruning.techniques), "names": names, "low": -1.0, "high": 1.0, "mode": mode}

@@ -17,7 +17,7 @@ from prunegym.agents.rollout import EpisodeResult, Predictor, deterministic, exp
 from prunegym.agents.search import choose_on_validation
 from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, MultiNetworkEnv
 from prunegym.envs.reward import UNIFORM_TOTAL
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def shared_env(envs: Mapping[str, LayerPruningEnv]) -> GymEnv:
 
 def plans_within(
     env: LayerPruningEnv, budget: Budget | BudgetRange, policy: Predictor
-) -> dict[str, PruningPlan]:
+) -> dict[str, CompressionPlan]:
     """Return the plans of uniform pruning and of a policy, without exploration, within a budget.
 
     For a range these are the plans within the tightest, the middle and the loosest budget.
@@ -72,9 +72,9 @@ def plans_within(
     positions = (0.0, 0.5, 1.0)
     for single in [budget] if isinstance(budget, Budget) else map(budget.budget_at, positions):
         env.set_budget(single)
-        plans[f"{single} uniform"] = PruningPlan.from_dict(env.problem.allocation("uniform"))
+        plans[f"{single} uniform"] = CompressionPlan(env.problem.allocation("uniform"))
         decided = run_episode(env, deterministic(policy))
-        plans[f"{single} learned"] = PruningPlan.from_dict(decided.plan)
+        plans[f"{single} learned"] = CompressionPlan(decided.plan)
     return plans
 
 

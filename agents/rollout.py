@@ -19,8 +19,7 @@ class EpisodeResult:
     plan: PlainPlan
     reward: Mapping[str, float]  # the terms of the reward by name, and their sum as "total"
     accuracy: float | None  # in [0, 1]; None without labels
-    macs: float  # share of the dense network that remains
-    params: float  # share of the dense network that remains
+    shares: Mapping[str, float]  # measure -> share of the dense network that remains
 
     @property
     def estimated(self) -> bool:

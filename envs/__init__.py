@@ -1,11 +1,10 @@
 """Pruning decisions as Gymnasium environments."""
 
-from prunegym.envs.allocation import ALLOCATIONS, even_plan, evenly_gated, static_plan
+from prunegym.envs.allocation import ALLOCATIONS, evenly_gated, static_plan
 from prunegym.envs.budget import Budget, BudgetRange, Limits, parse_budget
 from prunegym.envs.input_pruning import InputPruningVectorEnv
 from prunegym.envs.layer_pruning import LayerPruningEnv
 from prunegym.envs.multi_network import MultiNetworkEnv
-from prunegym.envs.observation import LayerObservation
 from prunegym.envs.problem import ProblemConfig, PruningProblem
 from prunegym.envs.tasks import (
     TASKS,
@@ -26,7 +25,6 @@ __all__ = [
     "BudgetRange",
     "DataSource",
     "InputPruningVectorEnv",
-    "LayerObservation",
     "LayerPruningEnv",
     "Limits",
     "MultiNetworkEnv",
@@ -35,7 +33,6 @@ __all__ = [
     "PruningProblem",
     "Task",
     "count_classes",
-    "even_plan",
     "evenly_gated",
     "load_task",
     "make_env",

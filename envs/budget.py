@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
-from prunegym.pruning.cost import CostModel, Widths
-from prunegym.pruning.errors import BudgetError
+from prunegym.pruning.errors import BudgetError, PlanError
+from prunegym.pruning.measures import MEASURES
+from prunegym.pruning.plan import Amount
 from prunegym.pruning.registry import nearest_hint
-
-MEASURES: Mapping[str, Callable[[CostModel, Widths], int]] = {
-    "macs": CostModel.macs,
-    "params": CostModel.params,
-    "latency": CostModel.latency,
-}
-
-
-def priced(cost: CostModel) -> dict[str, Callable[[CostModel, Widths], int]]:
-    """Return the measures that have a price: latency does once there is a table."""
-    return {name: price for name, price in MEASURES.items() if name != "latency" or cost.prices_latency}
+from prunegym.pruning.technique import Technique
+from prunegym.pruning.techniques import TECHNIQUES
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Shares of the whole dense network that may remain, by measure ("macs", "params", "latency")."""
+    """Shares of the whole dense network that may remain, by measure: a name in MEASURES, such as "macs"."""
 
     shares: Mapping[str, float]
 
@@ -90,10 +82,9 @@ class BudgetRange:
         return self.budget_at(int(rng.integers(self.GRID)) / (self.GRID - 1))
 
 
-def leading_measure(budget: Budget | BudgetRange) -> str:
-    """Return the measure by which an agent sees what groups cost: latency where the budget names it."""
-    shares = budget.shares if isinstance(budget, Budget) else budget.tightest.shares
-    return "latency" if "latency" in shares else "macs"
+def measures_of(budget: Budget | BudgetRange) -> tuple[str, ...]:
+    """Return the measures that a budget, or each budget of a range, names."""
+    return tuple(budget.shares if isinstance(budget, Budget) else budget.tightest.shares)
 
 
 def parse_budget(texts: Iterable[str]) -> Budget | BudgetRange:
@@ -118,13 +109,31 @@ def parse_budget(texts: Iterable[str]) -> Budget | BudgetRange:
 
 @dataclass(frozen=True)
 class Limits:
-    """How far the two ratios may go in one group."""
+    """How far techniques may go at one site: key -> amount; a technique that is not named has its own limit.
 
-    static: float = 0.9
-    runtime: float = 0.5
+    Example:
+        >>> Limits({"static_ratio": 0.8}).amounts
+        {'static_ratio': 0.8}
+    """
+
+    amounts: Mapping[str, Amount] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (0.0 <= self.static < 1.0 and 0.0 <= self.runtime < 1.0):
-            raise BudgetError(
-                f"the largest ratios must lie in [0, 1), got {self.static!r} and {self.runtime!r}"
-            )
+        known = {kind.key: kind for kind in TECHNIQUES.values()}
+        for key, amount in self.amounts.items():
+            if key not in known:
+                hint = nearest_hint(key, known)
+                raise BudgetError(f"no technique decides {key!r}.{hint} Known: {', '.join(known)}")
+            try:
+                known[key].check(amount, "the limit")
+            except PlanError as error:
+                raise BudgetError(str(error)) from error
+
+    def of(self, technique: Technique | type[Technique]) -> Amount:
+        """Return the farthest amount of a technique."""
+        return self.amounts.get(technique.key, technique.limit)
+
+    def without(self, names: Iterable[str]) -> Limits:
+        """Return limits within which these techniques, by name, compress nothing."""
+        off = {TECHNIQUES[name].key: TECHNIQUES[name].neutral for name in names}
+        return Limits({**self.amounts, **off})

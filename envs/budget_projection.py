@@ -1,198 +1,270 @@
-"""The projection of decisions onto what the budget allows."""
+"""The projection of decisions onto what the budget allows, and the even plan of a budget."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prunegym.envs.budget import MEASURES, Budget, Limits, priced
-from prunegym.pruning.cost import CostModel, Counts, Widths
-from prunegym.pruning.errors import ImpossibleBudgetError
-from prunegym.pruning.plan import kept_units
+from prunegym.envs.budget import Budget, Limits
+from prunegym.pruning.cost import CostModel
+from prunegym.pruning.errors import BudgetError, ImpossibleBudgetError
+from prunegym.pruning.measures import MEASURES
+from prunegym.pruning.plan import Amount
+from prunegym.pruning.products import Counts
+from prunegym.pruning.technique import Levels, Technique
 
-Ratios: TypeAlias = NDArray[np.float64]  # [groups], static
+FAMILIES = ("widths", "bits")  # of techniques, in the order in which an even plan uses them
 
 
 class BudgetProjection:
     """Projects each decision of an episode onto the decisions from which the budget can still be met.
 
+    The *even plan* of a budget compresses all sites alike. Techniques form families, see FAMILIES. In turn,
+    each family takes the least compression, the same everywhere, with which the families after it, at their
+    most, can still meet the budget; techniques of no family compress nothing there.
+
     Args:
         cost: prices the network's plans.
         budget: shares of the dense network that may remain.
-        limits: the largest ratios of a group.
-        round_to: units are kept in multiples of this.
+        limits: the farthest amounts at a site.
 
     Raises:
-        ImpossibleBudgetError: even with every group at its largest static ratio a budget is not met.
+        BudgetError: a measure of the budget has no price.
+        ImpossibleBudgetError: even with every family at its most everywhere a budget is not met.
     """
 
-    def __init__(self, cost: CostModel, budget: Budget, limits: Limits, *, round_to: int = 1) -> None:
+    def __init__(self, cost: CostModel, budget: Budget, limits: Limits) -> None:
         self.budget = budget
         self.limits = limits
+        self.space = cost.space
         self._cost = cost
-        self._round_to = round_to
-        self.units = cost.dense.kept
+        for name in budget.shares:
+            lacking = MEASURES[name].lacking(cost)
+            if lacking is not None:
+                raise BudgetError(f"budget {name}: it has no price here; {lacking}")
         self._ceilings = {  # whole numbers; the margin undoes the rounding of a share that was measured
-            name: math.floor(share * MEASURES[name](cost, cost.dense) + 1e-6)
+            name: math.floor(share * cost.price(name, cost.dense) + 1e-6)
             for name, share in budget.shares.items()
         }
-        self._smallest = self._at(limits.static)
-        self._even_ratios = _even_ratios(self.units, limits.static)
-        for name, share in smallest_shares(cost, limits, round_to=round_to).items():
+        self._ladders = ladders(cost, limits)
+        self.most = {name: one for rungs in self._ladders for name, one in rungs[-1].items()}
+        self.least: Levels = self.space.even_levels(self.most)  # every family at its most
+        self._even: dict[tuple[tuple[str, Amount], ...], Levels] = {}  # amounts everywhere -> levels
+        for name, share in smallest_shares(cost, limits).items():
             if name in budget.shares and share > budget.shares[name]:
                 raise ImpossibleBudgetError(
                     f"budget {name}={budget.shares[name]:g} cannot be reached: the smallest is "
-                    f"{rounded_up(share)}, with {limits.static:.0%} of every prunable group removed"
+                    f"{rounded_up(share)}, {self._farthest()}"
                 )
 
-    def _at(self, ratios: Ratios | float) -> Counts:
-        return kept_counts(self.units, ratios, self._round_to)
+    def fits(self, levels: Levels) -> bool:
+        """Whether a plan meets the budget."""
+        quantities = self._cost.quantities(levels)
+        return all(
+            MEASURES[name].price(self._cost, quantities) <= most for name, most in self._ceilings.items()
+        )
 
-    def fits_ratios(self, ratios: Ratios) -> bool:
-        """Whether static ratios, rounded to units, meet the budget."""
-        kept = self._at(ratios)
-        return self._fits(kept, kept)
-
-    def _fits(self, kept: Counts, executed: Counts) -> bool:
-        widths = Widths(kept, executed)
-        return all(MEASURES[name](self._cost, widths) <= most for name, most in self._ceilings.items())
-
-    def _fits_with(
-        self, step: int, kept: Counts, executed: Counts, here: tuple[int, int], later: Counts
-    ) -> bool:
-        """Whether the decisions so far, `here` (kept, executed) at `step` and `later` fit together."""
-        all_kept, all_executed = np.concatenate([kept, later]), np.concatenate([executed, later])
-        all_kept[step], all_executed[step] = here
-        return self._fits(all_kept, all_executed)
-
-    def even_ratio(self, step: int, kept: Counts, executed: Counts) -> float:
-        """Return the smallest even static ratio, for this and all later groups, that meets the budget.
+    def even(self, step: int, decided: Levels) -> dict[str, Amount]:
+        """Return the amounts, technique -> amount, of the even plan of this and all later sites.
 
         Args:
-            step: number of groups decided.
-            kept: their units, [step].
-            executed: the units of those that run per input, [step].
+            step: number of sites decided.
+            decided: levels of all sites, of which the first `step` count.
         """
-
-        def fits(ratio: float) -> bool:
-            later = kept_counts(self.units[step:], ratio, self._round_to)
-            return self._fits(np.concatenate([kept, later]), np.concatenate([executed, later]))
-
-        found = bisect_left(self._even_ratios, True, key=fits)
-        return float(self._even_ratios[min(found, len(self._even_ratios) - 1)])
+        amounts = dict(self.most)
+        for rungs in self._ladders:
+            found = bisect_left(rungs, True, key=partial(self._fits_evenly, step, decided, amounts))
+            amounts |= rungs[min(found, len(rungs) - 1)]
+        return {one.name: amounts.get(one.name, one.neutral) for one in self.space.staged}
 
     def project(
-        self,
-        step: int,
-        kept: Counts,
-        executed: Counts,
-        *,
-        static: float,
-        runtime: float,
-        exhaust: bool = True,
-    ) -> tuple[int, int]:
-        """Return the (kept, executed) units nearest to the request from which the budget can still be met.
+        self, step: int, decided: Levels, target: Mapping[str, Amount], *, exhaust: bool = True
+    ) -> dict[str, int]:
+        """Return the levels nearest to the amounts asked for from which the budget can still be met.
 
-        A finished plan is never above the budget, and below it by at most one unit of its last group (by more
-        only where the groups to come are too small to make up for one unit of this one).
+        The techniques decide in the order of their stages. A finished plan is never above the budget. With
+        one budget and all widths allowed it lies below it by at most one level of its last site (by more only
+        where the sites to come cannot make up for one level of this one).
 
         Args:
-            step: index of the group; those before it are decided.
-            kept: their units, [step].
-            executed: the units of those that run per input, [step].
-            static: requested share of this group's units to remove.
-            runtime: requested share of the survivors to skip; 0 where the group takes no gate.
+            step: index of the site; those before it are decided.
+            decided: levels of all sites, of which the first `step` count.
+            target: technique -> amount asked for; those not named are neutral.
             exhaust: whether the budget is to be used up; else a plan may end anywhere below it.
         """
-        most_later, least_later = self.units[step + 1 :], self._smallest[step + 1 :]
-        padded = (np.append(kept, 0), np.append(executed, 0))
-
-        def fits(count: int, skipping: float, later: Counts) -> bool:
-            return self._fits_with(step, *padded, (count, kept_units(count, skipping)), later)
-
-        choices = self._choices(step)
-        if not fits(choices[0], runtime, least_later):
-            runtime = 0.0  # a gate costs something itself, and here it would break the budget
-        target = kept_units(int(self.units[step]), static, round_to=self._round_to)
-        widest = _last(choices, lambda count: fits(count, runtime, least_later))
-        # pruning more than this would leave the groups to come nothing to do and the budget not used up
-        enough = _last(choices, lambda count: fits(count, runtime, most_later))
-        narrowest = min(enough + 1, widest) if exhaust and fits(choices[0], runtime, most_later) else 0
-        chosen = min(max(_nearest(choices, target), narrowest), widest)
-        count = choices[chosen]
-        if exhaust and chosen == len(choices) - 1 and fits(count, runtime, most_later):
-            return count, self._fewest_skipped(
-                count, kept_units(count, runtime), fits, most_later, least_later
+        here: dict[str, int] = {}
+        trial = _Trial(self, step, decided, dict(target))
+        for technique in self.space.staged:
+            choices = self._choices(technique, step, here)
+            if len(choices) == 1 or trial.closed(here):
+                here[technique.name] = choices[-1]
+                continue
+            wanted = trial.level(technique, here)
+            trial.drop_extras_beyond_(technique, {**here, technique.name: choices[0]})
+            here[technique.name] = _settled(
+                choices,
+                wanted,
+                partial(trial.reaches, here, technique.name),
+                partial(trial.leaves_unused, here, technique.name) if exhaust else None,
             )
-        return count, kept_units(count, runtime)
+            exhaust = exhaust and here[technique.name] == choices[-1]
+        return here
 
-    def complete(self, target_ratio: Callable[[int, float], float]) -> Widths:
-        """Return the units of a whole plan, as near as the budget allows to a target ratio for each group.
+    def complete(self, target: Callable[[int, Mapping[str, Amount]], Mapping[str, Amount]]) -> Levels:
+        """Return the levels of a whole plan, as near as the budget allows to the amounts for each site.
 
         Args:
-            target_ratio: (step, even ratio within what is left of the budget) -> static ratio of that group.
+            target: (site, amounts of the even plan from there on) -> technique -> amount.
         """
-        kept = executed = np.zeros(0, dtype=np.int64)
-        for step in range(len(self.units)):
-            static = target_ratio(step, self.even_ratio(step, kept, executed))
-            here = self.project(step, kept, executed, static=static, runtime=0.0)
-            kept, executed = np.append(kept, here[0]), np.append(executed, here[1])
-        return Widths(kept, executed)
+        levels = {name: of_sites.copy() for name, of_sites in self.space.neutral.items()}
+        for step in range(len(self.space.sites)):
+            here = self.project(step, levels, target(step, self.even(step, levels)))
+            for name, level in here.items():
+                levels[name][step] = level
+        return levels
 
-    def _choices(self, step: int) -> list[int]:
-        """Return the unit counts that this group may keep, ascending."""
-        units = int(self.units[step])
-        counts = range(int(self._smallest[step]), units + 1)
-        return [count for count in counts if count % self._round_to == 0 or count == units]
+    def _fits_evenly(
+        self, step: int, decided: Levels, amounts: Mapping[str, Amount], rung: Mapping[str, Amount]
+    ) -> bool:
+        """Whether the same amounts at this and all later sites meet the budget."""
+        later = self._levels({**amounts, **rung})
+        return self.fits({name: np.concatenate([decided[name][:step], later[name][step:]]) for name in later})
 
-    def _fewest_skipped(
-        self,
-        count: int,
-        executed: int,
-        fits: Callable[[int, float, Counts], bool],
-        most: Counts,
-        least: Counts,
-    ) -> int:
-        """Return the executed units that use the budget up where even the whole group undershoots it."""
+    def _levels(self, amounts: Mapping[str, Amount]) -> Levels:
+        """Return the levels of the same amounts at every site, worked out once."""
+        key = tuple(amounts.items())
+        if key not in self._even:
+            self._even[key] = self.space.even_levels(amounts)
+        return self._even[key]
 
-        def meets(run: int, later: Counts) -> bool:
-            return fits(count, 1.0 - run / count, later)
+    def _choices(self, technique: Technique, step: int, here: Mapping[str, int]) -> Sequence[int]:
+        """Return the levels that the limit leaves at a site, ascending."""
+        choices = self.space.choices(technique, step, here)
+        if len(choices) == 1:
+            return choices
+        least = self.space.level(technique, step, self.limits.of(technique), here)
+        return choices[bisect_left(choices, least) :]
 
-        runs = list(range(executed, count + 1))
-        enough = _last(runs, lambda run: meets(run, most))
-        fuller = runs[min(enough + 1, len(runs) - 1)]
-        return fuller if meets(fuller, least) else runs[enough]
-
-
-def kept_counts(units: Counts, ratios: Ratios | float, round_to: int = 1) -> Counts:
-    """Return the units of each group that stay, at a static ratio for each or one for all."""
-    kept = np.maximum(1, np.floor(units * (1.0 - ratios) + 0.5).astype(np.int64))  # see `kept_units`
-    if round_to > 1:
-        rounded = np.maximum(round_to, np.floor(kept / round_to + 0.5).astype(np.int64) * round_to)
-        kept = np.where(kept < units, rounded, kept)
-    return np.minimum(units, kept)
-
-
-def _even_ratios(units: Counts, most: float) -> Ratios:
-    """Return 0, `most`, and every ratio between from which on some group keeps one unit fewer; ascending."""
-    # kept_units goes down just above (kept - 0.5) / count
-    falls = [1.0 - (np.arange(1, count + 1) - 0.5) / count + 1e-9 for count in set(units.tolist())]
-    ratios = np.unique(np.concatenate([[0.0, most], *falls]))
-    return ratios[ratios <= most]
+    def _farthest(self) -> str:
+        """Return what the smallest shares are reached with, for a message."""
+        if not self.most:
+            on = " and ".join(technique.name for technique in self.space.techniques)
+            return f"since no even plan can use {on}; add the technique channels"
+        names = {technique.name: technique.key for technique in self.space.techniques}
+        return "with " + ", ".join(
+            f"{names[name]} {amount:g} everywhere" for name, amount in self.most.items()
+        )
 
 
-def smallest_shares(cost: CostModel, limits: Limits, *, round_to: int = 1) -> dict[str, float]:
+class _Trial:
+    """Tries levels at one site: the sites to come are either at their most, or whole.
+
+    Args:
+        projection: the projection of the budget.
+        step: index of the site.
+        decided: levels of all sites, of which the first `step` count.
+        amounts: technique -> amount asked for at this site.
+    """
+
+    def __init__(
+        self, projection: BudgetProjection, step: int, decided: Levels, amounts: dict[str, Amount]
+    ) -> None:
+        self._projection = projection
+        self._space = projection.space
+        self._step = step
+        self._least, self._whole = (
+            {name: np.concatenate([decided[name][:step], later[name][step:]]) for name in later}
+            for later in (projection.least, projection.space.neutral)
+        )
+        self._amounts = amounts
+
+    def closed(self, here: Mapping[str, int]) -> bool:
+        """Whether what is decided, here and before, leaves nothing to decide."""
+        for name, level in here.items():
+            self._whole[name][self._step] = level
+        return any(one.closes(self._step, self._whole) for one in self._space.staged)
+
+    def level(self, technique: Technique, here: Mapping[str, int]) -> int:
+        """Return the level that is asked for, given those of earlier techniques."""
+        amount = self._amounts.get(technique.name, technique.neutral)
+        return self._space.level(technique, self._step, amount, here)
+
+    def reaches(self, here: Mapping[str, int], name: str, level: int) -> bool:
+        """Whether the budget can be met with a level, families of techniques at their most from here on."""
+        return self._fits({**here, name: level}, {**self._amounts, **self._projection.most}, self._least)
+
+    def leaves_unused(self, here: Mapping[str, int], name: str, level: int) -> bool:
+        """Whether the budget is met with a level even if all sites to come stay whole."""
+        return self._fits({**here, name: level}, self._amounts, self._whole)
+
+    def drop_extras_beyond_(self, technique: Technique, here: Mapping[str, int]) -> None:
+        """Ask for nothing of later techniques of no family if that breaks the budget: a gate has a price."""
+        later = self._space.staged[self._space.staged.index(technique) + 1 :]
+        extras = {one.name for one in later if one.family is None} & self._amounts.keys()
+        if extras and not self.reaches(here, technique.name, here[technique.name]):
+            self._amounts = {name: one for name, one in self._amounts.items() if name not in extras}
+
+    def _fits(
+        self, here: Mapping[str, int], amounts: Mapping[str, Amount], levels: Mapping[str, Counts]
+    ) -> bool:
+        complete = dict(here)
+        for technique in self._space.staged:
+            name = technique.name
+            if name not in complete:
+                amount = amounts.get(name, technique.neutral)
+                complete[name] = self._space.level(technique, self._step, amount, complete)
+            levels[name][self._step] = complete[name]
+        return self._projection.fits(levels)
+
+
+def _settled(
+    choices: Sequence[int],
+    wanted: int,
+    reachable: Callable[[int], bool],
+    unused: Callable[[int], bool] | None,
+) -> int:
+    """Return the level nearest to the one wanted from which the budget can be met, and used up.
+
+    Args:
+        choices: levels, ascending.
+        wanted: the level that is asked for.
+        reachable: whether the sites to come, at their most, can meet the budget with a level.
+        unused: whether the budget is met even if nothing more is compressed; None: that does not matter.
+    """
+    chosen = min(range(len(choices)), key=lambda position: abs(choices[position] - wanted))
+    if unused is not None and chosen < len(choices) - 1 and unused(choices[chosen]):
+        # compressing more than this would leave the sites to come nothing to do and the budget not used up
+        chosen = min(_last(choices[chosen:], unused) + chosen + 1, len(choices) - 1)
+    if reachable(choices[chosen]):
+        return choices[chosen]
+    if not reachable(choices[0]) and reachable(choices[-1]):
+        return choices[-1]  # to compress nothing may cost less than to compress a little
+    return choices[_last(choices[:chosen] or choices[:1], reachable)]
+
+
+def ladders(cost: CostModel, limits: Limits) -> list[list[dict[str, Amount]]]:
+    """Return the ladder of each family that is on, from the least compression to the most.
+
+    A rung is technique -> amount: all techniques of a family climb together.
+    """
+    found = []
+    for family in FAMILIES:
+        members = [technique for technique in cost.space.techniques if technique.family == family]
+        climbs = [technique.ladder(limits.of(technique)) for technique in members]
+        if members:
+            names = [technique.name for technique in members]
+            found.append([dict(zip(names, rung, strict=True)) for rung in zip(*climbs, strict=True)])
+    return found
+
+
+def smallest_shares(cost: CostModel, limits: Limits) -> dict[str, float]:
     """Return, for each measure that has a price, the smallest share of the dense network that can remain."""
-    counts = kept_counts(cost.dense.kept, limits.static, round_to)
-    return {
-        name: price(cost, Widths(counts, counts)) / price(cost, cost.dense)
-        for name, price in priced(cost).items()
-    }
+    most = {name: one for rungs in ladders(cost, limits) for name, one in rungs[-1].items()}
+    return cost.shares(cost.space.even_levels(most))
 
 
 def rounded_up(share: float) -> str:
@@ -200,14 +272,10 @@ def rounded_up(share: float) -> str:
     return f"{math.ceil(share * 1e4) / 1e4:.4f}"
 
 
-def _last(choices: list[int], fits: Callable[[int], bool]) -> int:
+def _last(choices: Sequence[int], fits: Callable[[int], bool]) -> int:
     """Return the position of the last choice that fits, the first if none does: fitting is monotone."""
     low, high = 0, len(choices) - 1
     while low < high:
         middle = math.ceil((low + high) / 2)
         low, high = (middle, high) if fits(choices[middle]) else (low, middle - 1)
     return low
-
-
-def _nearest(choices: list[int], target: int) -> int:
-    return min(range(len(choices)), key=lambda position: abs(choices[position] - target))

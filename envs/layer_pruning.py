@@ -1,4 +1,4 @@
-"""Pruning a network as an episode: one step per channel group."""
+"""Compressing a network as an episode: one step per site."""
 
 from __future__ import annotations
 
@@ -10,35 +10,38 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from prunegym.envs.action import ActionMode, decode_action, decode_raw_action
+from prunegym.envs.action import ActionMode, decode_action
 from prunegym.envs.budget import Budget, BudgetRange
 from prunegym.envs.normalisation import NORMALISER
-from prunegym.envs.observation import OBSERVATION_VERSION, LayerObservation
+from prunegym.envs.observation import OBSERVATION_VERSION, observation_names
 from prunegym.envs.problem import EpisodeContext, PruningProblem
 from prunegym.envs.results import LossPredictor
 from prunegym.envs.reward import step_reward
-from prunegym.pruning.cost import Widths, widths_plan
 
 Observation: TypeAlias = NDArray[np.float32]  # [F], each feature in [-1, 1]
-Action: TypeAlias = NDArray[np.float32]  # [2], runtime and static, each in [-1, 1]; zero is the uniform plan
+Action: TypeAlias = NDArray[np.float32]  # [techniques], each in [-1, 1]; zero is the even plan
 
 
 class LayerPruningEnv(gym.Env[Observation, Action]):
-    """Decide, group by group, how much of a trained network to prune.
+    """Decide, site by site, how much of a trained network to compress, and in which ways.
 
     ## Description
-    An episode walks the network's prunable channel groups in execution order. Each step sets one group's
-    runtime ratio (survivors skipped for each input) and static ratio (units removed for good). While
-    deciding, nothing is cut: plans are priced by arithmetic, and the finished plan is applied once.
+    An episode walks the network's sites in execution order: the groups of coupled channels, and, for
+    techniques that decide about single layers, all other layers. Each step sets how far each technique goes
+    at one site: with the techniques that are on by default, the runtime ratio (survivors skipped for each
+    input) and the static ratio (units removed for good). While deciding, nothing is cut: plans are priced by
+    arithmetic, and the finished plan is applied once.
 
     ## Action space
-    Box(-1, 1, (2,), float32): `action[0]` runtime, `action[1]` static, centred on the budget. Zero at every
-    step is the uniform plan. Any action is valid: decisions are kept where the budget can still be met, so a
-    finished plan is never above it, and below it by at most one unit of its last group.
+    Box(-1, 1, (techniques,), float32), one entry for each of `action_names`, by default runtime and static
+    ratio; see `decode_action`. Zero at every step is the even plan. Any action is valid: decisions are kept
+    where the budget can still be met, so a finished plan is never above it, and with one budget and all
+    widths allowed below it by at most one level of its last site. Entries of techniques that cannot decide at
+    a site are ignored.
 
     ## Observation space
-    Box(-1, 1, (len(LayerObservation),), float32): the features of `LayerObservation`, normalised by
-    `ObservationNormalizer`; of one size and meaning for any network.
+    Box(-1, 1, (len(observation_names),), float32): the features that `observation_names` lists, normalised
+    by `ObservationNormalizer`; of one size and meaning for any network with the same techniques on.
 
     ## Rewards
     0 at every step but the last; there, how closely the compressed network follows the dense one on the
@@ -46,13 +49,13 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     `RewardTerms.total`. With `dense_reward` every step is rewarded; the sum over an episode stays the same.
 
     ## Starting state
-    No group is decided. Within one budget the environment draws no random numbers: equal actions give equal
+    No site is decided. Within one budget the environment draws no random numbers: equal actions give equal
     episodes. Of a range of budgets, each reset draws one.
 
     ## Episode end
-    The last group terminates the episode; it is never truncated. Every step's `info` holds `group`, the name
-    of the group that was decided; the last also `episode_result`, plain data: `plan`, `reward` (its parts and
-    `total`), `accuracy`, and `macs` and `params` as shares of the dense network.
+    The last site terminates the episode; it is never truncated. Every step's `info` holds `site`, the name
+    of the site that was decided; the last also `episode_result`, plain data: `plan`, `reward` (its parts and
+    `total`), `accuracy`, and `shares`, what remains of the dense network by each measure.
 
     ## Arguments
     See `__init__`. By name: `gym.make("prunegym/LayerPruning-v0", task="digits")`, or with a model and its
@@ -65,7 +68,6 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
     # declared so by gym.Env, whose checker asks for a frame rate even of text
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012
     networks = 1
-    observation_names: tuple[str, ...] = LayerObservation._fields
     observation_version = OBSERVATION_VERSION
     observation_normaliser = NORMALISER
 
@@ -82,18 +84,20 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         Args:
             problem: what is asked.
             actions: "centred" on the budget, or "raw" as in AMC: the ratio itself, under an upper wall only.
-            dense_reward: reward each step by the loss expected of its group, see `ExpectedLosses`.
+            dense_reward: reward each step by the loss expected of its site, see `ExpectedLosses`.
             render_mode: "ansi" or None.
         """
         self.problem = problem
-        self.group_names = problem.group_names  # in the order of the steps
+        self.site_names = problem.site_names  # in the order of the steps
+        self._space = problem.network.space
+        self.techniques = tuple(technique.name for technique in self._space.techniques)
+        self.action_names = self._space.keys
+        self.observation_names = observation_names(self._space.techniques)
         self.action_mode: ActionMode = actions
         self.render_mode = render_mode
         self._dense_reward = dense_reward
-        self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
-        self.observation_space = spaces.Box(
-            -1.0, 1.0, shape=(len(LayerObservation._fields),), dtype=np.float32
-        )
+        self.action_space = spaces.Box(-1.0, 1.0, shape=(len(self.action_names),), dtype=np.float32)
+        self.observation_space = spaces.Box(-1.0, 1.0, shape=(len(self.observation_names),), dtype=np.float32)
         self._begin(problem.context(problem.tightest_budget))
 
     def reset(
@@ -108,32 +112,38 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         return self._observe(), {}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Decide the next group; apply the plan after the last.
+        """Decide the next site; apply the plan after the last.
 
         Raises:
             gymnasium.error.ResetNeeded: the episode is over.
         """
-        if self._step == len(self.group_names):
-            raise gym.error.ResetNeeded("every group is decided; call reset() to begin another episode")
+        if self._step == len(self.site_names):
+            raise gym.error.ResetNeeded("every site is decided; call reset() to begin another episode")
         self._decide(action)
         reward = self._shaped_reward()
-        info: dict[str, Any] = {"group": self.group_names[self._step]}
+        info: dict[str, Any] = {"site": self.site_names[self._step]}
         self._step += 1
-        if self._step == len(self.group_names):  # all decided: a true end, not a time limit
+        if self._step == len(self.site_names):  # all decided: a true end, not a time limit
             result = info["episode_result"] = self.problem.results.result_for(
-                Widths(self._kept, self._executed),
+                self._levels,
                 uniform=self._context.baseline.uniform,
-                expected=self._context.expected_plan_loss(self._executed),
+                expected=self._context.expected_plan_loss(self._levels),
             )
             return self._observe(), reward + result["reward"]["total"] - self._shaping, True, False, info
-        self._even_ratio = self._even_ratio_now()
+        self._even = self._context.projection.even(self._step, self._levels)
         return self._observe(), reward, False, False, info
 
     @property
-    def gated(self) -> tuple[bool, ...]:
-        """Whether a runtime action has any effect, for each group."""
-        allowed = self.problem.limits.runtime > 0 and self.action_mode == "centred"
-        return tuple(allowed and group.ungated is None for group in self.problem.network.graph.prunable)
+    def admitted(self) -> NDArray[np.bool_]:
+        """Whether an entry of an action has any effect: [sites, techniques]."""
+        limits, raw = self.problem.limits, self.action_mode == "raw"
+        columns = [
+            self._space.available[technique.name]
+            & (limits.of(technique) != technique.neutral)
+            & (technique.centred or not raw)
+            for technique in self._space.techniques
+        ]
+        return np.stack(columns, axis=1)
 
     def surrogate_env(self, predict: LossPredictor) -> LayerPruningEnv:
         """Return an environment of the same problem whose episodes end with predicted losses.
@@ -170,48 +180,41 @@ class LayerPruningEnv(gym.Env[Observation, Action]):
         """Return the decisions so far as a table of text, in the mode "ansi"."""
         if self.render_mode != "ansi":
             return None
-        plan = widths_plan(self.problem.network.graph, Widths(self._kept, self._executed))
+        plan = self._space.plan(self._levels)
         rows = [
-            f"{name:<32} {plan[name].static_ratio:7.1%} {plan[name].runtime_ratio:8.1%}"
-            for name in self.group_names[: self._step]
+            " ".join([f"{name:<32}", *(f"{plan[name].get(key, '-'):>15.5}" for key in self.action_names)])
+            for name in self.site_names[: self._step]
         ]
-        return "\n".join([f"{'group':<32} {'static':>7} {'runtime':>8}", *rows])
+        return "\n".join([" ".join([f"{'site':<32}", *(f"{key:>15}" for key in self.action_names)]), *rows])
 
     def _begin(self, context: EpisodeContext) -> None:
         self._context = context
         self._step = 0
         self._shaping = 0.0  # dense rewards given in this episode
-        self._kept = context.projection.units.copy()
-        self._executed = context.projection.units.copy()
-        self._even_ratio = self._even_ratio_now()
+        self._levels = {name: of_sites.copy() for name, of_sites in self._space.neutral.items()}
+        self._even = context.projection.even(0, self._levels)
 
     def _decide(self, action: Action) -> None:
-        limits, centred = self.problem.limits, self.action_mode == "centred"
-        if centred:
-            gated = self.problem.network.graph.prunable[self._step].ungated is None
-            static, runtime = decode_action(action, even_ratio=self._even_ratio, limits=limits, gated=gated)
-        else:
-            static, runtime = decode_raw_action(action, limits=limits)
-        self._kept[self._step], self._executed[self._step] = self._context.projection.project(
-            self._step,
-            self._kept[: self._step],
-            self._executed[: self._step],
-            static=static,
-            runtime=runtime,
-            exhaust=centred,
+        target = decode_action(
+            action,
+            self._space.techniques,
+            even=self._even,
+            limits=self.problem.limits,
+            mode=self.action_mode,
         )
+        decided = self._context.projection.project(
+            self._step, self._levels, target, exhaust=self.action_mode == "centred"
+        )
+        for name, level in decided.items():
+            self._levels[name][self._step] = level
 
     def _shaped_reward(self) -> float:
-        """Return the dense reward for the group just decided, to be taken back at the end."""
+        """Return the dense reward for the site just decided, to be taken back at the end."""
         if not self._dense_reward:
             return 0.0
-        reward = step_reward(self._context.expected_group_loss(self._step, int(self._kept[self._step])))
+        reward = step_reward(self._context.expected_site_loss(self._step, self._levels))
         self._shaping += reward
         return reward
 
-    def _even_ratio_now(self) -> float:
-        decided = slice(self._step)
-        return self._context.projection.even_ratio(self._step, self._kept[decided], self._executed[decided])
-
     def _observe(self) -> Observation:
-        return self._context.observe(self._step, Widths(self._kept, self._executed), self._even_ratio)
+        return self._context.observe(self._step, self._levels, self._even)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from prunegym.envs.layer_pruning import Action, LayerPruningEnv, Observation
 from prunegym.envs.results import LossPredictor, PlainPlan
@@ -15,17 +16,16 @@ from prunegym.pruning.errors import PlanError
 class MultiNetworkEnv(gym.Env[Observation, Action]):
     """Each episode prunes the next network of a round; observations mean the same in all of them.
 
-    Spaces, rewards and `info` are those of LayerPruningEnv, but group names begin with the network's:
+    Spaces, rewards and `info` are those of LayerPruningEnv, but names of sites begin with the network's:
     `cifar_resnet20/layer1.0.conv1`.
 
     Args:
         envs: network name -> its environment.
 
     Raises:
-        PlanError: there is none.
+        PlanError: there is none, or other techniques are on for some than for others.
     """
 
-    observation_names = LayerPruningEnv.observation_names
     observation_version = LayerPruningEnv.observation_version
     observation_normaliser = LayerPruningEnv.observation_normaliser
 
@@ -34,11 +34,19 @@ class MultiNetworkEnv(gym.Env[Observation, Action]):
             raise PlanError("there is no network to learn on; name at least one")
         self.envs = dict(envs)
         self.networks = len(self.envs)
-        self.group_names = tuple(
-            f"{name}/{group}" for name, env in self.envs.items() for group in env.group_names
-        )
-        self.gated = tuple(gated for env in self.envs.values() for gated in env.gated)
         first = next(iter(self.envs.values()))
+        for name, env in self.envs.items():
+            if env.techniques != first.techniques:
+                raise PlanError(
+                    f"{name} is compressed by {' '.join(env.techniques)}, another network by "
+                    f"{' '.join(first.techniques)}; one policy needs the same techniques everywhere"
+                )
+        self.site_names = tuple(
+            f"{name}/{site}" for name, env in self.envs.items() for site in env.site_names
+        )
+        self.admitted = np.concatenate([env.admitted for env in self.envs.values()])
+        self.techniques, self.action_names = first.techniques, first.action_names
+        self.observation_names = first.observation_names
         self.action_space, self.observation_space = first.action_space, first.observation_space
         self.action_mode = first.action_mode
         self._turn = -1  # index of the network whose episode it is
@@ -57,10 +65,10 @@ class MultiNetworkEnv(gym.Env[Observation, Action]):
         return self.envs[self._name].reset(seed=env_seed, options=options)
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Decide the next group of the network at hand."""
+        """Decide the next site of the network at hand."""
         name = self._name
         observation, reward, terminated, truncated, info = self.envs[name].step(action)
-        info["group"] = f"{name}/{info['group']}"
+        info["site"] = f"{name}/{info['site']}"
         if "episode_result" in info:
             result = info["episode_result"]
             info["episode_result"] = {**result, "plan": _named(name, result["plan"])}
@@ -89,13 +97,13 @@ class MultiNetworkEnv(gym.Env[Observation, Action]):
         """Take an `episode_result` as known, from an earlier run of the same task."""
         # looked up: a network's own name may hold slashes
         places = {
-            f"{name}/{group}": (name, group) for name, env in self.envs.items() for group in env.group_names
+            f"{name}/{site}": (name, site) for name, env in self.envs.items() for site in env.site_names
         }
         name, _ = places[next(iter(result["plan"]))]
-        plan = {places[group][1]: decision for group, decision in result["plan"].items()}
+        plan = {places[site][1]: decision for site, decision in result["plan"].items()}
         self.envs[name].remember({**result, "plan": plan})
 
 
 def _named(network: str, plan: PlainPlan) -> PlainPlan:
-    """Return a plan with the network's name before those of its groups."""
-    return {f"{network}/{group}": decision for group, decision in plan.items()}
+    """Return a plan with the network's name before those of its sites."""
+    return {f"{network}/{site}": decision for site, decision in plan.items()}

@@ -1,63 +1,73 @@
-"""The observation of the group about to be decided: named features that mean the same in any network."""
+"""The observation of the site about to be decided: named features that mean the same in any network."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunegym.envs.budget import MEASURES, Budget
-from prunegym.pruning.cost import CostModel, Widths
-from prunegym.pruning.graph import ChannelGraph, ChannelGroup
+from prunegym.envs.budget import Budget
+from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.graph.sites import Site
+from prunegym.pruning.measures import MEASURES
 from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.plan import Amount
+from prunegym.pruning.technique import Levels, Technique
 
-OBSERVATION_VERSION = 3
-CONTEXT = ("gated", "macs_budget", "params_budget", "even_ratio")  # features that are no standard scores
+OBSERVATION_VERSION = 4
+
+SITE_FEATURES: Mapping[str, str] = {
+    "place": "0 at the first site, 1 at the last",
+    "units": "log2 of the units of the group, or of the outputs of the layer; 1 at 4096",
+    "writers": "1 - 1 / number of layers that write the group: 0 inside a block, near 1 for a long trunk",
+    "readers": "likewise for the layers that read it",
+    "positions": "log2 of the first writer's output positions, 1 at 65,536",
+    "kernel": "positions in the first writer's kernel, 1 at 9 and above",
+    "loo_gain": "square root of the leave-one-out gain, see `UniformBaseline`",
+    "loo_gain_price": "leave-one-out gain per multiply-adds saved, 0.5 for the median site",
+    "loo_gain_rank": "share of sites with a smaller leave-one-out gain",
+}
+TECHNIQUE_FEATURES: Mapping[str, str] = {
+    "available": "1 if the technique can decide at the site",
+    "last": "how far it compresses the site before, from 0, not at all, to 1",
+    "mean": "likewise over the sites decided, weighted by their multiply-adds",
+    "even": "likewise in the even plan of this and all later sites; of techniques that the even plan uses",
+}
+MEASURE_FEATURES: Mapping[str, str] = {
+    "budget": "the share that may remain; 1 where there is no budget",
+    "share": "square root of the share of the dense price saved if the site vanished; 0 without a price",
+    "now": "share of the dense price if all later sites were left alone; 0 without a price",
+    "to_come": "share of the dense price that this and the later sites could save; 0 without a price",
+}
+CONTEXT = ("available", "budget", "even")  # prefixes of the features that are no standard scores
 
 
-class LayerObservation(NamedTuple):
-    """Features of one group and of the episode so far, each in [0, 1], before `ObservationNormalizer`.
+def observation_names(techniques: Sequence[type[Technique] | Technique]) -> tuple[str, ...]:
+    """Return the names of the features, with these techniques on."""
+    names = list(SITE_FEATURES)
+    for technique in techniques:
+        own = (f"{technique.key}_{name}" for name in technique.feature_names)
+        parts = [name for name in TECHNIQUE_FEATURES if name != "even" or technique.family]
+        names += [*(f"{part}_{technique.key}" for part in parts), *own]
+    names += [f"{part}_{measure}" for measure in MEASURES for part in MEASURE_FEATURES]
+    return tuple(names)
 
-    Where the budget names latency, shares of latency stand wherever shares of MACs are named here.
-    """
 
-    depth: float  # 0 first group, 1 last
-    units: float  # log2, 1 at 4096
-    writers: float  # 1 - 1 / number of writers: 0 inside a block, near 1 for a long trunk
-    readers: float  # likewise
-    positions: float  # log2 of the first writer's output positions, 1 at 65,536
-    kernel: float  # positions in the first writer's kernel, 1 at 9 and above
-    gated: float  # 1 if the group takes a runtime gate
-    macs_share: float  # square root of the share of dense MACs saved if the group vanished
-    params_share: float  # likewise of parameters
-    error_25: float  # square root of its readers' loss with a quarter of it pruned
-    error_50: float  # with half
-    error_75: float  # with three quarters
-    error_rank: float  # share of groups with a smaller loss at one half
-    price_rank: float  # share of groups that save fewer MACs per loss at one half
-    loo_gain: float  # square root of the leave-one-out gain, see `UniformBaseline`
-    loo_gain_price: float  # leave-one-out gain per MACs saved, 0.5 for the median group
-    loo_gain_rank: float  # share of groups with a smaller leave-one-out gain
-    macs_budget: float  # 1 where there is none
-    params_budget: float
-    even_ratio: float  # static ratio asked of this and all later groups to meet the budget
-    macs_now: float  # share of dense MACs if all later groups stayed whole
-    macs_to_come: float  # share of dense MACs that this and the later groups could save
-    last_static: float  # ratios of the group before
-    last_runtime: float
-    mean_static: float  # over the groups decided, weighted by their MACs
+def context_features(names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which features are the same for every site, or say what can be done there: [F]."""
+    return np.array([name.startswith(tuple(f"{prefix}_" for prefix in CONTEXT)) for name in names])
 
 
 @dataclass(frozen=True)
 class Progress:
     """The episode so far."""
 
-    step: int  # groups decided
-    widths: Widths  # of all groups; those not decided are whole
-    even_ratio: float
+    step: int  # sites decided
+    levels: Levels  # of all sites; those not decided are neutral
+    even: Mapping[str, Amount]  # technique -> amount in the even plan of the sites from here on
     budget: Budget
     loo_gain: NDArray[np.float64]  # see `UniformBaseline`
 
@@ -66,74 +76,71 @@ class Observer:
     """Computes the features; what does not change within an episode is computed once.
 
     Args:
-        network: the network whose groups are observed.
-        leading: the measure that "macs" stands for in the features, see `leading_measure`.
+        network: the network whose sites are observed.
     """
 
-    def __init__(self, network: PrunableNetwork, leading: str = "macs") -> None:
-        self._cost = network.cost
-        self._units = network.cost.dense.kept
-        self._leading, self._price = leading, MEASURES[leading]
-        self._dense_price = self._price(network.cost, network.cost.dense)
-        self._macs_shares = network.cost.vanishing_shares(self._price)
-        self._fixed = _fixed_features(network, self._macs_shares)
+    def __init__(self, network: PrunableNetwork) -> None:
+        self._space, self._cost = network.space, network.cost
+        self.names = observation_names(self._space.techniques)
+        self._place = {name: index for index, name in enumerate(self.names)}
+        self._shares = {name: self._cost.vanishing_shares(name) for name in MEASURES}
+        self._to_come = {
+            name: [float(shares[done:].sum()) for done in range(len(shares) + 1)]
+            for name, shares in self._shares.items()
+        }
+        self._fixed = self._fixed_features(network)
 
     def observe(self, progress: Progress) -> NDArray[np.float32]:
-        """Return the features of the group at `progress.step`; after the last, of the last."""
-        step = min(progress.step, len(self._fixed) - 1)
-        widths, done = progress.widths, progress.step
-        static = 1.0 - widths.kept / self._units
-        runtime = 1.0 - widths.executed / widths.kept
-        weights = self._macs_shares[:done]
-        changing = {
-            "even_ratio": progress.even_ratio,
-            "macs_now": self._price(self._cost, widths) / self._dense_price,
-            "macs_to_come": float(self._macs_shares[done:].sum()),
-            "last_static": float(static[done - 1]) if done else 0.0,
-            "last_runtime": float(runtime[done - 1]) if done else 0.0,
-            "mean_static": float(static[:done] @ weights / weights.sum()) if weights.sum() > 0 else 0.0,
-        }
-        loo_gain = _loo_gain_features(progress.loo_gain, self._macs_shares, step)
-        budgets = {
-            "macs_budget": progress.budget.shares.get(self._leading, 1.0),
-            "params_budget": progress.budget.shares.get("params", 1.0),
-        }
-        features = LayerObservation(**self._fixed[step], **loo_gain, **budgets, **changing)
-        return np.clip(np.array(features, dtype=np.float32), 0.0, 1.0)
+        """Return the features of the site at `progress.step`, float32 [F]; after the last, of the last."""
+        done, levels = progress.step, progress.levels
+        step = min(done, len(self._fixed) - 1)
+        features, place = self._fixed[step].copy(), self._place
+        weights = self._shares["macs"][:done]
+        for technique in self._space.techniques:
+            compressed = technique.compression(levels)
+            if done:
+                features[place[f"last_{technique.key}"]] = compressed[done - 1]
+            if weights.sum() > 0:
+                features[place[f"mean_{technique.key}"]] = compressed[:done] @ weights / weights.sum()
+            if technique.family:
+                features[place[f"even_{technique.key}"]] = technique.scaled(progress.even[technique.name])
+        now = self._cost.shares(levels)
+        for name in MEASURES:
+            features[place[f"budget_{name}"]] = progress.budget.shares.get(name, 1.0)
+            features[place[f"now_{name}"]] = now.get(name, 0.0)
+            features[place[f"to_come_{name}"]] = self._to_come[name][done]
+        for name, value in _loo_gain_features(progress.loo_gain, self._shares["macs"], step).items():
+            features[place[name]] = value
+        return np.clip(features.astype(np.float32), 0.0, 1.0)
+
+    def _fixed_features(self, network: PrunableNetwork) -> NDArray[np.float64]:
+        """Return the features that no decision changes, [sites, F]; zeros for all others."""
+        sites = self._space.sites
+        features = np.zeros((len(sites), len(self.names)))
+        for index, site in enumerate(sites):
+            for name, value in _shape_features(network.graph, site).items():
+                features[index, self._place[name]] = value
+        features[:, self._place["place"]] = np.arange(len(sites)) / max(1, len(sites) - 1)
+        for technique in self._space.techniques:
+            features[:, self._place[f"available_{technique.key}"]] = self._space.available[technique.name]
+            for name, values in technique.features(network.foresight).items():
+                features[:, self._place[f"{technique.key}_{name}"]] = values
+        for name, shares in self._shares.items():
+            features[:, self._place[f"share_{name}"]] = np.sqrt(np.maximum(shares, 0.0))
+        return features
 
 
-def _fixed_features(network: PrunableNetwork, macs_shares: NDArray[np.float64]) -> list[dict[str, float]]:
-    groups = network.graph.prunable
-    params_shares = network.cost.vanishing_shares(CostModel.params)
-    curves = network.error_curves
-    half = np.array([curve[1] for curve in curves])
-    bargain = macs_shares / (half + 1e-6)
-    found = []
-    for number, (group, curve) in enumerate(zip(groups, curves, strict=True)):
-        roots = {f"error_{share}": math.sqrt(loss) for share, loss in zip((25, 50, 75), curve, strict=True)}
-        found.append(
-            {
-                **_shape_features(network.graph, group, number / max(1, len(groups) - 1)),
-                **roots,
-                "macs_share": math.sqrt(macs_shares[number]),
-                "params_share": math.sqrt(params_shares[number]),
-                "error_rank": float((half < half[number]).mean()),
-                "price_rank": float((bargain < bargain[number]).mean()),
-            }
-        )
-    return found
-
-
-def _shape_features(graph: ChannelGraph, group: ChannelGroup, depth: float) -> dict[str, float]:
-    writer = graph.layers[group.layers[0]]
+def _shape_features(graph: ChannelGraph, site: Site) -> dict[str, float]:
+    group = site.group
+    name = group.layers[0] if group else site.layer
+    assert name is not None  # a site is a group or a layer
+    writer = graph.layers[name]
     return {
-        "depth": depth,
-        "units": math.log2(group.units) / 12,
-        "writers": 1 - 1 / len(group.writers),
-        "readers": 1 - 1 / max(1, len(group.readers)),
+        "units": math.log2(group.units if group else writer.cout) / 12,
+        "writers": 1 - 1 / len(group.writers) if group else 0.0,
+        "readers": 1 - 1 / max(1, len(group.readers)) if group else 0.0,
         "positions": math.log2(writer.positions) / 16,
         "kernel": writer.kernel / 9,
-        "gated": float(group.ungated is None),
     }
 
 

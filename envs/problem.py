@@ -12,24 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunegym.envs.allocation import ALLOCATIONS
-from prunegym.envs.budget import Budget, BudgetRange, Limits, leading_measure, priced
+from prunegym.envs.budget import Budget, BudgetRange, Limits, measures_of
 from prunegym.envs.budget_projection import BudgetProjection
-from prunegym.envs.description import group_summary
+from prunegym.envs.description import site_summary
 from prunegym.envs.normalisation import ObservationNormalizer
 from prunegym.envs.objectives import Goal
 from prunegym.envs.observation import Observer, Progress
 from prunegym.envs.results import EpisodeResults, LossPredictor, PlainPlan
 from prunegym.envs.scoring import FunctionScoring, ImageScoring, Scoring
 from prunegym.envs.uniform_baseline import ExpectedLosses, UniformBaseline, UniformBaselines
-from prunegym.pruning.apply import DEFAULT_METHOD, Method
 from prunegym.pruning.calibration.statistics import CalibrationInputs, real_images
-from prunegym.pruning.cost import Counts, Widths, widths_plan
 from prunegym.pruning.data import checked
 from prunegym.pruning.errors import DataError
 from prunegym.pruning.latency import LatencyTable
+from prunegym.pruning.measures import MEASURES
+from prunegym.pruning.method import DEFAULT_METHOD, Method
 from prunegym.pruning.metrics import ScoreFunction
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import Amount, CompressionPlan
+from prunegym.pruning.technique import Levels
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]  # images [N, C, H, W] and labels [N]
 DEFAULT_LIMITS = Limits()
@@ -40,7 +41,8 @@ class ProblemConfig:
     """What is rarely given when a problem is posed."""
 
     method: Method = DEFAULT_METHOD  # how plans are applied
-    limits: Limits = DEFAULT_LIMITS  # the largest ratios of a group
+    techniques: tuple[str, ...] | None = None  # the kinds of compression, in the place of those of `method`
+    limits: Limits = DEFAULT_LIMITS  # how far techniques may go at a site
     only: tuple[str, ...] = ()  # patterns of layers to admit, see `restrict`
     protect: tuple[str, ...] = ()  # patterns of layers to freeze, see `restrict`
     goal: Goal = "divergence"  # what the loss on reward images is, see `ImageObjective`
@@ -70,40 +72,43 @@ class EpisodeContext:
         self.projection = projection
         self.baseline = baseline
         self._observer = observer
-        self._expected = ExpectedLosses(network, baseline)
+        self._network = network
 
-    def observe(self, step: int, widths: Widths, even_ratio: float) -> NDArray[np.float32]:
-        """Return the normalised features, float32 [F] in [-1, 1], of the group at `step`.
+    @cached_property
+    def _expected(self) -> ExpectedLosses:
+        return ExpectedLosses(self._network, self.baseline)
+
+    def observe(self, step: int, levels: Levels, even: Mapping[str, Amount]) -> NDArray[np.float32]:
+        """Return the normalised features, float32 [F] in [-1, 1], of the site at `step`.
 
         Args:
-            step: the number of groups decided.
-            widths: unit counts of all groups; those not decided are whole.
-            even_ratio: the even static ratio that the budget asks of the groups from here on.
+            step: the number of sites decided.
+            levels: levels of all sites; those not decided are neutral.
+            even: technique -> amount in the even plan of the sites from here on.
         """
-        return self._normalizer.normalize(self._features(step, widths, even_ratio))
+        return self._normalizer.normalize(self._features(step, levels, even))
 
-    def expected_group_loss(self, group: int, units: int) -> float:
-        """Return the loss expected of a group with so many units, as a share of the uniform plan's."""
-        return self._expected.for_group(group, units)
+    def expected_site_loss(self, site: int, levels: Levels) -> float:
+        """Return the loss expected of the decision at a site, as a share of the even plan's."""
+        return self._expected.for_site(site, levels)
 
-    def expected_plan_loss(self, units: Counts) -> float:
-        """Return the loss expected of a plan, [groups] units, as a share of the uniform plan's loss."""
-        return self._expected.for_plan(units)
+    def expected_plan_loss(self, levels: Levels) -> float:
+        """Return the loss expected of a plan, as a share of the even plan's loss."""
+        return self._expected.for_plan(levels)
 
-    def _features(self, step: int, widths: Widths, even_ratio: float) -> NDArray[np.float32]:
+    def _features(self, step: int, levels: Levels, even: Mapping[str, Amount]) -> NDArray[np.float32]:
         budget, loo_gain = self.projection.budget, self.baseline.loo_gain
-        return self._observer.observe(Progress(step, widths, even_ratio, budget, loo_gain))
+        return self._observer.observe(Progress(step, levels, even, budget, loo_gain))
 
     @cached_property
     def _normalizer(self) -> ObservationNormalizer:
-        """The normaliser by the features of an episode of uniform pruning, [groups, F]."""
-        uniform, units = self.baseline.uniform.kept, self.projection.units
+        """The normaliser by the features of an episode of uniform pruning, [sites, F]."""
+        uniform, neutral = self.baseline.uniform, self.projection.space.neutral
         features = []
-        for step in range(len(units)):
-            kept = np.concatenate([uniform[:step], units[step:]])
-            even_ratio = self.projection.even_ratio(step, kept[:step], kept[:step])
-            features.append(self._features(step, Widths(kept, kept), even_ratio))
-        return ObservationNormalizer(np.array(features))
+        for step in range(len(self.projection.space.sites)):
+            levels = {name: np.concatenate([uniform[name][:step], neutral[name][step:]]) for name in uniform}
+            features.append(self._features(step, levels, self.projection.even(step, levels)))
+        return ObservationNormalizer(self._observer.names, np.array(features))
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class PruningProblem:
     scoring: Scoring
     baselines: UniformBaselines
     budget: Budget | BudgetRange
-    limits: Limits  # in force: within a latency budget no group is gated, since no table prices a gate
+    limits: Limits  # in force: within a latency budget no group is gated, see `Measure.unpriced`
     results: EpisodeResults
     _contexts: dict[tuple[tuple[str, float], ...], EpisodeContext] = field(default_factory=dict, repr=False)
 
@@ -162,7 +167,7 @@ class PruningProblem:
         network = PrunableNetwork(
             model,
             calibration,
-            method=config.method,
+            method=replace(config.method, techniques=config.techniques or config.method.techniques),
             only=config.only,
             protect=config.protect,
             seed=config.seed,
@@ -188,9 +193,9 @@ class PruningProblem:
         return _posed(network, config, scoring, baselines, budget)
 
     @property
-    def group_names(self) -> tuple[str, ...]:
-        """The names of the prunable groups, in execution order: one step of an episode each."""
-        return tuple(group.name for group in self.network.graph.prunable)
+    def site_names(self) -> tuple[str, ...]:
+        """The names of the sites at which something can be decided: one step of an episode each."""
+        return tuple(site.name for site in self.network.space.sites)
 
     @property
     def tightest_budget(self) -> Budget:
@@ -219,7 +224,7 @@ class PruningProblem:
         if key not in self._contexts:
             projection = _projection(self.network, budget, self.limits)
             baseline = self.baselines.baseline_for(projection)
-            observer = Observer(self.network, leading_measure(self.budget))
+            observer = Observer(self.network)
             self._contexts[key] = EpisodeContext(self.network, projection, baseline, observer)
         return self._contexts[key]
 
@@ -230,7 +235,7 @@ class PruningProblem:
             UnknownNameError: there is none of that name.
         """
         projection = self.context(self.tightest_budget).projection
-        return widths_plan(self.network.graph, ALLOCATIONS[name](self.network, projection)).to_dict()
+        return self.network.space.plan(ALLOCATIONS[name](self.network, projection)).to_dict()
 
     def evaluate(self, plan: PlainPlan) -> dict[str, Any]:
         """Return the `episode_result` of a plan, never an estimate; it costs one evaluation.
@@ -241,24 +246,23 @@ class PruningProblem:
             PlanError: the plan asks for what the network cannot do.
         """
         uniform = self.context(self.tightest_budget).baseline.uniform
-        return self.results.full_result_for(self.results.widths(plan), uniform=uniform)
+        return self.results.full_result_for(self.results.levels(plan), uniform=uniform)
 
     def shares(self, plan: PlainPlan) -> dict[str, float]:
         """Return the shares of the dense network that a plan leaves, by each measure that has a price."""
-        cost, widths = self.network.cost, self.results.widths(plan)
-        return {name: price(cost, widths) / price(cost, cost.dense) for name, price in priced(cost).items()}
+        return self.network.cost.shares(self.results.levels(plan))
 
     def apply(self, plan: PlainPlan) -> nn.Module:
         """Return a compressed copy of the network; see `apply_plan`."""
-        return self.network.apply(PruningPlan.from_dict(plan)).model
+        return self.network.apply(CompressionPlan(plan)).model
 
     def validate(self, plan: PlainPlan) -> float:
         """Return the accuracy of the compressed network on the validation images; or its score."""
         return self.scoring.validate(self.apply(plan))
 
-    def group_summary(self) -> list[dict[str, Any]]:
-        """Return what is known of each group before any decision, as plain data; see `group_summary`."""
-        return group_summary(self.network, self.context(self.tightest_budget).baseline.loo_gain)
+    def site_summary(self) -> list[dict[str, Any]]:
+        """Return what is known of each site before any decision, as plain data; see `site_summary`."""
+        return site_summary(self.network, self.context(self.tightest_budget).baseline.loo_gain)
 
 
 def _posed(
@@ -269,11 +273,11 @@ def _posed(
     budget: Budget | BudgetRange,
 ) -> PruningProblem:
     """Return the problem of a network within a budget."""
-    limits = config.limits
-    if leading_measure(budget) == "latency":
-        limits = replace(limits, runtime=0.0)
-        if network.latency is None:
-            network.enable_latency_prices_(config.latency)
+    measures = [MEASURES[name] for name in measures_of(budget)]
+    if any(measure.needs_table for measure in measures) and network.latency is None:
+        network.enable_latency_prices_(config.latency)
+    unpriced = {name for measure in measures for name in measure.unpriced}
+    limits = config.limits.without(unpriced)
     tightest = budget if isinstance(budget, Budget) else budget.tightest
     anchor = baselines.baseline_for(_projection(network, tightest, limits)).uniform
     results = EpisodeResults(network, scoring.plan_scorer(anchor))
@@ -281,4 +285,4 @@ def _posed(
 
 
 def _projection(network: PrunableNetwork, budget: Budget, limits: Limits) -> BudgetProjection:
-    return BudgetProjection(network.cost, budget, limits, round_to=network.method.round_to)
+    return BudgetProjection(network.cost, budget, limits)

@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 
 from prunegym.envs.objectives import Objective
 from prunegym.envs.reward import MIN_REFERENCE_LOSS, RewardTerms, Score
-from prunegym.pruning.cost import Widths, plan_widths, widths_plan
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
+from prunegym.pruning.technique import Levels
 
-PlainPlan: TypeAlias = Mapping[str, Mapping[str, float]]  # group -> {"static_ratio", "runtime_ratio"}
+PlainPlan: TypeAlias = Mapping[str, Mapping[str, float]]  # site -> key of a technique -> amount
 # (plan, expected relative loss) -> predicted relative loss; losses are relative to the uniform plan's
 LossPredictor: TypeAlias = Callable[[PlainPlan, float], float]
 
@@ -31,32 +31,31 @@ class PlanScorer:
         self._objective = objective
         self._scores: dict[bytes, Score] = {}
 
-    def score(self, widths: Widths, *, to_beat: float = math.inf, on_all: bool = False) -> Score:
-        """Return the score of the plan with these unit counts.
+    def score(self, levels: Levels, *, to_beat: float = math.inf, on_all: bool = False) -> Score:
+        """Return the score of the plan with these levels.
 
         Args:
-            widths: the plan's unit counts.
+            levels: the plan's levels.
             to_beat: the loss of the best plan so far; for a plan that is clearly worse, the objective may
                 return an estimate.
             on_all: evaluate a plan that is not in the cache on all reward images, where the objective would
                 draw some.
         """
-        key = _key(widths)
+        key = self._key(levels)
         score = self._scores.get(key)
         if score is None or (score.estimated and score.loss <= to_beat):
-            model = self._network.apply(widths_plan(self._network.graph, widths)).model
+            model = self._network.apply(self._network.space.plan(levels)).model
             draw = None if on_all else _draw_seed(key)
             score = self._objective(model, to_beat=to_beat, known=self._scores.values(), draw=draw)
             self._scores[key] = score
         return score
 
-    def remember(self, widths: Widths, score: Score) -> None:
+    def remember(self, levels: Levels, score: Score) -> None:
         """Put a score into the cache, from an earlier run of the same problem."""
-        self._scores[_key(widths)] = score
+        self._scores[self._key(levels)] = score
 
-
-def _key(widths: Widths) -> bytes:
-    return widths.kept.tobytes() + widths.executed.tobytes()
+    def _key(self, levels: Levels) -> bytes:
+        return b"".join(levels[technique.name].tobytes() for technique in self._network.space.staged)
 
 
 def _draw_seed(key: bytes) -> int:
@@ -77,57 +76,54 @@ class EpisodeResults:
         self._scorer = scorer
         self._min_share = math.inf  # smallest loss relative to the uniform plan's, estimates aside
 
-    def result_for(self, widths: Widths, *, uniform: Widths, expected: float) -> dict[str, Any]:
+    def result_for(self, levels: Levels, *, uniform: Levels, expected: float) -> dict[str, Any]:
         """Return the `episode_result` of a plan, see `LayerPruningEnv`.
 
         Args:
-            widths: the plan's unit counts.
-            uniform: unit counts of the uniform plan within the same budget.
+            levels: the plan's levels.
+            uniform: levels of the even plan within the same budget.
             expected: the plan's expected loss as a share of the uniform plan's, see `ExpectedLosses`.
         """
         reference = self._reference(uniform)
         # relative losses compare across budgets; the loss itself is always larger within a tighter one
         to_beat = self._min_share * max(reference, MIN_REFERENCE_LOSS)
         return self._record(
-            widths, RewardTerms(self._scorer.score(widths, to_beat=to_beat), reference, expected)
+            levels, RewardTerms(self._scorer.score(levels, to_beat=to_beat), reference, expected)
         )
 
-    def full_result_for(self, widths: Widths, *, uniform: Widths) -> dict[str, Any]:
+    def full_result_for(self, levels: Levels, *, uniform: Levels) -> dict[str, Any]:
         """Return the `episode_result` of a plan that no episode decided, never an estimate."""
         reference = self._reference(uniform)  # first: the plan may be the uniform one, scored on all images
-        return self._record(widths, RewardTerms(self._scorer.score(widths), reference))
+        return self._record(levels, RewardTerms(self._scorer.score(levels), reference))
 
     def remember(self, result: Mapping[str, Any]) -> None:
         """Put an `episode_result` into the cache, from an earlier run of the same problem."""
         score = Score.from_parts(result["reward"])
-        self._scorer.remember(self.widths(result["plan"]), score)
+        self._scorer.remember(self.levels(result["plan"]), score)
         self._note(RewardTerms(score, result["reward"]["reference"]))
 
-    def widths(self, plan: PlainPlan) -> Widths:
-        """Return the unit counts of a plan.
+    def levels(self, plan: PlainPlan) -> Levels:
+        """Return the levels of a plan.
 
         Raises:
             PlanError: the plan asks for what the network cannot do.
         """
-        network = self._network
-        return plan_widths(network.graph, PruningPlan.from_dict(plan), round_to=network.method.round_to)
+        return self._network.space.levels(CompressionPlan(plan))
 
     def with_predictions(self, predict: LossPredictor) -> SurrogateResults:
         """Return results whose losses are predicted instead of measured, beside these."""
         return SurrogateResults(self._network, self._scorer, predict)
 
-    def _reference(self, uniform: Widths) -> float:
+    def _reference(self, uniform: Levels) -> float:
         return self._scorer.score(uniform, on_all=True).loss
 
-    def _record(self, widths: Widths, terms: RewardTerms) -> dict[str, Any]:
+    def _record(self, levels: Levels, terms: RewardTerms) -> dict[str, Any]:
         self._note(terms)
-        cost = self._network.cost
         return {
-            "plan": widths_plan(self._network.graph, widths).to_dict(),
+            "plan": self._network.space.plan(levels).to_dict(),
             "reward": terms.to_dict(),
             "accuracy": terms.score.accuracy,
-            "macs": cost.macs(widths) / cost.macs(cost.dense),
-            "params": cost.params(widths) / cost.params(cost.dense),
+            "shares": self._network.cost.shares(levels),
         }
 
     def _note(self, terms: RewardTerms) -> None:
@@ -148,8 +144,8 @@ class SurrogateResults(EpisodeResults):
         super().__init__(network, scorer)
         self._predict = predict
 
-    def result_for(self, widths: Widths, *, uniform: Widths, expected: float) -> dict[str, Any]:
+    def result_for(self, levels: Levels, *, uniform: Levels, expected: float) -> dict[str, Any]:
         """Return the `episode_result` that is predicted for a plan."""
-        plan, reference = widths_plan(self._network.graph, widths).to_dict(), self._reference(uniform)
+        plan, reference = self._network.space.plan(levels).to_dict(), self._reference(uniform)
         loss = self._predict(plan, expected) * max(reference, MIN_REFERENCE_LOSS)
-        return self._record(widths, RewardTerms(Score(loss, estimated=True), reference, expected))
+        return self._record(levels, RewardTerms(Score(loss, estimated=True), reference, expected))

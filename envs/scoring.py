@@ -16,11 +16,11 @@ from prunegym.envs.objectives import (
     first_batches,
 )
 from prunegym.envs.results import PlanScorer
-from prunegym.pruning.cost import Widths, widths_plan
 from prunegym.pruning.data import checked
 from prunegym.pruning.errors import DataError
 from prunegym.pruning.metrics import ScoreFunction, accuracy, predictions, scored
 from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.technique import Levels
 
 N_LOO_IMAGES = 128  # a group's share of a loss needs fewer images than the loss itself
 
@@ -30,11 +30,11 @@ class Scoring(Protocol):
 
     loo_scorer: PlanScorer  # for leave-one-out gains, see `UniformBaseline`
 
-    def plan_scorer(self, anchor: Widths) -> PlanScorer:
+    def plan_scorer(self, anchor: Levels) -> PlanScorer:
         """Return the scorer of finished plans; it is the same object for an equal anchor.
 
         Args:
-            anchor: unit counts of the uniform plan, whose losses say how hard drawn images are.
+            anchor: levels of the even plan, whose losses say how hard drawn images are.
         """
 
     def validate(self, model: nn.Module) -> float:
@@ -81,13 +81,13 @@ class ImageScoring:
         self.loo_scorer = PlanScorer(network, few)
         self._validation = reward if validation is None else list(checked(validation, "validation"))
 
-    def plan_scorer(self, anchor: Widths) -> PlanScorer:
+    def plan_scorer(self, anchor: Levels) -> PlanScorer:
         """Return the scorer of finished plans, see `Scoring`; only drawn images depend on the anchor."""
         if self._pool is None:
             return self._scorer
-        key = anchor.kept.tobytes()
+        key = b"".join(of_sites.tobytes() for of_sites in anchor.values())
         if key not in self._scorers:
-            plan = widths_plan(self._network.graph, anchor)
+            plan = self._network.space.plan(anchor)
             objective = DrawnImagesObjective(self._pool, anchor=lambda: self._network.apply(plan).model)
             self._scorers[key] = PlanScorer(self._network, objective)
         return self._scorers[key]
@@ -112,7 +112,7 @@ class FunctionScoring:
         self._function = function
         self.loo_scorer = PlanScorer(network, FunctionObjective(function, network.model))
 
-    def plan_scorer(self, anchor: Widths) -> PlanScorer:
+    def plan_scorer(self, anchor: Levels) -> PlanScorer:
         """Return the scorer of finished plans, whatever the anchor."""
         return self.loo_scorer
 

@@ -1,4 +1,4 @@
-"""Uniform pruning within a budget: the baseline that rewards and expected losses refer to."""
+"""The even plan of a budget, uniform pruning: the baseline that rewards and expected losses refer to."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from prunegym.envs.allocation import uniform_plan
 from prunegym.envs.budget_projection import BudgetProjection
 from prunegym.envs.results import PlanScorer
 from prunegym.envs.reward import MIN_REFERENCE_LOSS
-from prunegym.pruning.cost import Counts, Widths
-from prunegym.pruning.network import CURVE_RATIOS, PrunableNetwork
+from prunegym.pruning.network import PrunableNetwork
+from prunegym.pruning.technique import Levels
 
 MIN_LOO_GAIN = 0.01  # what is measured below it is noise
-MIN_READER_ERROR = 1e-3  # of a group's readers; multiples of less than that say nothing
+MIN_SITE_LOSS = 1e-3  # of a site in the even plan; multiples of less than that say nothing
 
 
 class UniformBaseline:
-    """The uniform plan within a budget, and the leave-one-out gain of each group.
+    """The even plan within a budget, and the leave-one-out gain of each site.
 
     Args:
-        uniform: unit counts of the uniform plan.
-        measure: from these counts, measures the leave-one-out gains: [groups].
+        uniform: levels of the even plan.
+        measure: from these levels, measures the leave-one-out gains: [sites].
     """
 
-    def __init__(self, uniform: Widths, measure: Callable[[Counts], NDArray[np.float64]]) -> None:
+    def __init__(self, uniform: Levels, measure: Callable[[Levels], NDArray[np.float64]]) -> None:
         self.uniform = uniform
         self._measure = measure
 
     @cached_property
     def loo_gain(self) -> NDArray[np.float64]:
-        """Leave-one-out gain, [groups] in [0, 1].
+        """Leave-one-out gain, [sites] in [0, 1].
 
-        The fraction of the uniform plan's loss that disappears when only this group is left unpruned:
-        1 - loss(uniform plan without this group) / loss(uniform plan). Computed when first asked for, at one
-        evaluation for each group.
+        The fraction of the even plan's loss that disappears when only this site is left alone:
+        1 - loss(even plan without this site) / loss(even plan). Computed when first asked for, at one
+        evaluation for each site.
         """
-        return self._measure(self.uniform.kept)
+        return self._measure(self.uniform)
 
 
 class UniformBaselines:
     """Measures uniform pruning once for each budget.
 
-    Gains are measured by leaving each group out of the uniform plan, not by pruning it alone: see
+    Gains are measured by leaving each site out of the even plan, not by compressing it alone: see
     docs/decisions.md, D43.
 
     Args:
-        network: the network that is pruned.
+        network: the network that is compressed.
         scorer: scores its plans, on a few images.
     """
 
@@ -67,44 +67,47 @@ class UniformBaselines:
             )
         return self._known[key]
 
-    def _measure_loo_gain(self, uniform: Counts) -> NDArray[np.float64]:
-        whole = self._network.cost.dense.kept
-        loss = self._loss(uniform)
+    def _measure_loo_gain(self, uniform: Levels) -> NDArray[np.float64]:
+        sites = len(self._network.space.sites)
+        loss = self._scorer.score(uniform).loss
         if loss < MIN_REFERENCE_LOSS:
-            return np.zeros(len(uniform))
-        spared = np.where(np.eye(len(uniform), dtype=bool), whole, uniform)
-        return np.clip([1.0 - self._loss(kept) / loss for kept in spared], 0.0, 1.0)
+            return np.zeros(sites)
+        spared = [self._scorer.score(self._without(uniform, site)).loss for site in range(sites)]
+        return np.clip([1.0 - left / loss for left in spared], 0.0, 1.0)
 
-    def _loss(self, kept: Counts) -> float:
-        return self._scorer.score(Widths(kept, kept)).loss
+    def _without(self, uniform: Levels, site: int) -> Levels:
+        whole = self._network.space.neutral
+        here = np.arange(len(self._network.space.sites)) == site
+        return {name: np.where(here, whole[name], of_sites) for name, of_sites in uniform.items()}
 
 
 class ExpectedLosses:
-    """Losses expected of plans before they are applied, as shares of what the uniform plan loses.
+    """Losses expected of plans before they are applied, as shares of what the even plan loses.
 
-    For a group it is its leave-one-out gain, times its readers' loss by the error curve relative to their
-    loss in the uniform plan; for a plan, the sum over its groups. How good that is: docs/decisions.md, D44.
+    For a site it is its leave-one-out gain, times its loss as its techniques foresee it relative to that in
+    the even plan; for a plan, the sum over its sites. How good that is: docs/decisions.md, D44.
 
     Args:
-        network: the network that is pruned.
-        baseline: the uniform plan that losses are shares of.
+        network: the network that is compressed.
+        baseline: the even plan that losses are shares of.
     """
 
     def __init__(self, network: PrunableNetwork, baseline: UniformBaseline) -> None:
         self._baseline = baseline
-        self._units = network.cost.dense.kept
-        self._curves = [np.array([0.0, *curve, 1.0]) for curve in network.error_curves]
-        self._ratios = np.array([0.0, *CURVE_RATIOS, 1.0])
+        self._network = network
+        self._uniform = self._foreseen(baseline.uniform)
 
-    def for_group(self, group: int, units: int) -> float:
-        """Return the share expected of leaving so many units to a group."""
-        uniform = max(self._reader_loss(group, int(self._baseline.uniform.kept[group])), MIN_READER_ERROR)
-        gain = max(MIN_LOO_GAIN, float(self._baseline.loo_gain[group]))
-        return gain * self._reader_loss(group, units) / uniform
+    def for_site(self, site: int, levels: Levels) -> float:
+        """Return the share expected of the decision at one site of a plan."""
+        return float(self._shares(levels)[site])
 
-    def for_plan(self, units: Counts) -> float:
-        """Return the share expected of a plan that leaves so many units of each group, [groups]."""
-        return sum(self.for_group(group, int(count)) for group, count in enumerate(units))
+    def for_plan(self, levels: Levels) -> float:
+        """Return the share expected of a plan."""
+        return sum(self._shares(levels).tolist())
 
-    def _reader_loss(self, group: int, units: int) -> float:
-        return float(np.interp(1.0 - units / self._units[group], self._ratios, self._curves[group]))
+    def _shares(self, levels: Levels) -> NDArray[np.float64]:
+        gain = np.maximum(MIN_LOO_GAIN, self._baseline.loo_gain)
+        return gain * self._foreseen(levels) / np.maximum(self._uniform, MIN_SITE_LOSS)
+
+    def _foreseen(self, levels: Levels) -> NDArray[np.float64]:
+        return self._network.foreseen_losses(levels)

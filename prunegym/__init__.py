@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from prunegym.envs.multi_network import MultiNetworkEnv
     from prunegym.envs.problem import ProblemConfig, PruningProblem
     from prunegym.envs.tasks import make_env
-    from prunegym.pruning.apply import Method
-    from prunegym.pruning.plan import LayerDecision, PruningPlan
+    from prunegym.pruning.method import Method
+    from prunegym.pruning.plan import CompressionPlan
     from prunegym.pruning.storage.compressed import load_compressed as load
 
 __version__ = "0.1.0"
@@ -31,14 +31,13 @@ __all__ = [
     "Budget",
     "BudgetRange",
     "Compression",
+    "CompressionPlan",
     "InputPruningVectorEnv",
-    "LayerDecision",
     "LayerPruningEnv",
     "Limits",
     "Method",
     "MultiNetworkEnv",
     "ProblemConfig",
-    "PruningPlan",
     "PruningProblem",
     "__version__",
     "compress",
@@ -51,14 +50,13 @@ _MODULES = {  # where each public name comes from
     "Budget": "envs.budget",
     "BudgetRange": "envs.budget",
     "Compression": "agents.compress",
+    "CompressionPlan": "pruning.plan",
     "InputPruningVectorEnv": "envs.input_pruning",
-    "LayerDecision": "pruning.plan",
     "LayerPruningEnv": "envs.layer_pruning",
     "Limits": "envs.budget",
-    "Method": "pruning.apply",
+    "Method": "pruning.method",
     "MultiNetworkEnv": "envs.multi_network",
     "ProblemConfig": "envs.problem",
-    "PruningPlan": "pruning.plan",
     "PruningProblem": "envs.problem",
     "compress": "agents.compress",
     "describe": "envs.description",

@@ -1,122 +1,139 @@
-"""Apply a plan: the order of operations, written once."""
+"""Apply a plan: every technique in use carries out its part, stage by stage."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunegym.pruning.calibration.statistics import Calibration
-from prunegym.pruning.compensation import COMPENSATIONS, Compensation, PlannedCut
-from prunegym.pruning.cost import Widths, plan_widths
-from prunegym.pruning.criteria import CRITERIA, select
-from prunegym.pruning.graph import ChannelGraph
-from prunegym.pruning.plan import PruningPlan
-from prunegym.pruning.runtime.fitting import cut_gates, fit_gates_, gate_site
-from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, detach_gates_
-from prunegym.pruning.surgery.cutting import Structure, axis_cuts, cut_
+from prunegym.pruning.compensation import COMPENSATIONS
+from prunegym.pruning.criteria import CRITERIA
+from prunegym.pruning.decisions import DecisionSpace
+from prunegym.pruning.errors import PruningError
+from prunegym.pruning.graph import ChannelGraph, find_groups
+from prunegym.pruning.plan import CompressionPlan
+from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, detach_gates_, gate_sites
+from prunegym.pruning.surgery.cutting import axis_size
+from prunegym.pruning.technique import Levels, Rebuilding, Stage, Work
+from prunegym.pruning.techniques import TECHNIQUES
 
-
-@dataclass(frozen=True)
-class Method:
-    """The registered methods by which a plan is applied."""
-
-    criterion: str = "l1"
-    compensation: str = "least-squares"
-    round_to: int = 1  # units of every group are rounded to a multiple of this
-
-
-DEFAULT_METHOD = Method()
+MAX_ENTRIES = 2**31  # of a rebuilt network's gates, where nothing is known of its weights
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed network, the difference of its shape from the dense one, and its gates."""
+    """A compressed network, and what rebuilds it from the dense one."""
 
     model: nn.Module
-    structure: Structure
-    gates: tuple[GateSite, ...]
-    widths: Widths
+    records: Mapping[str, Any]  # technique -> what it did, as plain data
+    biases: tuple[str, ...]  # layers that gained one from compensation
+    levels: Levels
+
+    @property
+    def gates(self) -> tuple[GateSite, ...]:
+        """The sites of its runtime gates."""
+        return gate_sites(self.model)
 
 
 @torch.no_grad()
 def apply_plan(
-    model: nn.Module,
-    graph: ChannelGraph,
-    plan: PruningPlan,
+    space: DecisionSpace,
+    plan: CompressionPlan,
     calibration: Calibration,
     *,
-    method: Method = DEFAULT_METHOD,
     scores: Mapping[str, Tensor] | None = None,
     counts: Mapping[str, Tensor] | None = None,
 ) -> Compressed:
-    """Compress a copy of `model` as `plan` says; the input model is left untouched.
+    """Compress a copy of the network as a plan says; the input model is left untouched.
 
     Args:
-        model: the dense network.
-        graph: the network's groups, from `trace`.
-        plan: ratios per group; groups that it does not name stay whole.
+        space: what can be decided about the network, and by which methods.
+        plan: amounts by site; sites that it does not name are left alone.
         calibration: statistics of the dense network.
-        method: criterion, compensation and rounding.
         scores: the result of `score_units` for the same network and criterion, if it is at hand.
         counts: group -> units that run for each calibration image, int64 [images], while gates and weights
             are fitted; other groups run as many as the plan says.
 
     Raises:
         PlanError: the plan asks for what the network cannot do.
-        UnknownNameError: the plan names an unknown group, or the method an unknown part.
+        UnknownNameError: the plan names an unknown site, or the method an unknown part.
     """
-    widths = plan_widths(graph, plan, round_to=method.round_to)
-    compensation = COMPENSATIONS[method.compensation]
-    scores = scores or score_units(model, graph, calibration, criterion=method.criterion)
-    pruned = [(group, int(count)) for group, count in zip(graph.prunable, widths.kept, strict=True)]
-    kept = {group.name: select(scores[group.name], count) for group, count in pruned if count < group.units}
-    dense, model = model, copy.deepcopy(model)
-    cuts = axis_cuts(model, graph, kept)
-    executed = {
-        group.name: int(runs)
-        for (group, count), runs in zip(pruned, widths.executed, strict=True)
-        if runs < count
-    }
-    planned = PlannedCut(dense, graph, kept, cuts, calibration, executed)
-    compensation.apply_(model, planned)
-    gates = _fitted_gates(model, planned, compensation, counts or {})
-    model, structure = cut_(model, graph, kept)
-    attach_gates_(model, gates)
-    if compensation.finish_ is not None and (cuts or executed):
-        compensation.finish_(model, planned)
+    dense, graph, method = space.subject.model, space.subject.graph, space.subject.method
+    levels = space.levels(plan)
+    scores = scores or score_units(dense, graph, calibration, criterion=method.criterion)
+    work = Work(dense, graph, method, levels, calibration, scores, counts or {})
+    model = copy.deepcopy(dense)
+    for stage in Stage:
+        for technique in space.staged:
+            if stage in technique.steps:
+                model = technique.steps[stage](model, work)
+        if stage is Stage.FINISH:
+            _finish_(model, work)
     gained = (
         name
-        for name in graph.layers
+        for name in work.graph.layers
         if model.get_submodule(name).bias is not None and dense.get_submodule(name).bias is None
     )
-    return Compressed(model, replace(structure, biases=tuple(gained)), gates.sites, widths)
+    return Compressed(model, work.records, tuple(gained), levels)
 
 
-def _fitted_gates(
-    model: nn.Module, planned: PlannedCut, compensation: Compensation, counts: Mapping[str, Tensor]
-) -> RuntimeGates:
-    """Fit gates, and the layers that read through them, before the cut; return the gates for after it."""
-    gates = RuntimeGates(
-        tuple(gate_site(model, planned.graph.group(name), runs) for name, runs in planned.executed.items())
-    )
-    for group, by_image in counts.items():
-        gates.gate_for(group).count_of = partial(_of_first_images, by_image)
-    attach_gates_(model, gates)
-    fit_gates_(model, gates, planned.kept, planned.cuts, planned.calibration)
-    if gates.sites and compensation.gated_ is not None:
-        compensation.gated_(model, planned)
-    detach_gates_(model)
-    return cut_gates(gates, planned.kept, planned.cuts)
+def _finish_(model: nn.Module, work: Work) -> None:
+    """Let the compensation change the weights of the cut network, with its gates at work."""
+    finish_ = COMPENSATIONS[work.method.compensation].finish_
+    if finish_ is not None and (work.cuts or work.executed):
+        with _attached(model, work.gates):
+            finish_(model, work.planned)
 
 
-def _of_first_images(counts: Tensor, pooled: Tensor, scores: Tensor) -> Tensor:
-    """Return the counts of as many images as take part in a fit: they are the first ones."""
-    return counts[: len(pooled)].to(pooled.device)
+@contextmanager
+def _attached(model: nn.Module, gates: RuntimeGates | None) -> Iterator[None]:
+    if gates is not None:
+        attach_gates_(model, gates)
+    try:
+        yield
+    finally:
+        detach_gates_(model)
+
+
+def rebuild_(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    records: Mapping[str, Any],
+    biases: Iterable[str],
+    *,
+    largest: int = MAX_ENTRIES,
+) -> nn.Module:
+    """Repeat on a fresh dense network what records say, in place; return the network to use.
+
+    Args:
+        model: the dense network, its weights untrained: those of the compressed one are loaded afterwards.
+        input_shape: the shape of one image.
+        records: technique -> what it did, see `Compressed`.
+        biases: layers that gained one.
+        largest: a record that asks for more entries is damaged.
+
+    Raises:
+        PruningError: a record does not fit the network.
+        UnknownNameError: there is no such technique.
+    """
+    kinds = sorted((TECHNIQUES[name] for name in records), key=lambda kind: kind.stage)
+    traced = any(record.get("form") == "graph" for record in records.values())
+    rebuilding = Rebuilding(model, find_groups(model, input_shape) if traced else None, largest)
+    try:
+        for name in biases:
+            layer: Any = model.get_submodule(name)
+            layer.bias = nn.Parameter(torch.zeros(axis_size(model, name, "out")))
+    except AttributeError as error:
+        raise PruningError(f"the recorded biases do not fit {type(model).__name__}: {error}") from error
+    for kind in kinds:
+        kind.rebuild_(rebuilding, records[kind.name])
+    return rebuilding.model
 
 
 def score_units(

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prunegym.pruning.apply import DEFAULT_METHOD, Compressed, Method, apply_plan, score_units
+from prunegym.pruning.apply import Compressed, apply_plan, score_units
 from prunegym.pruning.calibration.sensitivity import error_curve
 from prunegym.pruning.calibration.statistics import CalibrationInputs, calibrate
 from prunegym.pruning.compensation import COMPENSATIONS
 from prunegym.pruning.cost import CostModel
-from prunegym.pruning.criteria import CRITERIA
-from prunegym.pruning.errors import PlanError, WeightsError
+from prunegym.pruning.criteria import CRITERIA, statistics_of
+from prunegym.pruning.decisions import DecisionSpace, technique_kinds
+from prunegym.pruning.errors import WeightsError
 from prunegym.pruning.graph.patterns import restrict
 from prunegym.pruning.latency import LatencyPrices, LatencyTable, latency_table
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.method import DEFAULT_METHOD, Method
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.surgery.verification import trace
+from prunegym.pruning.technique import CURVE_RATIOS, Foresight, Levels, Subject
 
-Curves: TypeAlias = tuple[tuple[float, ...], ...]  # for each prunable group, its loss at each ratio
-
-CURVE_RATIOS = (0.25, 0.5, 0.75)
+Curves: TypeAlias = tuple[tuple[float, ...], ...]  # for each site, the loss of its readers at each ratio
 
 
 class PrunableNetwork:
@@ -56,7 +60,8 @@ class PrunableNetwork:
         seed: int = 0,
     ) -> None:
         CRITERIA[method.criterion]  # unknown names are refused before the work begins
-        compensation = COMPENSATIONS[method.compensation]
+        COMPENSATIONS[method.compensation]
+        technique_kinds(method.techniques)
         for name, tensor in model.state_dict().items():
             if not torch.isfinite(tensor).all():
                 raise WeightsError(f"{name} holds NaN or infinity; the training that wrote it diverged")
@@ -64,12 +69,16 @@ class PrunableNetwork:
         self.method = method
         self._whole_graph = trace(model, calibration.shape)
         self.graph = restrict(self._whole_graph, only=only, protect=protect)
-        if not self.graph.prunable:
-            reasons = sorted({group.frozen for group in self.graph.groups if group.frozen})
-            raise PlanError(f"no channel group may be pruned: {'; '.join(reasons)}")
-        self.calibration = calibrate(self.graph, calibration, seed=seed)
-        self.cost = CostModel(self.graph, model, shifts_bias=compensation.shifts_bias)
+        self.space = DecisionSpace(Subject(model, self.graph, method))
+        self.calibration = calibrate(self.graph, calibration, statistics=self._statistics(), seed=seed)
+        self.cost = CostModel(self.space)
         self.latency: LatencyTable | None = None  # the table by which `cost` prices latency
+
+    def _statistics(self) -> set[str]:
+        """Return the statistics that the methods in use read."""
+        asked = {name for technique in self.space.techniques for name in technique.statistics}
+        asked |= set(COMPENSATIONS[self.method.compensation].statistics)
+        return asked | set(statistics_of(CRITERIA[self.method.criterion]))
 
     def enable_latency_prices_(self, table: LatencyTable | None = None) -> None:
         """Replace `cost` by one that prices latency too.
@@ -81,29 +90,29 @@ class PrunableNetwork:
             BudgetError: the table is of another network.
         """
         self.latency = table or latency_table(self.model, self._whole_graph)
-        self.cost = CostModel(
-            self.graph,
-            self.model,
-            shifts_bias=COMPENSATIONS[self.method.compensation].shifts_bias,
-            latency=LatencyPrices(self.graph, self.latency),
-        )
+        self.cost = CostModel(self.space, latency=LatencyPrices(self.graph, self.latency))
 
     @cached_property
     def scores(self) -> dict[str, Tensor]:
         """The scores of every prunable group's units, computed once for all plans."""
         return score_units(self.model, self.graph, self.calibration, criterion=self.method.criterion)
 
-    def apply(self, plan: PruningPlan, *, counts: Mapping[str, Tensor] | None = None) -> Compressed:
-        """Return a compressed copy; see `apply_plan`."""
-        return apply_plan(
-            self.model,
-            self.graph,
-            plan,
-            self.calibration,
-            method=self.method,
-            scores=self.scores,
-            counts=counts,
-        )
+    def apply(
+        self,
+        plan: CompressionPlan,
+        *,
+        counts: Mapping[str, Tensor] | None = None,
+        method: Method | None = None,
+    ) -> Compressed:
+        """Return a compressed copy; see `apply_plan`.
+
+        Args:
+            plan: amounts by site.
+            counts: see `apply_plan`.
+            method: another method than that of all plans, of the same criterion.
+        """
+        space = self.space if method is None else DecisionSpace(replace(self.space.subject, method=method))
+        return apply_plan(space, plan, self.calibration, scores=self.scores, counts=counts)
 
     @cached_property
     def error_curves(self) -> Curves:
@@ -111,14 +120,29 @@ class PrunableNetwork:
         return self.error_curves_at(CURVE_RATIOS)
 
     def error_curves_at(self, ratios: Sequence[float]) -> Curves:
-        """Return, for each prunable group, its readers' loss at each of the ratios; see `error_curve`."""
+        """Return the loss of each site's readers at each ratio, 0 without a group; see `error_curve`."""
         return tuple(
-            error_curve(
-                self.model,
-                group,
-                self.calibration,
-                ratios=ratios,
-                scores=self.scores[group.name],
+            (0.0,) * len(ratios)
+            if site.group is None
+            else error_curve(
+                self.model, site.group, self.calibration, ratios=ratios, scores=self.scores[site.name]
             )
-            for group in self.graph.prunable
+            for site in self.space.sites
+        )
+
+    @cached_property
+    def foresight(self) -> Foresight:
+        """What calibration tells of the sites before any plan is applied, computed once."""
+        units = [site.group.units if site.group else 1 for site in self.space.sites]
+        return Foresight(
+            np.array(units, dtype=np.int64),
+            np.array(self.error_curves),
+            self.cost.vanishing_shares("macs"),
+            self.calibration,
+        )
+
+    def foreseen_losses(self, levels: Levels) -> NDArray[np.float64]:
+        """Return the loss that the techniques foresee at each site of a plan: [sites]."""
+        return np.sum(
+            [technique.foreseen(self.foresight, levels) for technique in self.space.techniques], axis=0
         )

@@ -1,17 +1,21 @@
-"""Pruning plans: a static and a runtime ratio for each channel group. No torch in here."""
+"""Compression plans: what is decided at each site of a network. No torch in here."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from prunegym.pruning.errors import PlanError
 from prunegym.pruning.files import read_json, write_json
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+MAX_AMOUNT = 10**9  # beyond it no amount of any technique makes sense
+
+Amount: TypeAlias = float  # in the technique's own unit: a share, a number of bits, a rank
+Decision: TypeAlias = Mapping[str, Amount]  # key of a technique -> amount: {"static_ratio": 0.5}
 
 
 def kept_units(units: int, ratio: float, *, round_to: int = 1) -> int:
@@ -25,74 +29,52 @@ def kept_units(units: int, ratio: float, *, round_to: int = 1) -> int:
     return min(units, kept)
 
 
-@dataclass(frozen=True, slots=True)
-class LayerDecision:
-    """The two ratios of one channel group; both are shares pruned, in [0, 1)."""
-
-    static_ratio: float = 0.0  # of all units: removed by surgery
-    runtime_ratio: float = 0.0  # of the kept units: skipped by the gate, per input
-
-    def validate(self, name: str) -> None:
-        """Raise PlanError if a ratio is not a number in [0, 1)."""
-        for field_name in ("static_ratio", "runtime_ratio"):
-            value = getattr(self, field_name)
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not is_number or not 0.0 <= value < 1.0:  # a NaN fails every comparison
-                raise PlanError(
-                    f"group {name!r}: {field_name} must lie in [0, 1), got {value!r}; "
-                    "ratios are shares pruned: to keep 70 % of the channels write 0.3"
-                )
-
-
 @dataclass(frozen=True)
-class PruningPlan:
-    """Group name -> decision. A group that is not named is left alone.
+class CompressionPlan:
+    """Site -> key of a technique -> amount. What is not named is left alone.
+
+    Which sites, keys and amounts there can be depends on the network and on the techniques that are on, see
+    `DecisionSpace.levels`.
 
     Example:
-        >>> plan = PruningPlan().with_decision("conv1", LayerDecision(static_ratio=0.5))
-        >>> plan["conv1"].static_ratio, plan["elsewhere"].static_ratio
-        (0.5, 0.0)
+        >>> plan = CompressionPlan().with_decision("conv1", {"static_ratio": 0.5})
+        >>> plan["conv1"], plan["elsewhere"]
+        ({'static_ratio': 0.5}, {})
+
+    Raises:
+        PlanError: an amount is not a finite number.
     """
 
-    decisions: Mapping[str, LayerDecision] = field(default_factory=dict)
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, decision in self.decisions.items():
-            decision.validate(name)
+        for site, decision in self.decisions.items():
+            if not isinstance(decision, Mapping):
+                raise PlanError(
+                    f"site {site!r}: expected amounts such as {{'static_ratio': 0.5}}, got {decision!r}"
+                )
+            for key, amount in decision.items():
+                number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
+                if not number or not -MAX_AMOUNT <= amount <= MAX_AMOUNT:  # a NaN fails every comparison
+                    raise PlanError(f"site {site!r}: {key} must be a finite number, got {amount!r}")
 
-    def __getitem__(self, name: str) -> LayerDecision:
-        return self.decisions.get(name, LayerDecision())
+    def __getitem__(self, site: str) -> Decision:
+        return self.decisions.get(site, {})
 
-    def with_decision(self, name: str, decision: LayerDecision) -> PruningPlan:
+    def with_decision(self, site: str, decision: Decision) -> CompressionPlan:
         """Return this plan with one decision added or replaced."""
-        return PruningPlan({**self.decisions, name: decision})
+        return CompressionPlan({**self.decisions, site: decision})
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return plain data: fit for JSON, for `info`, and for a process boundary."""
-        return {name: asdict(decision) for name, decision in self.decisions.items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Mapping[str, float]]) -> PruningPlan:
-        """Build a plan from what `to_dict` returned.
-
-        Raises:
-            PlanError: a decision is not an object, has unknown keys, or a ratio is out of range.
-        """
-        decisions = {}
-        for name, entry in data.items():
-            if not isinstance(entry, Mapping) or not set(entry) <= {"static_ratio", "runtime_ratio"}:
-                raise PlanError(
-                    f"group {name!r}: expected {{'static_ratio': ..., 'runtime_ratio': ...}}, got {entry!r}"
-                )
-            decisions[name] = LayerDecision(**entry)
-        return cls(decisions)
+        return {site: dict(decision) for site, decision in self.decisions.items()}
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON; the file appears whole or not at all."""
         write_json(path, {"version": PLAN_VERSION, "decisions": self.to_dict()})
 
     @classmethod
-    def load(cls, path: Path) -> PruningPlan:
+    def load(cls, path: Path) -> CompressionPlan:
         """Read a plan that `save` wrote.
 
         Raises:
@@ -104,9 +86,9 @@ class PruningPlan:
             raise PlanError(f"cannot read the plan {path}: {error}") from error
         if not isinstance(data, dict) or data.get("version") != PLAN_VERSION:
             raise PlanError(
-                f"{path} is not a pruning plan of version {PLAN_VERSION}; write it anew with this release"
+                f"{path} is not a compression plan of version {PLAN_VERSION}; write it anew with this release"
             )
         decisions = data.get("decisions")
         if not isinstance(decisions, dict):
-            raise PlanError(f"{path}: 'decisions' must map group names to ratios")
-        return cls.from_dict(decisions)
+            raise PlanError(f"{path}: 'decisions' must map sites to amounts")
+        return cls(decisions)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from prunegym.scripts.benchmarks import (
     coverage,
     data_free,
+    depth,
     environment,
     per_input,
     reward,
@@ -73,6 +74,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         coverage.show,
         "which networks of torchvision and timm can be pruned, and whether rightly",
         ("networks", "seed", "out", "table"),
+    ),
+    "depth": Benchmark(
+        depth.measure,
+        depth.show,
+        "whole residual blocks removed, beside widths at the same multiply-adds",
+        ("assets", "networks", "seed"),
     ),
     "reward": Benchmark(
         reward.measure,

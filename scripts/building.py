@@ -19,9 +19,10 @@ from prunegym.envs import (
     load_task,
     make_env,
 )
-from prunegym.envs.budget import leading_measure
+from prunegym.envs.budget import measures_of
 from prunegym.pruning.data import ImageSplits, load_splits
 from prunegym.pruning.latency import LatencyTable, latency_table
+from prunegym.pruning.measures import MEASURES
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
@@ -96,7 +97,7 @@ def build_network(task: Task, pruning: PruningConfig, *, seed: int) -> PrunableN
 
 def build_env(task: Task, config: TaskConfig, pruning: PruningConfig, **settings: Any) -> LayerPruningEnv:
     """Return a task's environment; `settings` are further arguments of `LayerPruningEnv`."""
-    if leading_measure(task.budget) == "latency":
+    if any(MEASURES[name].needs_table for name in measures_of(task.budget)):
         settings["latency"] = build_latency_table(
             task.model, task.network.input_shape, progress=config.progress
         )

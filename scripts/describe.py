@@ -29,8 +29,7 @@ def run(argv: Sequence[str]) -> None:
         only=config.only,
         protect=config.protect,
         limits=config.limits,
-        round_to=config.round_to,
-        compensation=config.compensation,
+        method=config.method,
     )
     if config.as_json:
         print(json.dumps(record, indent=2))
@@ -49,6 +48,17 @@ def run(argv: Sequence[str]) -> None:
         rows,
         left=("group", "writers", "runtime gate", "frozen"),
     )
+    further = [
+        site for site in record["sites"] if site["name"] not in {group["name"] for group in record["groups"]}
+    ]
+    if further:
+        names = [name for name in further[0] if name != "name"]
+        print_table(
+            f"{len(further)} further sites, of single layers",
+            ("site", *names),
+            [[site["name"], *(site[name] or "yes" for name in names)] for site in further],
+            left=("site", *names),
+        )
     for name, (smallest, _) in record["budgets"].items():
         console().print(f"budget {name}: {rounded_up(smallest)} to 1 can be reached")
 

@@ -71,7 +71,7 @@ def _record(
     shape = loaded.network.input_shape
     dense = loaded.network.build().eval()
     dense_paths = {name: scratch / path.name for name, path in paths.items()}
-    program = to_program(dense, shape)
+    program, _ = to_program(dense, shape)
     for name, path in dense_paths.items():
         FORMATS[name].write(program, path, {}, opset)
     rows = {

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunegym.envs import Budget, BudgetRange
-from prunegym.pruning.cost import plan_widths
 from prunegym.pruning.evaluation.comparison import Rows
 from prunegym.pruning.latency import LatencyTable
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.scripts.building import build_dense, build_latency_table, usable_device
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.latency import parse
@@ -89,7 +88,7 @@ def describe_table(table: LatencyTable) -> dict[str, Any]:
 
 
 def predicted_and_measured(
-    network: PrunableNetwork, rows: Rows, name: str, plan: PruningPlan, budget: Budget | BudgetRange
+    network: PrunableNetwork, rows: Rows, name: str, plan: CompressionPlan, budget: Budget | BudgetRange
 ) -> dict[str, Any]:
     """Return a record's entry on latency, empty without a latency budget; warn where it is missed.
 
@@ -103,12 +102,12 @@ def predicted_and_measured(
     limit = budget.shares.get("latency") if isinstance(budget, Budget) else None
     if network.latency is None or limit is None:
         return {}
-    cost, table = network.cost, network.latency
-    widths = plan_widths(network.graph, plan, round_to=network.method.round_to)
+    table = network.latency
     found, dense = (rows.evaluations[row].latency_ms for row in (name, "dense"))
     assert found is not None  # rows are measured with a stopwatch
     assert dense is not None
-    share, measured = cost.latency(widths) / cost.latency(cost.dense), found / dense
+    share = network.cost.shares(network.space.levels(plan))["latency"]
+    measured = found / dense
     if measured > limit * (1 + table.worst_error):
         logger.warning(
             "latency: %.1f %% of the dense network's was measured where %.1f %% may remain, which is further "

@@ -9,12 +9,11 @@ import torch
 
 from prunegym.agents.learning.policies import action_mode
 from prunegym.agents.reuse import apply_policy
-from prunegym.envs import Task, even_plan
-from prunegym.pruning.cost import plan_widths
+from prunegym.envs import Task
 from prunegym.pruning.evaluation.comparison import measure_rows
 from prunegym.pruning.files import write_json
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.storage.compressed import save_compressed
 from prunegym.scripts.building import build_env, build_network, build_task, measured_on
 from prunegym.scripts.cli import run_verb
@@ -32,12 +31,12 @@ def run(argv: Sequence[str]) -> None:
         check_empty(out, overwrite=output.overwrite)
         for source in filter(None, (config.plan, config.policy)):
             check_source(source, out)
-        given = PruningPlan.load(config.plan) if config.plan else None
+        given = CompressionPlan.load(config.plan) if config.plan else None
         torch.manual_seed(config.task.seed)
         task = build_task(config.task, config.budget)
         network, plan = _decide(config, task, given)
-        plan_widths(network.graph, plan)  # a plan that does not fit is refused before the work begins
-        rows = measure_rows(network, {"dense": PruningPlan(), "pruned": plan}, task.test_metric)
+        network.space.levels(plan)  # a plan that does not fit is refused before the work begins
+        rows = measure_rows(network, {"dense": CompressionPlan(), "pruned": plan}, task.test_metric)
         open_run(out, output.flags, overwrite=output.overwrite)
         plan.save(out / "plan.json")
         manifest = manifest_of(task, config.task.data, plan, rows.evaluations["pruned"])
@@ -52,20 +51,20 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _decide(
-    config: PruneConfig, task: Task, given: PruningPlan | None
-) -> tuple[PrunableNetwork, PruningPlan]:
+    config: PruneConfig, task: Task, given: CompressionPlan | None
+) -> tuple[PrunableNetwork, CompressionPlan]:
     seed = config.task.seed
     if given is not None:
         return build_network(task, config.pruning, seed=seed), given
-    if config.ratios is not None:
+    if config.amounts:
         network = build_network(task, config.pruning, seed=seed)
-        return network, even_plan(network.graph, *config.ratios)
+        return network, network.space.even_plan(config.amounts)
     actions = action_mode(config.policy) if config.policy else "centred"
     env = build_env(task, config.task, config.pruning, actions=actions)
     if config.policy is None:
-        return env.problem.network, PruningPlan.from_dict(env.problem.allocation(config.allocation))
+        return env.problem.network, CompressionPlan(env.problem.allocation(config.allocation))
     decided = apply_policy(env, config.policy, samples=config.samples)
-    return env.problem.network, PruningPlan.from_dict(decided.plan)
+    return env.problem.network, CompressionPlan(decided.plan)
 
 
 if __name__ == "__main__":

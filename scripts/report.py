@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from prunegym.agents.episode_log import EPISODES, read_episodes
 from prunegym.agents.pictures import Run, png, read_inputs, read_updates, reasons, run_pictures, words
 from prunegym.agents.pictures.page import bullets, element, page, picture, table
+from prunegym.agents.pictures.plan_table import plan_cells
 from prunegym.pruning.files import read_json, written_whole
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
+from prunegym.pruning.techniques import check_amounts
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.parser import UsageError
 from prunegym.scripts.options.report import parse
@@ -112,7 +114,7 @@ def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
         finished=bool(record),
         rows=record.get("rows", {}),
         plans=record.get("plans", {}),
-        plan=PruningPlan.load(plan).to_dict() if plan.exists() else None,
+        plan=CompressionPlan.load(plan).to_dict() if plan.exists() else None,
         updates=_read(folder / UPDATES, read_updates),
         inputs=_read(inputs, read_inputs) if inputs.exists() else None,
     )
@@ -132,18 +134,26 @@ def _checked(data: Any) -> dict[str, Any]:
         name: {key: None if row.get(key) is None else float(row[key]) for key in COLUMNS}
         for name, row in data["rows"].items()
     }
-    groups = [_checked_group(group) for group in data.get("groups", [])]
-    plans = {name: PruningPlan.from_dict(plan).to_dict() for name, plan in data.get("plans", {}).items()}
+    sites = [_checked_site(site) for site in data.get("sites", [])]
+    plans = {name: CompressionPlan(plan) for name, plan in data.get("plans", {}).items()}
+    for plan in plans.values():
+        check_amounts(plan)
     gated = {name: int(count) for name, count in data.get("gated_groups", {}).items()}
-    return {**data, "rows": rows, "groups": groups, "plans": plans, "gated_groups": gated}
-
-
-def _checked_group(group: Any) -> dict[str, Any]:
-    quarter, half, three_quarters = (float(error) for error in group["errors"])
     return {
-        "name": str(group["name"]),
-        "units": int(group["units"]),
-        "macs_share": float(group["macs_share"]),
+        **data,
+        "rows": rows,
+        "sites": sites,
+        "plans": {name: plan.to_dict() for name, plan in plans.items()},
+        "gated_groups": gated,
+    }
+
+
+def _checked_site(site: Any) -> dict[str, Any]:
+    quarter, half, three_quarters = (float(error) for error in site["errors"])
+    return {
+        "name": str(site["name"]),
+        "units": int(site["units"]),
+        "macs_share": float(site["macs_share"]),
         "errors": [quarter, half, three_quarters],
     }
 
@@ -171,9 +181,9 @@ def _pieces(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
         scale = 1.0 if name == "heatmap" else SCALE
         yield element("h2", title)
         yield picture(pixels, title, caption, scale=scale, invertible=name not in FIXED)
-    if run.chosen and run.uniform is not None and record.get("groups"):
+    if run.chosen and run.uniform is not None and record.get("sites"):
         yield element("h2", "Why")
-        yield bullets(reasons(record["groups"], run.uniform, run.chosen[1]))
+        yield bullets(reasons(record["sites"], run.uniform, run.chosen[1]))
     yield from _plan(run, record)
     yield from _evaluations(run)
 
@@ -207,19 +217,20 @@ def _plan(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
     if not run.chosen:
         return
     name, plan = run.chosen
-    facts = {group["name"]: group for group in record.get("groups", [])}
+    facts = {site["name"]: site for site in record.get("sites", [])}
+    keys, amounts = plan_cells(plan)
     rows = []
-    for group, decision in plan.items():
-        cells = [group, f"{decision['static_ratio']:.3f}", f"{decision['runtime_ratio']:.3f}"]
-        if known := facts.get(group):
+    for site, decided in amounts.items():
+        cells = [site, *decided]
+        if known := facts.get(site):
             cells += [str(known["units"]), f"{known['macs_share']:.1%}", f"{known['errors'][1]:.1%}"]
         rows.append(cells)
     yield element("h2", f"The plan: {name}")
     more = ["units", "MACs", "loss at 50%"] if facts else []
-    yield table(["group", "static ratio", "runtime ratio", *more], rows)
+    yield table(["site", *keys, *more], rows)
     if facts:
         note = (
-            "MACs: of the dense network, saved if the group vanished. Loss: share of its readers' output "
+            "MACs: of the dense network, saved if the site vanished. Loss: share of its readers' output "
             "variance that least squares cannot restore when half the group's units go."
         )
         yield element("p", note, style="quiet")

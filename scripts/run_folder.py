@@ -17,7 +17,7 @@ from prunegym.envs import DataSource, Task
 from prunegym.pruning.data import absolute
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.files import cache_folder, read_json, write_json
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.storage.compressed import Manifest
 from prunegym.scripts.options.output import OutputConfig
 from prunegym.scripts.options.parser import UsageError
@@ -137,7 +137,7 @@ def open_run(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
     write_json(out / CONFIG, {**config, "command": shlex.join(sys.argv)})
 
 
-def manifest_of(task: Task, data: DataSource, plan: PruningPlan, evaluation: Evaluation) -> Manifest:
+def manifest_of(task: Task, data: DataSource, plan: CompressionPlan, evaluation: Evaluation) -> Manifest:
     """Return what a compressed network's folder says of where it came from."""
     network = task.network
     return Manifest(

@@ -23,7 +23,7 @@ from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, Task
 from prunegym.pruning.evaluation.comparison import measure_rows
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.files import write_json
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.storage.compressed import folder_written_whole, save_compressed
 from prunegym.scripts.building import build_env, build_task, measured_on
 from prunegym.scripts.cli import run_verb
@@ -105,14 +105,14 @@ def _train_for_one(config: TrainConfig, budget: Budget) -> None:
 def _write(config: TrainConfig, env: LayerPruningEnv, task: Task, found: Comparison) -> None:
     out, name, chosen = config.output.folder, found.name, found.chosen
     plans = {
-        "dense": PruningPlan(),
-        **{row: PruningPlan.from_dict(one.plan) for row, one in chosen.items()},
+        "dense": CompressionPlan(),
+        **{row: CompressionPlan(one.plan) for row, one in chosen.items()},
     }
     rows = measure_rows(env.problem.network, plans, task.test_metric)
     plans[name].save(out / "plan.json")
     manifest = manifest_of(task, config.task.data, plans[name], rows.evaluations[name])
     save_compressed(out / "compressed", rows.compressed[name], manifest)
-    summary = env.problem.group_summary()
+    summary = env.problem.site_summary()
     predicted = predicted_and_measured(env.problem.network, rows, name, plans[name], task.budget)
     even, mine = (env.problem.shares(chosen[row].plan) for row in ("uniform", name))
     latency = mine["latency"] / even["latency"] if predicted else None
@@ -127,7 +127,7 @@ def _write(config: TrainConfig, env: LayerPruningEnv, task: Task, found: Compari
             for key, one in found.candidates.items()
         },
         "plans": {row: one.plan for row, one in chosen.items()},
-        "groups": summary,
+        "sites": summary,
         "reasons": reasons(summary, chosen["uniform"].plan, chosen[name].plan),
     }
     write_json(out / METRICS, record)
@@ -174,7 +174,7 @@ def _train_for_reuse(config: TrainConfig) -> None:
         save_policy(learned.model, env, folder, learned_on=_learned_on(config))
     rows: dict[str, Evaluation] = {}
     for name, task in tasks.items():
-        plans = {"dense": PruningPlan(), **plans_within(envs[name], task.budget, learned.model)}
+        plans = {"dense": CompressionPlan(), **plans_within(envs[name], task.budget, learned.model)}
         named = {f"{name} {row}": plan for row, plan in plans.items()}
         rows |= measure_rows(envs[name].problem.network, named, task.test_metric).evaluations
     record = {

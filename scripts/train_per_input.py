@@ -32,7 +32,7 @@ from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.files import write_json, written_whole
 from prunegym.pruning.metrics import predictions
 from prunegym.pruning.networks.registry import NetworkSpec
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.outcomes import InputOutcomes, input_outcomes
 from prunegym.pruning.storage.compressed import save_compressed
 from prunegym.scripts.building import build_network, build_task, measured_on
@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _train(config: TrainPerInputConfig) -> None:
     output = config.output
-    plan = PruningPlan.load(config.plan) if config.plan else None
+    plan = CompressionPlan.load(config.plan) if config.plan else None
     task = build_task(config.task, config.budget)
     # all that may be refused comes before the run begins
     start = prepare(

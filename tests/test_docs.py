@@ -231,11 +231,11 @@ class TestExamplesOfTheReadme:
             exec(given + code, names)
             env = names["env"]
             env.reset(seed=0)
-            assert len(env.unwrapped.group_names) == groups
+            assert len(env.unwrapped.site_names) == groups
             for _ in range(groups):
                 _, _, terminated, _, info = env.step(env.action_space.sample() * 0)
             assert terminated
-            assert info["episode_result"]["macs"] <= 0.5
+            assert info["episode_result"]["shares"]["macs"] <= 0.5
 
     def test_a_criterion(self, names):
         criteria = Registry("criterion")

@@ -11,6 +11,7 @@ from prunegym.agents.dyna_ppo.gaussian_process import GaussianProcess
 from prunegym.agents.rollout import EpisodeResult
 from prunegym.envs.results import PlainPlan
 from prunegym.envs.reward import MIN_REFERENCE_LOSS
+from prunegym.pruning.techniques import TECHNIQUES, techniques_of
 
 MIN_RELATIVE_LOSS = 1e-3  # lower bound, as a loss may be 0 and its logarithm is taken
 SLOPE_MEAN = 0.5  # prior mean of the slope of log losses against expected ones
@@ -27,8 +28,8 @@ class LossModel:
     within the same budget: losses of different budgets differ a thousandfold, and what matters is which plan
     is better within its own budget. The prediction is the sum of a linear function of the logarithm of the
     expected relative loss, which the environment gives without applying the plan, and of a Gaussian process
-    over the ratios, which learns the residuals (measured: see docs/decisions.md, D60).
-    Networks are distinguished by the names of their groups.
+    over the plans, which learns the residuals (measured: see docs/decisions.md, D60).
+    Networks are distinguished by the names of their sites.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class LossModel:
         """Add an evaluation for the next `fit`; its reward must have "loss", "reference" and "expected"."""
         network = self._networks.setdefault(tuple(result.plan), _NetworkLosses())
         relative_loss = result.reward["loss"] / max(result.reward["reference"], MIN_REFERENCE_LOSS)
-        network.plans.append(_ratios(result.plan))
+        network.plans.append(_coordinates(result.plan))
         network.expected.append(_log(result.reward["expected"]))
         network.losses.append(_log(relative_loss))
 
@@ -59,14 +60,14 @@ class LossModel:
             expected: its expected relative loss.
         """
         network = self._networks.get(tuple(plan))
-        return network.predict(_ratios(plan), _log(expected)) if network else expected
+        return network.predict(_coordinates(plan), _log(expected)) if network else expected
 
 
 class _NetworkLosses:
     """The evaluations of one network and the model fitted to them."""
 
     def __init__(self) -> None:
-        self.plans: list[NDArray[np.float64]] = []  # [2 groups] each
+        self.plans: list[NDArray[np.float64]] = []  # [coordinates] each
         self.expected: list[float] = []  # logarithms of expected relative losses
         self.losses: list[float] = []  # logarithms of relative losses
         self._process = GaussianProcess()
@@ -81,8 +82,8 @@ class _NetworkLosses:
         self._process.fit(np.array(self.plans[-MAX_GP_EXAMPLES:]), residuals, n_tuning=N_TUNING_EXAMPLES)
         self._bounds = losses.min() - MAX_LOG_EXTRAPOLATION, losses.max() + MAX_LOG_EXTRAPOLATION
 
-    def predict(self, ratios: NDArray[np.float64], expected: float) -> float:
-        log = self._process.predict(ratios[None])[0] + self._slope * expected
+    def predict(self, plan: NDArray[np.float64], expected: float) -> float:
+        log = self._process.predict(plan[None])[0] + self._slope * expected
         return float(np.exp(np.clip(log, *self._bounds)))
 
 
@@ -90,8 +91,7 @@ def _log(relative_loss: float) -> float:
     return math.log(max(relative_loss, MIN_RELATIVE_LOSS))
 
 
-def _ratios(plan: PlainPlan) -> NDArray[np.float64]:
-    """Return the shares of each group's units that are removed, then those that do not run: [2 groups]."""
-    static = np.array([decision["static_ratio"] for decision in plan.values()])
-    runtime = np.array([decision["runtime_ratio"] for decision in plan.values()])
-    return np.concatenate([static, 1.0 - (1.0 - static) * (1.0 - runtime)])
+def _coordinates(plan: PlainPlan) -> NDArray[np.float64]:
+    """Return the coordinates of each technique's decisions: by default removed shares, then those not run."""
+    kinds = [TECHNIQUES[name] for name in reversed(techniques_of(plan))]
+    return np.array([kind.coordinate(decision) for kind in kinds for decision in plan.values()])

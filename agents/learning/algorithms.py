@@ -32,7 +32,7 @@ Settings: TypeAlias = dict[str, Any]  # arguments of a Stable-Baselines3 algorit
 class RolloutSchedule:
     """The sizes of a round, in which every environment plays one episode of each network, in lockstep."""
 
-    steps: int  # of one environment in a round: one for each group of each network
+    steps: int  # of one environment in a round: one for each site of each network
     networks: int  # number of networks that take turns
     n_envs: int
 

@@ -20,10 +20,11 @@ from torch import Tensor
 from prunegym.agents.errors import PolicyError
 from prunegym.agents.interface import GymEnv, action_schema, episodic_environment, observation_schema
 from prunegym.agents.learning.algorithms import ALGORITHMS
-from prunegym.envs.action import RUNTIME, ActionMode
+from prunegym.envs.action import ActionMode
+from prunegym.envs.observation import context_features
 from prunegym.pruning.errors import UnknownNameError, one_line
 
-POLICY_VERSION = 3
+POLICY_VERSION = 4
 TENSORS = "policy.safetensors"
 DESCRIPTION = "policy.json"
 NET_ARCH = "policy_kwargs.net_arch"
@@ -96,8 +97,9 @@ class Policy:
 def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: Mapping[str, Any]) -> None:
     """Write a policy and the description that `load_policy` needs into an existing folder.
 
-    A policy learned without gates is saved with runtime actions of little skipping, as its own were never
-    trained. With exploration it tries gates now and then.
+    Entries of actions that had no effect at any site, such as runtime ratios where no group takes a gate,
+    were never trained: the policy is saved with such entries of little compression. With exploration it tries
+    the technique now and then.
 
     Args:
         model: a model of an algorithm in `ALGORITHMS`.
@@ -109,10 +111,11 @@ def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: 
     # copies, as networks that share a layer name it twice, which the format does not allow
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in model.policy.state_dict().items()}
     family = algorithm.policies or algorithm.name
-    if family == "ppo" and not any(episodic_environment(env).gated):
-        tensors["action_net.weight"][RUNTIME] = 0.0
-        tensors["action_net.bias"][RUNTIME] = -0.5
-        tensors["log_std"][RUNTIME] = -1.0
+    if family == "ppo":
+        untrained = torch.from_numpy(~episodic_environment(env).admitted.any(axis=0))
+        tensors["action_net.weight"][untrained] = 0.0
+        tensors["action_net.bias"][untrained] = -0.5
+        tensors["log_std"][untrained] = -1.0
     save_file(tensors, folder / TENSORS)
     description = {
         "version": POLICY_VERSION,
@@ -153,15 +156,27 @@ def _write_description(folder: Path, description: Mapping[str, Any]) -> None:
 def load_policy(folder: Path, env: GymEnv) -> Policy:
     """Read a saved policy and check that it can act in an environment.
 
+    A policy that knows techniques which are not on in the environment acts as if they could not decide at any
+    site.
+
     Args:
         folder: a folder that `save_policy` wrote.
         env: the environment to act in; it must have the observations that the policy learned from.
 
     Raises:
-        PolicyError: a file is missing or damaged, the version or the algorithm is unknown, or observations or
-            actions differ.
+        PolicyError: a file is missing or damaged, the version or the algorithm is unknown, the policy lacks a
+            technique that is on, or observations or actions differ otherwise.
     """
     description = _read_description(folder / DESCRIPTION)
+    tensors = None
+    if known_techniques(folder, description) != list(episodic_environment(env).techniques):
+        found = _read_tensors(folder / TENSORS)
+        try:
+            description, tensors = with_techniques(folder, description, found, env)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise PolicyError(
+                f"{folder}: {TENSORS} does not fit {DESCRIPTION} ({one_line(error)}); copy it anew"
+            ) from error
     for kind, schema in (("observation", observation_schema(env)), ("action", action_schema(env))):
         if description[kind] != schema:
             raise PolicyError(
@@ -172,7 +187,7 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
         ALGORITHMS[str(description["algorithm"])]
     except UnknownNameError as error:
         raise PolicyError(f"{folder / DESCRIPTION}: {error}") from error
-    policy = Policy(folder, description, _read_tensors(folder / TENSORS))
+    policy = Policy(folder, description, _read_tensors(folder / TENSORS) if tensors is None else tensors)
     policy.check_size()
     return policy
 
@@ -185,6 +200,65 @@ def action_mode(folder: Path) -> ActionMode:
     """
     action = _read_description(folder / DESCRIPTION)["action"]
     return "raw" if isinstance(action, dict) and action.get("mode") == "raw" else "centred"
+
+
+def known_techniques(folder: Path, description: Mapping[str, Any]) -> list[str]:
+    """Return the techniques that a policy was learned with, by name.
+
+    Raises:
+        PolicyError: its description does not say.
+    """
+    action = description.get("action")
+    techniques = action.get("techniques") if isinstance(action, dict) else None
+    if not isinstance(techniques, list) or not all(isinstance(name, str) for name in techniques):
+        raise PolicyError(f"{folder / DESCRIPTION} does not say what its actions mean; copy it anew")
+    return techniques
+
+
+def with_techniques(
+    folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], env: GymEnv
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a policy's description and tensors for an environment in which fewer techniques are on.
+
+    Its features and actions of the other techniques are left out. Where a technique cannot decide, its
+    features are constants (0 of those that are standard scores, -1 of others); what they add is moved into
+    the biases.
+
+    Raises:
+        PolicyError: the policy lacks a technique that is on, or its algorithm allows no fewer.
+    """
+    known, wanted = known_techniques(folder, description), episodic_environment(env).techniques
+    lacking = [name for name in wanted if name not in known]
+    if lacking:
+        raise PolicyError(
+            f"{folder}: the policy was learned with the techniques {' '.join(known)} and knows nothing of "
+            f"{' '.join(lacking)}; use --techniques {' '.join(known)}, or train one with {' '.join(wanted)}"
+        )
+    if description.get("algorithm") != "ppo":
+        raise PolicyError(
+            f"{folder}: the policy was learned with the techniques {' '.join(known)}, and one of this "
+            f"algorithm acts with all of them; use --techniques {' '.join(known)}"
+        )
+    names, actions = list(description["observation"]["names"]), list(description["action"]["names"])
+    here = set(episodic_environment(env).observation_names)
+    kept = torch.tensor([name in here for name in names])
+    constant = -torch.tensor(context_features(names)).float()[~kept]
+    rows = torch.tensor([name in wanted for name in known])
+    fitted = dict(tensors)
+    for name, tensor in tensors.items():
+        if name.endswith(".weight") and tensor.dim() == 2 and tensor.size(1) == len(names):
+            bias = name.removesuffix("weight") + "bias"
+            fitted[bias] = fitted[bias] + tensor[:, ~kept] @ constant
+            fitted[name] = tensor[:, kept]
+    for name in ("action_net.weight", "action_net.bias", "log_std"):
+        fitted[name] = fitted[name][rows]
+    observation = {**description["observation"], "names": [name for name in names if name in here]}
+    action = {
+        **description["action"],
+        "techniques": [name for name in known if name in wanted],
+        "names": [key for key, name in zip(actions, known, strict=True) if name in wanted],
+    }
+    return {**description, "observation": observation, "action": action}, fitted
 
 
 def _differences(saved: Any, expected: Mapping[str, Any]) -> str:

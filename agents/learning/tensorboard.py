@@ -16,7 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from prunegym.agents.episode_log import EpisodeLog
 from prunegym.agents.history import EpisodeHistory
-from prunegym.agents.pictures import figure_pixels, pareto_figure, ratio_bars_figure, ratio_heatmap
+from prunegym.agents.pictures import figure_pixels, pareto_figure, plan_bars_figure, plans_heatmap
+from prunegym.agents.pictures.plan_table import plan_cells
 from prunegym.agents.rollout import EpisodeResult
 
 
@@ -72,13 +73,11 @@ class TensorBoardCallback(BaseCallback):
 
     def _pictures(self) -> dict[str, NDArray[np.uint8]]:
         history = self._history
-        pictures = {"heatmap": ratio_heatmap(history.groups, history.ratios)}
+        pictures = {"heatmap": plans_heatmap(history.sites, history.plans)}
         if self._log is not None:
             pictures["pareto"] = figure_pixels(pareto_figure(self._log.entries()))
         if self._uniform is not None and history.best is not None:
-            bars = ratio_bars_figure(
-                history.groups, self._uniform.plan, history.best.plan, name="best so far"
-            )
+            bars = plan_bars_figure(history.sites, self._uniform.plan, history.best.plan, name="best so far")
             pictures["bars"] = figure_pixels(bars)
         return pictures
 
@@ -113,15 +112,12 @@ class TensorBoardCallback(BaseCallback):
         best = self._history.best
         scalars = {f"reward/{part}": value for part, value in result.reward.items() if part != "total"}
         scalars |= {"reward/last": result.total, "reward/best": best.total if best else result.total}
-        scalars |= {
-            "prune/macs": result.macs,
-            "prune/params": result.params,
-            "episode": self._history.episodes,
-        }
+        scalars |= {f"prune/{measure}": share for measure, share in result.shares.items()}
+        scalars["episode"] = self._history.episodes
         if result.accuracy is not None:
             scalars["prune/accuracy"] = result.accuracy
-        for group, decision in result.plan.items():
-            scalars |= {f"{name}/{group}": ratio for name, ratio in decision.items()}
+        for site, decision in result.plan.items():
+            scalars |= {f"{key}/{site}": amount for key, amount in decision.items()}
         return scalars
 
 
@@ -149,12 +145,10 @@ def best_plan_table(history: EpisodeHistory) -> str:
     """Return the best plan so far as a Markdown table."""
     if history.best is None:
         return "no episode yet"
-    rows = [
-        f"| {group} | {decision['static_ratio']:.3f} | {decision['runtime_ratio']:.3f} |"
-        for group, decision in history.best.plan.items()
-    ]
+    keys, cells = plan_cells(history.best.plan)
+    lines = [["site", *keys], ["---"] * (1 + len(keys)), *([site, *row] for site, row in cells.items())]
     head = f"Episode {history.best_episode}, reward {history.best.total:.4f}"
-    return "\n".join([head, "", "| group | static ratio | runtime ratio |", "| --- | --- | --- |", *rows])
+    return "\n".join([head, "", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def log_nowhere_(model: BaseAlgorithm) -> None:

@@ -18,7 +18,7 @@ from prunegym.agents.dyna_ppo.algorithm import DynaPPO
 from prunegym.agents.episode_log import EpisodeLog
 from prunegym.agents.errors import CheckpointError
 from prunegym.agents.history import EpisodeHistory
-from prunegym.agents.interface import GymEnv, episodic_environment, observation_schema
+from prunegym.agents.interface import GymEnv, action_schema, episodic_environment, observation_schema
 from prunegym.agents.learning.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, RolloutSchedule, with_overrides
 from prunegym.agents.learning.callbacks import CheckpointCallback, EpisodeCallback
 from prunegym.agents.learning.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
@@ -141,7 +141,8 @@ def _identity(env: GymEnv, algorithm: str, seed: int, config: LearningConfig) ->
         "hyperparameters": settings,
         "initial policy": config.initial_policy and config.initial_policy.digest,
         "environments": config.n_envs,
-        "groups": list(environment.group_names),
+        "sites": list(environment.site_names),
+        "actions": action_schema(env),
         "observation": observation_schema(env),
     }
 
@@ -156,7 +157,7 @@ def _begin(
 ) -> _Run:
     """Return a run at its beginning, or as restored from a checkpoint."""
     spec, environment = ALGORITHMS[identity["algorithm"]], episodic_environment(env)
-    schedule = RolloutSchedule(len(environment.group_names), environment.networks, config.n_envs)
+    schedule = RolloutSchedule(len(environment.site_names), environment.networks, config.n_envs)
     if checkpoint:
         model = checkpoint.restore(
             spec.model_class, envs, device=config.device, tensorboard_log=recording.tensorboard
@@ -176,7 +177,7 @@ def _begin(
         model.use_surrogates_of_(environment)
     if recording.tensorboard is None:
         log_nowhere_(model)
-    history = checkpoint.history if checkpoint else EpisodeHistory(identity["groups"])
+    history = checkpoint.history if checkpoint else EpisodeHistory(identity["sites"])
     return _Run(identity, envs, schedule, model, history)
 
 

@@ -14,17 +14,16 @@ from prunegym.agents.per_input.ppo import InputPolicy, PerInputRecording, learn_
 from prunegym.envs import InputPruningVectorEnv, Limits, Task, evenly_gated, static_plan
 from prunegym.envs.budget_projection import rounded_up
 from prunegym.pruning.apply import Compressed
-from prunegym.pruning.cost import plan_widths
 from prunegym.pruning.data import Images, ImageSplits, joined
 from prunegym.pruning.errors import ImpossibleBudgetError, PlanError
 from prunegym.pruning.metrics import predictions
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.installing import attach_per_input_policy_, fit_input_statistics_
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
 from prunegym.pruning.runtime.per_input import PerInputPolicy, find_per_input_policy, per_input_policy_of
-from prunegym.pruning.runtime.prices import InputPrices
+from prunegym.pruning.techniques import TECHNIQUES
 from prunegym.pruning.training.finetuning import FinetuningConfig, finetune_
 
 COUNT_SPREAD = (
@@ -51,7 +50,7 @@ class LearnedPerInput:
     """A network with a learned policy that decides for each input."""
 
     compressed: Compressed
-    plan: PruningPlan  # whose runtime ratios the policy started from
+    plan: CompressionPlan  # whose runtime ratios the policy started from
     policies: list[InputPolicy]  # one for each round
     share: float  # share of the dense multiply-adds that inputs may cost on average
     mean_share: float  # share of the dense multiply-adds that validation images cost on average
@@ -79,7 +78,7 @@ class PerInputJob:
         return predictions(self.task.model, images.batches())[0]
 
     def apply(
-        self, plan: PruningPlan, *, counts: Mapping[str, Tensor] | None = None, tune_epochs: int = 0
+        self, plan: CompressionPlan, *, counts: Mapping[str, Tensor] | None = None, tune_epochs: int = 0
     ) -> Compressed:
         """Return the network compressed by a plan and fine-tuned for some epochs; see `apply_plan`."""
         compressed = self.network.apply(plan, counts=counts)
@@ -87,7 +86,7 @@ class PerInputJob:
             self.tune_(compressed, tune_epochs)
         return compressed
 
-    def varied_counts(self, plan: PruningPlan) -> dict[str, Tensor]:
+    def varied_counts(self, plan: CompressionPlan) -> dict[str, Tensor]:
         """Return unit counts for each calibration image, spread by COUNT_SPREAD around those of a plan.
 
         Weights fitted to a single count do not suit any other, not even the count of all units. The counts of
@@ -96,14 +95,14 @@ class PerInputJob:
         Returns:
             Group name -> counts, [calibration images], for the groups in which the plan skips units.
         """
-        widths = plan_widths(self.network.graph, plan, round_to=self.network.method.round_to)
+        levels = self.network.space.levels(plan)
         images = sum(map(len, self.network.calibration.inputs.batches))
         order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
         share = 1 + COUNT_SPREAD * (2 * (order + 0.5) / images - 1)
         return {
-            group.name: (executed * share + 0.5).floor().clamp(1, kept).long()
-            for group, kept, executed in zip(
-                self.network.graph.prunable, widths.kept.tolist(), widths.executed.tolist(), strict=True
+            site.name: (executed * share + 0.5).floor().clamp(1, kept).long()
+            for site, kept, executed in zip(
+                self.network.space.sites, levels["channels"].tolist(), levels["gates"].tolist(), strict=True
             )
             if executed < kept
         }
@@ -122,14 +121,14 @@ class PerInputJob:
             compressed.model,
             self.typical.images.to(next(compressed.model.parameters()).device),
             self.dense_logits(self.typical),
-            prices=InputPrices.from_cost(self.network.cost, compressed.widths),
+            prices=self.network.cost.input_prices(compressed.levels),
             hidden=HIDDEN,
             largest=max_runtime_ratio,
         )
 
     def min_share(self, compressed: Compressed, max_runtime_ratio: float) -> float:
         """Return the share of the dense multiply-adds that remains if inputs skip as much as possible."""
-        prices = InputPrices.from_cost(self.network.cost, compressed.widths)
+        prices = self.network.cost.input_prices(compressed.levels)
         policy = PerInputPolicy(compressed.gates, prices, hidden=HIDDEN, largest=max_runtime_ratio)
         action = torch.ones(1)
         counts = torch.stack([policy.decode(gate, action) for gate in range(len(compressed.gates))], dim=1)
@@ -151,9 +150,9 @@ class PerInputStart:
     """The validated starting point of the first round."""
 
     job: PerInputJob
-    plan: PruningPlan  # static ratios, which stay fixed, and initial runtime ratios
+    plan: CompressionPlan  # static ratios, which stay fixed, and initial runtime ratios
     fixed: Compressed  # the network compressed by that plan
-    static: PruningPlan  # the uniform plan without gates within the same share
+    static: CompressionPlan  # the uniform plan without gates within the same share
     share: float  # share of the dense multiply-adds that inputs may cost on average; at most the plan's cost
 
 
@@ -172,7 +171,7 @@ def prepare(
     *,
     limits: Limits,
     static_ratio: float = 0.0,
-    plan: PruningPlan | None = None,
+    plan: CompressionPlan | None = None,
 ) -> PerInputStart:
     """Choose the initial plan, and check that inputs can meet a share of the multiply-adds.
 
@@ -182,7 +181,7 @@ def prepare(
         task: the images for learning the policy and for validation.
         network: the task's network, traced and calibrated.
         share: share of the dense multiply-adds that may remain, on average over inputs.
-        limits: the largest static and runtime ratio of a group.
+        limits: the largest static and runtime ratio of a site.
         static_ratio: static ratio of every group, if no plan is given.
         plan: the initial plan; by default even ratios within `share`, see `evenly_gated`.
 
@@ -192,14 +191,15 @@ def prepare(
         ImpossibleBudgetError: the largest ratios are not enough, or inputs that skip as much as possible
             still cost more than `share`, the policy included.
     """
+    largest = limits.of(TECHNIQUES["gates"])
     if plan is None:
-        plan = evenly_gated(network, share, static_ratio=static_ratio, largest=limits.runtime)
+        plan = evenly_gated(network, share, static_ratio=static_ratio, largest=largest)
     else:
         for name, decision in plan.decisions.items():
-            if decision.runtime_ratio > limits.runtime:
+            if decision.get("runtime_ratio", 0.0) > largest:
                 raise PlanError(
-                    f"group {name!r}: a runtime_ratio of {decision.runtime_ratio:g} is above the largest, "
-                    f"{limits.runtime:g}; raise --max-runtime-ratio"
+                    f"site {name!r}: a runtime_ratio of {decision['runtime_ratio']:g} is above the largest, "
+                    f"{largest:g}; raise --max-runtime-ratio"
                 )
     job = PerInputJob(task, network)
     fixed = job.apply(plan)
@@ -208,15 +208,14 @@ def prepare(
             "the plan skips nothing at run time, so there is nothing to decide for each input; "
             "give a smaller --budget or --static-ratio, or a --plan with runtime ratios"
         )
-    smallest = job.min_share(fixed, limits.runtime)
+    smallest = job.min_share(fixed, largest)
     if smallest > share:
         raise ImpossibleBudgetError(
             f"macs={share:g} cannot be met: the smallest is {rounded_up(smallest)}, with runtime "
-            f"ratios of {limits.runtime:g} at every gate of the plan; raise one of them, or the budget"
+            f"ratios of {largest:g} at every gate of the plan; raise one of them, or the budget"
         )
-    cost = network.cost
-    share = min(share, max(smallest, cost.macs(fixed.widths) / cost.macs(cost.dense)))
-    static = static_plan(network, share, max_static_ratio=limits.static)
+    share = min(share, max(smallest, network.cost.shares(fixed.levels)["macs"]))
+    static = static_plan(network, share, max_static_ratio=limits.of(TECHNIQUES["channels"]))
     return PerInputStart(job, plan, fixed, static, share)
 
 
@@ -259,7 +258,7 @@ def compare_with_fixed(
     if epochs:
         start.job.tune_(start.fixed, epochs, config.seed)
     networks = {
-        "dense": start.job.apply(PruningPlan()),
+        "dense": start.job.apply(CompressionPlan()),
         "static": start.job.apply(start.static, tune_epochs=epochs),
         "fixed": start.fixed,
         "per-input": learned.compressed,
@@ -269,7 +268,7 @@ def compare_with_fixed(
 
 def learn_in_rounds(
     job: PerInputJob,
-    plan: PruningPlan,
+    plan: CompressionPlan,
     config: RoundsConfig,
     *,
     share: float,
@@ -328,10 +327,10 @@ def learn_in_rounds(
     return LearnedPerInput(compressed, plan, policies, share, mean_share)
 
 
-def mean_plan(job: PerInputJob, compressed: Compressed, plan: PruningPlan) -> PruningPlan:
+def mean_plan(job: PerInputJob, compressed: Compressed, plan: CompressionPlan) -> CompressionPlan:
     """Return the plan with the runtime ratios that a network decides for its inputs, on average."""
     means = input_outcomes(compressed.model, job.typical).ratios.mean(0)
     for site, ratio in zip(compressed.gates, means, strict=True):
-        decision = LayerDecision(plan[site.group].static_ratio, min(float(ratio), 0.99))
+        decision = {**plan[site.group], "runtime_ratio": min(float(ratio), 0.99)}
         plan = plan.with_decision(site.group, decision)
     return plan

@@ -1,9 +1,9 @@
 """Pictures and explanations of a run, made from plain data: evaluated plans, the chosen plan, and reasons."""
 
 from prunegym.agents.pictures.canvas import figure_pixels, png
-from prunegym.agents.pictures.heatmap import ratio_heatmap
+from prunegym.agents.pictures.heatmap import plans_heatmap
 from prunegym.agents.pictures.pareto import front, pareto_figure
-from prunegym.agents.pictures.ratio_bars import ratio_bars_figure
+from prunegym.agents.pictures.plan_bars import plan_bars_figure
 from prunegym.agents.pictures.reasons import reasons
 from prunegym.agents.pictures.reward_curve import reward_curve_figure
 from prunegym.agents.pictures.runs import Run, read_inputs, read_updates, run_pictures, words
@@ -13,9 +13,9 @@ __all__ = [
     "figure_pixels",
     "front",
     "pareto_figure",
+    "plan_bars_figure",
+    "plans_heatmap",
     "png",
-    "ratio_bars_figure",
-    "ratio_heatmap",
     "read_inputs",
     "read_updates",
     "reasons",

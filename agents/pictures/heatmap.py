@@ -1,4 +1,4 @@
-"""Heat maps of the ratios by group and episode, drawn with Pillow, which TensorBoard requires."""
+"""Heat maps of plans by site and episode, drawn with Pillow, which TensorBoard requires."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-TITLES = ("static ratio", "runtime ratio")
+from prunegym.envs.results import PlainPlan
+from prunegym.pruning.techniques import TECHNIQUES, techniques_of
+
 FONT = ImageFont.load_default(size=14)
 MIN_ROW_HEIGHT = 17  # pixels, so that labels of the font's size do not overlap
 # size of one map in pixels; narrow, as TensorBoard's cards are; with many groups it is taller
@@ -22,33 +24,41 @@ COLOURS = np.array(
 UNDECIDED = (217, 217, 217)  # light grey, which is not a colour of the scale
 
 
-def ratio_heatmap(groups: Sequence[str], ratios: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Draw two heat maps, static ratios above runtime ratios, on a colour scale fixed to [0, 1].
+def plans_heatmap(sites: Sequence[str], plans: Sequence[PlainPlan]) -> NDArray[np.uint8]:
+    """Draw a heat map for each technique, static ratios above runtime ratios, on a scale fixed to [0, 1].
 
     Args:
-        groups: names of the groups, the labels of the rows.
-        ratios: [episodes, groups, 2], static and runtime; at least one episode. NaN where an episode did not
-            decide a group.
+        sites: names of the sites, the labels of the rows.
+        plans: those of one or more episodes. A site that an episode did not decide about is grey.
 
     Returns:
         The picture, [height, width, 3].
     """
-    row_height = max(MIN_ROW_HEIGHT, MAP_HEIGHT // len(groups))
-    height = row_height * len(groups)
-    left = math.ceil(max(FONT.getlength(group) for group in groups)) + GAP
-    size = (left + MAP_WIDTH + GAP + SCALE, 2 * (TOP + height + BOTTOM))
+    names = list(reversed(techniques_of(*plans)))
+    row_height = max(MIN_ROW_HEIGHT, MAP_HEIGHT // len(sites))
+    height = row_height * len(sites)
+    left = math.ceil(max(FONT.getlength(site) for site in sites)) + GAP
+    size = (left + MAP_WIDTH + GAP + SCALE, len(names) * (TOP + height + BOTTOM))
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
-    for index, title in enumerate(TITLES):
+    for index, name in enumerate(names):
+        title = TECHNIQUES[name].key.replace("_", " ")
         top = TOP + index * (TOP + height + BOTTOM)
-        for row, group in enumerate(groups):
-            draw.text((left - 6, top + (row + 0.5) * row_height), group, "black", FONT, anchor="rm")
-        cells = Image.fromarray(colours(ratios[:, :, index].T))
+        for row, site in enumerate(sites):
+            draw.text((left - 6, top + (row + 0.5) * row_height), site, "black", FONT, anchor="rm")
+        cells = Image.fromarray(colours(compression(sites, plans, name)))
         canvas.paste(cells.resize((MAP_WIDTH, height), Image.Resampling.NEAREST), (left, top))
         draw.text((left + MAP_WIDTH / 2, top - TOP / 2), title, "black", FONT, anchor="mm")
-        _draw_episode_axis_(draw, left, top + height, episodes=len(ratios))
+        _draw_episode_axis_(draw, left, top + height, episodes=len(plans))
         _draw_scale_(canvas, draw, left + MAP_WIDTH + GAP, top, height)
     return np.asarray(canvas)
+
+
+def compression(sites: Sequence[str], plans: Sequence[PlainPlan], technique: str) -> NDArray[np.float64]:
+    """Return how far plans compress sites by a technique, [sites, plans] in [0, 1]; NaN where undecided."""
+    kind = TECHNIQUES[technique]
+    amounts = [[plan.get(site, {}).get(kind.key) for plan in plans] for site in sites]
+    return np.array([[np.nan if one is None else kind.scaled(one) for one in row] for row in amounts])
 
 
 def colours(ratios: NDArray[np.float64]) -> NDArray[np.uint8]:

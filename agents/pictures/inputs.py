@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunegym.agents.pictures.canvas import DPI, PALETTE, in_percent, new_axes
+from prunegym.agents.pictures.plan_bars import ROW
 from prunegym.agents.pictures.ranks import rank_correlation, ranks
-from prunegym.agents.pictures.ratio_bars import ROW
 from prunegym.envs.results import PlainPlan
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def ratios_figure(gates: Sequence[str], ratios: Floats, fixed: PlainPlan) -> Fig
     axes.barh(rows, high - low, 0.6, low, color=PALE, label="four fifths of the inputs")
     axes.scatter(ratios.mean(axis=0), rows, 26, PALETTE[0].colour, zorder=3, label="mean")
     known = [row for row, gate in enumerate(gates) if gate in fixed]
-    planned = [fixed[gates[row]]["runtime_ratio"] for row in known]
+    planned = [fixed[gates[row]].get("runtime_ratio", 0.0) for row in known]
     if known:
         axes.scatter(planned, known, 70, BLACK, marker="|", linewidths=1.6, zorder=4, label="fixed plan")
     axes.set_yticks(rows, gates, size=9, parse_math=False)

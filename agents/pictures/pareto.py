@@ -62,7 +62,7 @@ def pareto_figure(
         dense_accuracy: accuracy of the dense network on test images, drawn as a line; None draws none.
     """
     values, accuracy = scores(episodes)
-    points = [(episode.result.macs, score) for episode, score in zip(episodes, values, strict=True)]
+    points = [(episode.result.shares["macs"], score) for episode, score in zip(episodes, values, strict=True)]
     marked = marked or {}
     evaluated: dict[str, list[Point]] = {}  # by network, without estimates
     for point, episode in zip(points, episodes, strict=True):

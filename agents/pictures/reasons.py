@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunegym.agents.pictures.plan_bars import shares
 from prunegym.agents.pictures.ranks import rank_correlation
-from prunegym.agents.pictures.ratio_bars import shares
 from prunegym.envs.results import PlainPlan
 
 MIN_DIFFERENCE = 0.05  # from uniform pruning, as a share of a group's units, for a group to be counted

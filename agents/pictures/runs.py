@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prunegym.agents.episode_log import Episode
 from prunegym.agents.pictures.canvas import figure_pixels
-from prunegym.agents.pictures.heatmap import ratio_heatmap
+from prunegym.agents.pictures.heatmap import plans_heatmap
 from prunegym.agents.pictures.inputs import (
     difficulty_figure,
     examples_figure,
@@ -25,7 +25,7 @@ from prunegym.agents.pictures.inputs import (
     ratios_figure,
 )
 from prunegym.agents.pictures.pareto import Point, pareto_figure
-from prunegym.agents.pictures.ratio_bars import ratio_bars_figure
+from prunegym.agents.pictures.plan_bars import plan_bars_figure
 from prunegym.agents.pictures.reward_curve import reward_curve_figure
 from prunegym.agents.pictures.scores import scores
 from prunegym.envs.results import PlainPlan
@@ -133,7 +133,7 @@ class Run:
                 if name != DENSE and row["accuracy"] is not None
             }
         return {
-            name: (episode.result.macs, episode.result.total)
+            name: (episode.result.shares["macs"], episode.result.total)
             for name, plan in self.plans.items()
             for episode in self.episodes
             if episode.result.plan == plan
@@ -153,14 +153,10 @@ def run_pictures(run: Run) -> dict[str, NDArray[np.uint8]]:
         pictures["reward"] = figure_pixels(reward_curve_figure(run.episodes))
         if run.is_one_search:
             plans = [episode.result.plan for episode in run.episodes if episode.by == run.learner]
-            ratios = [
-                [[decision["static_ratio"], decision["runtime_ratio"]] for decision in plan.values()]
-                for plan in plans
-            ]
-            pictures["heatmap"] = ratio_heatmap(list(plans[0]), np.array(ratios))
+            pictures["heatmap"] = plans_heatmap(list(plans[0]), plans)
     if run.chosen and run.uniform is not None:
         name, plan = run.chosen
-        pictures["bars"] = figure_pixels(ratio_bars_figure(list(run.uniform), run.uniform, plan, name=name))
+        pictures["bars"] = figure_pixels(plan_bars_figure(list(run.uniform), run.uniform, plan, name=name))
     if run.inputs is not None:
         pictures |= _input_pictures(run.inputs, run.plans.get(FIXED, {}))
     if run.updates:

@@ -9,14 +9,12 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from prunegym.envs.action import RUNTIME, STATIC
-
-Actions: TypeAlias = NDArray[np.float32]  # [groups, 2], runtime and static, each in [-1, 1]
+Actions: TypeAlias = NDArray[np.float32]  # [sites, techniques], each in [-1, 1]
 Vector: TypeAlias = NDArray[np.float64]  # [size], the numbers of a `Space`
 
 
 class Search(Protocol):
-    """A search, which proposes generations of episodes. It starts centred on zero, the uniform plan."""
+    """A search, which proposes generations of episodes. It starts centred on zero, the even plan."""
 
     def propose(self) -> list[Actions]:
         """Return a generation of episodes that may all be evaluated at once."""
@@ -28,25 +26,23 @@ class Search(Protocol):
         """Return the search's own final episode, or None if that is the best one evaluated."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Space:
-    """The search space: every group's static action, and the runtime actions of the gated groups."""
+    """The search space: the entries of an episode's actions that have an effect, technique by technique."""
 
-    gated: tuple[bool, ...]  # for each group, True if its runtime action has an effect
+    admitted: NDArray[np.bool_]  # whether an entry has an effect: [sites, techniques]
 
     @property
     def size(self) -> int:
         """Number of dimensions."""
-        return len(self.gated) + sum(self.gated)
+        return int(self.admitted.sum())
 
     def actions(self, vector: Vector) -> Actions:
-        """Return the episode that `vector` encodes, clipped to the box; without a gate nothing is skipped."""
-        actions = np.full((len(self.gated), 2), -1.0, dtype=np.float32)
-        actions[:, STATIC] = vector[: len(self.gated)]
-        actions[list(self.gated), RUNTIME] = vector[len(self.gated) :]
-        return actions.clip(-1.0, 1.0)
+        """Return the episode that `vector` encodes, clipped to the box; other entries compress nothing."""
+        actions = np.full(self.admitted.shape[::-1], -1.0, dtype=np.float32)
+        actions[::-1][self.admitted.T[::-1]] = vector  # widths before gates
+        return actions.T.clip(-1.0, 1.0)
 
     def vector(self, actions: Actions) -> Vector:
         """Return the vector that encodes an episode, the inverse of `actions` within the box."""
-        parts = [actions[:, STATIC], actions[list(self.gated), RUNTIME]]
-        return np.concatenate(parts).astype(np.float64)
+        return actions.T[::-1][self.admitted.T[::-1]].astype(np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunegym.agents.search.base import Actions, Space, Vector
 
@@ -14,11 +15,11 @@ class CmaEs:
 
     FIRST_STD = 0.3
 
-    def __init__(self, gated: Sequence[bool], seed: int) -> None:
+    def __init__(self, admitted: NDArray[np.bool_], seed: int) -> None:
         # imported late, as it takes a second and only this search needs it
         import cma  # type: ignore[import-untyped]  # it ships no types
 
-        self._space = Space(tuple(gated))
+        self._space = Space(admitted)
         rng = np.random.default_rng(seed)
         options = {
             "bounds": [-1.0, 1.0],

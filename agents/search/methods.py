@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunegym.agents.search.base import Actions, Space
 
@@ -15,8 +16,8 @@ class RandomSearch:
 
     GENERATION = 8  # episodes; any number makes the same draws, so many can be evaluated at once
 
-    def __init__(self, gated: Sequence[bool], seed: int) -> None:
-        self._space = Space(tuple(gated))
+    def __init__(self, admitted: NDArray[np.bool_], seed: int) -> None:
+        self._space = Space(admitted)
         self._rng = np.random.default_rng(seed)
 
     def propose(self) -> list[Actions]:
@@ -41,8 +42,8 @@ class HillClimbing:
     FIRST_STEP, MIN_STEP, MAX_STEP = 0.2, 0.02, 1.0
     GROWTH = math.exp(1 / 3)  # factor of the step size after a kept step; after others it is GROWTH**(-1/4)
 
-    def __init__(self, gated: Sequence[bool], seed: int) -> None:
-        self._space = Space(tuple(gated))
+    def __init__(self, admitted: NDArray[np.bool_], seed: int) -> None:
+        self._space = Space(admitted)
         self._rng = np.random.default_rng(seed)
         self._best = np.zeros(self._space.size)
         self._total: float | None = None
@@ -79,8 +80,8 @@ class CrossEntropy:
     ELITE = 5  # episodes
     FIRST_STD, MIN_STD = 0.4, 0.05  # the lower bound prevents premature convergence
 
-    def __init__(self, gated: Sequence[bool], seed: int) -> None:
-        self._space = Space(tuple(gated))
+    def __init__(self, admitted: NDArray[np.bool_], seed: int) -> None:
+        self._space = Space(admitted)
         self._rng = np.random.default_rng(seed)
         self._mean = np.zeros(self._space.size)
         self._std = np.full(self._space.size, self.FIRST_STD)

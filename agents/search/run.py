@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from prunegym.agents.errors import AgentError
@@ -35,7 +36,7 @@ def search(
     env: GymEnv | VecEnv,
     name: str,
     *,
-    gated: Sequence[bool],
+    admitted: NDArray[np.bool_],
     episodes: int,
     seed: int,
     progress: bool = False,
@@ -48,7 +49,7 @@ def search(
     Args:
         env: a pruning environment, or several equal ones in lockstep.
         name: a name in `SEARCHES`.
-        gated: for each group, in the order of the steps, True if its runtime action has an effect.
+        admitted: whether an entry of an action has an effect: [sites, techniques], in the order of the steps.
         episodes: exact number of evaluations to spend.
         seed: seed of the search and of the environments.
         progress: show a bar on standard error.
@@ -56,13 +57,13 @@ def search(
 
     Raises:
         UnknownNameError: there is no such search.
-        AgentError: fewer than one episode, or episodes that do not take one step for each entry of `gated`.
+        AgentError: fewer than one episode, or episodes that do not take one step for each row of `admitted`.
     """
     require_episodes(episodes)
-    method = SEARCHES[name](gated, seed)
+    method = SEARCHES[name](admitted, seed)
     with EpisodeBar(name, episodes=episodes, shown=progress) as bar:
         listeners = [bar.show, *([on_episode] if on_episode else [])]
-        evaluations = _Evaluations(env, groups=len(gated), seed=seed, listeners=listeners)
+        evaluations = _Evaluations(env, shape=admitted.shape, seed=seed, listeners=listeners)
         while (remaining := episodes - len(evaluations.results) - (method.answer() is not None)) > 0:
             proposals = method.propose()
             totals = evaluations.run(proposals[:remaining])
@@ -84,14 +85,14 @@ class _Evaluations:
         self,
         env: GymEnv | VecEnv,
         *,
-        groups: int,
+        shape: tuple[int, ...],  # of the actions of an episode: [sites, techniques]
         seed: int,
         listeners: Sequence[Callable[[EpisodeResult], None]],
     ) -> None:
         self.results: list[EpisodeResult] = []
         self._env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
         self._listeners = listeners
-        self._actions = np.zeros((self._env.num_envs, groups, 2), dtype=np.float32)
+        self._actions = np.zeros((self._env.num_envs, *shape), dtype=np.float32)
         self._env.seed(seed)
         self._env.reset()
 
@@ -106,13 +107,11 @@ class _Evaluations:
         # idle environments repeat their last episode, whose result is cached, so that they cost nothing
         self._actions = np.concatenate([proposals, self._actions[len(proposals) :]])
         infos: list[dict[str, Any]] = []
-        groups = self._actions.shape[1]
-        for step in range(groups):
+        sites = self._actions.shape[1]
+        for step in range(sites):
             _, _, dones, infos = self._env.step(self._actions[:, step])
-            if np.any(dones != (step == groups - 1)):
-                raise AgentError(
-                    f"an episode does not take {groups} steps; `gated` needs one entry per group"
-                )
+            if np.any(dones != (step == sites - 1)):
+                raise AgentError(f"an episode does not take {sites} steps; `admitted` needs one row per site")
         for info in infos[: len(proposals)]:
             self.results.append(EpisodeResult.from_dict(info["episode_result"]))
             for listener in self._listeners:

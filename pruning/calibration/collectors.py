@@ -1,4 +1,4 @@
-"""Statistics of the inputs of a network's layers, each collected by an object of its own in one pass."""
+"""Collectors of statistics: objects that take in what a network's modules read and write, in one pass."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from prunegym.pruning.calibration.unfolding import unfolded
 
 
 class Collector(Protocol):
-    """Collects one statistic of some layers' inputs, batch by batch; `result` is keyed by layer."""
+    """Collects one statistic of some modules, batch by batch; `result` is keyed by module.
 
-    def wants(self, layer: str) -> bool:
-        """Return whether the statistic is taken of this layer."""
+    Modules are layers, or any others that are called with one tensor and return one. Of inputs that are drawn
+    layer by layer (see `CalibrationInputs`) only layers are seen.
+    """
+
+    reads_outputs: bool  # whether `add` is to get outputs, which cost time where inputs are drawn by layer
+
+    def wants(self, name: str) -> bool:
+        """Return whether the statistic is taken of this module."""
         ...
 
-    def add(self, layer: str, module: nn.Module, x: Tensor) -> None:
-        """Take in the layer's input for one batch, [images, channels, ...]."""
+    def add(self, name: str, module: nn.Module, x: Tensor, y: Tensor | None) -> None:
+        """Take in the module's input and output for one batch, [images, channels, ...]."""
         ...
 
     def result(self) -> Mapping[str, Any]:
-        """Return the statistic of every layer, over all that was added."""
+        """Return the statistic of every module, over all that was added."""
         ...
 
 
@@ -36,6 +42,8 @@ class SecondMoments:
         generator: draws the positions.
     """
 
+    reads_outputs = False
+
     def __init__(self, layers: Iterable[str], generator: torch.Generator) -> None:
         self._layers = frozenset(layers)
         self._generator = generator
@@ -45,7 +53,7 @@ class SecondMoments:
         """See Collector."""
         return layer in self._layers
 
-    def add(self, layer: str, module: nn.Module, x: Tensor) -> None:
+    def add(self, layer: str, module: nn.Module, x: Tensor, y: Tensor | None) -> None:
         """See Collector."""
         u = unfolded(module, x, self._generator)
         if layer not in self._sums:
@@ -65,6 +73,8 @@ class ChannelValues:
         reduce: takes [images, channels, positions] to [images, channels].
     """
 
+    reads_outputs = False
+
     def __init__(self, layers: Iterable[str], reduce: Callable[[Tensor], Tensor]) -> None:
         self._batches: dict[str, list[Tensor]] = {layer: [] for layer in layers}
         self._reduce = reduce
@@ -73,9 +83,9 @@ class ChannelValues:
         """See Collector."""
         return layer in self._batches
 
-    def add(self, layer: str, module: nn.Module, x: Tensor) -> None:
+    def add(self, layer: str, module: nn.Module, x: Tensor, y: Tensor | None) -> None:
         """See Collector."""
-        self._batches[layer].append(self._reduce(_by_channel(module, x)))
+        self._batches[layer].append(self._reduce(by_channel(module, x)))
 
     def result(self) -> dict[str, Tensor]:
         """See Collector."""
@@ -91,6 +101,8 @@ class UnfoldedRows:
         positions: the number of positions for each image.
     """
 
+    reads_outputs = False
+
     def __init__(self, layers: Iterable[str], generator: torch.Generator, positions: int) -> None:
         self._batches: dict[str, list[Tensor]] = {layer: [] for layer in layers}
         self._generator = generator
@@ -100,13 +112,44 @@ class UnfoldedRows:
         """See Collector."""
         return layer in self._batches
 
-    def add(self, layer: str, module: nn.Module, x: Tensor) -> None:
+    def add(self, layer: str, module: nn.Module, x: Tensor, y: Tensor | None) -> None:
         """See Collector."""
         self._batches[layer].append(unfolded(module, x, self._generator, positions=self._positions))
 
     def result(self) -> dict[str, Tensor]:
         """See Collector."""
         return {layer: torch.cat(batches, dim=1) for layer, batches in self._batches.items()}
+
+
+class Ranges:
+    """The smallest and the largest value of each channel of a layer's input: [2, channels].
+
+    Args:
+        layers: any layers.
+    """
+
+    reads_outputs = False
+
+    def __init__(self, layers: Iterable[str]) -> None:
+        self._layers = frozenset(layers)
+        self._ranges: dict[str, Tensor] = {}
+
+    def wants(self, layer: str) -> bool:
+        """See Collector."""
+        return layer in self._layers
+
+    def add(self, layer: str, module: nn.Module, x: Tensor, y: Tensor | None) -> None:
+        """See Collector."""
+        values = by_channel(module, x)
+        low, high = values.amin((0, 2)), values.amax((0, 2))
+        if layer in self._ranges:
+            before = self._ranges[layer]
+            low, high = torch.minimum(before[0], low), torch.maximum(before[1], high)
+        self._ranges[layer] = torch.stack([low, high])
+
+    def result(self) -> dict[str, Tensor]:
+        """See Collector."""
+        return self._ranges
 
 
 def mean_over_positions(x: Tensor) -> Tensor:
@@ -119,7 +162,7 @@ def root_mean_square(x: Tensor) -> Tensor:
     return x.square().mean(2).sqrt()
 
 
-def _by_channel(module: nn.Module, x: Tensor) -> Tensor:
+def by_channel(module: nn.Module, x: Tensor) -> Tensor:
     """Return [images, channels, positions]."""
     if x.dim() == 2:
         return x[:, :, None]

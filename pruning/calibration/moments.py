@@ -98,11 +98,13 @@ class FullSums:
 
     def moments(self) -> Moments:
         """Return mean and covariance of all that was added."""
+        mean = self._pivot[:, 0].double() + self._first / self._total
+        return Moments(mean, tuple(FullCovariance(group) for group in self.covariances()))
+
+    def covariances(self) -> Tensor:
+        """Return the covariances of all that was added: [conv groups, dimensions, dimensions], float64."""
         shift = self._first / self._total
-        covariance = self._second / self._total - shift[:, :, None] * shift[:, None, :]
-        return Moments(
-            self._pivot[:, 0].double() + shift, tuple(FullCovariance(group) for group in covariance)
-        )
+        return self._second / self._total - shift[:, :, None] * shift[:, None, :]
 
 
 class SampledRows:

@@ -49,7 +49,7 @@ def _folding_(model: nn.Module, planned: PlannedCut) -> None:
             _repair_variance_(model, planned, member, members, kept)
 
 
-COMPENSATIONS.register("folding")(Compensation(_folding_, shifts_bias=False))
+COMPENSATIONS.register("folding")(Compensation(_folding_, shifts_bias=False, statistics=()))
 
 
 def unit_features(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> Tensor:

@@ -25,7 +25,7 @@ def _lbyl_(model: nn.Module, planned: PlannedCut) -> None:
     )
 
 
-COMPENSATIONS.register("lbyl")(Compensation(_lbyl_, shifts_bias=False))
+COMPENSATIONS.register("lbyl")(Compensation(_lbyl_, shifts_bias=False, statistics=()))
 
 
 def spread_shares(rows: Tensor, affine: OutputAffine, kept: Tensor, removed: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,12 @@ from prunegym.pruning.compensation.readers import (
 )
 from prunegym.pruning.compensation.records import COMPENSATIONS, Compensation, PlannedCut
 from prunegym.pruning.compensation.sampled_rows import first_images, input_rows, output_rows
+from prunegym.pruning.graph.blocks import ADDITIONS
 from prunegym.pruning.graph.interpreter import Lockstep
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.runtime.gates import gates_of, pooled_input
 
 ROUNDS = 3  # of fitting a gate at its reader
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 SMALL_SCALE = 1e-3  # of the mean squared scale of a BatchNorm: far below it a channel cannot correct a sum
 
 

@@ -40,10 +40,11 @@ class Compensation:
     shifts_bias: bool  # whether a reader without bias or BatchNorm may gain a bias
     gated_: Callable[[nn.Module, PlannedCut], None] | None = None
     finish_: Callable[[nn.Module, PlannedCut], None] | None = None
+    statistics: tuple[str, ...] = ("moments",)  # that calibration is to collect, names in STATISTICS
 
 
 COMPENSATIONS: Registry[Compensation] = Registry("compensation")
 
 
 # the removed channels are dropped, and everything else stays as it is
-COMPENSATIONS.register("none")(Compensation(lambda model, planned: None, shifts_bias=False))
+COMPENSATIONS.register("none")(Compensation(lambda model, planned: None, shifts_bias=False, statistics=()))

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from prunegym.pruning.calibration.moments import RIDGE, Moments
 from prunegym.pruning.calibration.statistics import Calibration
 from prunegym.pruning.criteria.filters import l1
-from prunegym.pruning.criteria.records import CRITERIA
+from prunegym.pruning.criteria.records import CRITERIA, reading
 from prunegym.pruning.graph import ChannelGroup, Member
 
 
 @CRITERIA.register("elimination")
+@reading("moments")
 @torch.no_grad()
 def elimination(model: nn.Module, group: ChannelGroup, calibration: Calibration) -> Tensor:
     """Return the rank at which each unit is removed when the least costly one is removed again and again.

@@ -17,6 +17,21 @@ Criterion = Callable[[nn.Module, ChannelGroup, Calibration], Tensor]  # -> [unit
 CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
+def statistics_of(criterion: Criterion) -> tuple[str, ...]:
+    """Return the statistics that calibration is to collect for a criterion: its attribute `statistics`."""
+    return getattr(criterion, "statistics", ())
+
+
+def reading(*statistics: str) -> Callable[[Criterion], Criterion]:
+    """Return a decorator of a criterion that reads these statistics, names in STATISTICS."""
+
+    def mark(criterion: Criterion) -> Criterion:
+        criterion.statistics = statistics  # type: ignore[attr-defined]
+        return criterion
+
+    return mark
+
+
 def per_unit(member: Member, values: Tensor) -> Tensor:
     """Sum values over each unit's positions: [positions] -> [units]."""
     return torch.stack([values[list(positions)].sum() for positions in member.channels])

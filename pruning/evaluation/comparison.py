@@ -14,7 +14,7 @@ from prunegym.pruning.evaluation.evaluate import Evaluation, evaluate
 from prunegym.pruning.latency.timing import measure_latency
 from prunegym.pruning.metrics import ScoreFunction
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.outcomes import input_outcomes
 from prunegym.pruning.runtime.per_input import find_per_input_policy
@@ -35,7 +35,7 @@ class Rows:
 
 
 def measure_rows(
-    network: PrunableNetwork, plans: Mapping[str, PruningPlan], metric: Images | ScoreFunction
+    network: PrunableNetwork, plans: Mapping[str, CompressionPlan], metric: Images | ScoreFunction
 ) -> Rows:
     """Apply plans to copies of a network and measure these; see `measure_side_by_side`.
 
@@ -64,7 +64,8 @@ def measure_side_by_side(
     latencies = measure_latency(models, image)
     evaluations = {
         name: replace(
-            evaluate(copy.model, metric, macs=network.cost.macs(copy.widths)), latency_ms=latencies[name]
+            evaluate(copy.model, metric, macs=network.cost.price("macs", copy.levels)),
+            latency_ms=latencies[name],
         )
         for name, copy in compressed.items()
     }

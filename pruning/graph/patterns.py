@@ -40,7 +40,10 @@ def restrict(graph: ChannelGraph, *, only: Sequence[str] = (), protect: Sequence
         if group.frozen is None and any(_matches(layer, protect) for layer in group.layers):
             group = replace(group, frozen="protected by --protect", ungated="it is frozen")
         groups.append(group)
-    return replace(graph, groups=tuple(groups))
+    protected = {
+        layer for layer in graph.layers if _matches(layer, protect) or (only and not _matches(layer, only))
+    }
+    return replace(graph, groups=tuple(groups), protected=frozenset(protected))
 
 
 def _matches(layer: str, patterns: Sequence[str]) -> bool:

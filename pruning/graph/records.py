@@ -108,6 +108,7 @@ class ChannelGraph:
     program: fx.Graph
     input_shape: tuple[int, ...]  # of one image
     other_macs: int = 0  # of convolutions and linear maps that are no layers of torch's own; never cut
+    protected: frozenset[str] = frozenset()  # layers that the user wants left alone
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

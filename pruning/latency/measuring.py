@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from prunegym.pruning.cost import Counts
 from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.latency.layers import ROUNDS, LayerGrid, TimeOf, image_for, time_layers
-from prunegym.pruning.latency.prices import NANOSECONDS, LayerSums
+from prunegym.pruning.latency.prices import NANOSECONDS, Integers, LayerSums
 from prunegym.pruning.latency.records import LatencyTable, fit_whole
 from prunegym.pruning.latency.timing import time_once
 from prunegym.pruning.plan import kept_units
@@ -35,7 +34,7 @@ brief_time: TimeOf = partial(time_once, seconds=0.002)
 class _Whole:
     """A network that was cut, and its measured milliseconds."""
 
-    counts: Counts
+    counts: Integers
     milliseconds: float
 
 
@@ -95,7 +94,7 @@ def _time_whole(model: nn.Module, graph: ChannelGraph, time_of: TimeOf, bar: tqd
     return [_Whole(counts, fastest) for counts, fastest in zip(plans, times.min(0).tolist(), strict=True)]
 
 
-def _random_counts(units: Counts) -> list[Counts]:
+def _random_counts(units: Integers) -> list[Integers]:
     """Return the unit counts of random plans, from hardly pruned to almost nothing kept."""
     rng = np.random.default_rng(0)
     plans = []

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prunegym.pruning.cost import Axes, Counts
 from prunegym.pruning.errors import BudgetError
 from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.latency.records import LatencyTable, LayerTimes
+from prunegym.pruning.products import Axes
 
 NANOSECONDS = 1_000_000  # in a millisecond
 
@@ -37,23 +37,27 @@ class LayerSums:
         self._widths = _Widths(axes, [*inputs, *outputs])
         self._tables = _Tables([times for _, times in rows])
         self._values = _values(graph, axes)
+        order = {name: index for index, name in enumerate(graph.layers)}
+        self._layers = np.array([order[name] for name, _ in rows])  # of each row
 
-    def nanoseconds(self, counts: Counts) -> int:
+    def nanoseconds(self, counts: Integers, present: Integers | None = None) -> int:
         """Return the time of all layers together.
 
         Args:
             counts: units of each prunable group, [groups].
+            present: 1 for each layer that is there, else 0: [layers]; None: all are.
         """
         low, part, gap = self._widths.places(counts).reshape(3, 2, -1)
         rest = gap - part
         weights = np.stack([rest[0] * rest[1], rest[0] * part[1], part[0] * rest[1], part[0] * part[1]])
         times = (self._tables.corners(low[0], low[1]) * weights).sum(0) // (gap[0] * gap[1])
-        return int(times.sum())
+        return int(times.sum() if present is None else times @ present[self._layers])
 
-    def values(self, counts: Counts) -> int:
-        """Return the number of values that the layers write for one image."""
+    def values(self, counts: Integers, present: Integers | None = None) -> int:
+        """Return the number of values that the layers write for one image; see `nanoseconds`."""
         fixed, per_unit = self._values
-        return fixed + int(per_unit @ counts)
+        written = fixed + per_unit @ counts
+        return int(written.sum() if present is None else written @ present)
 
 
 class _Widths:
@@ -66,7 +70,7 @@ class _Widths:
 
     def __init__(self, axes: Axes, grids: Sequence[tuple[str, str, Sequence[int]]]) -> None:
         widths = [
-            axes.positions(name, axis, grid[-1]) if len(grid) > 1 else (float(grid[-1]), axes.constant()[1])
+            axes.positions(name, axis, grid[-1]) if len(grid) > 1 else (float(grid[-1]), axes.none())
             for name, axis, grid in grids
         ]
         self._always = np.array([fixed for fixed, _ in widths]).astype(np.int64)  # [rows]
@@ -75,7 +79,7 @@ class _Widths:
         self._intervals = np.concatenate(intervals, axis=1)  # those of all grids, one after the other
         self._starts = _starts([part.shape[1] for part in intervals])
 
-    def places(self, counts: Counts) -> Integers:
+    def places(self, counts: Integers) -> Integers:
         """Return, for each row, the interval, how far into it, and how long that is: [3, rows]."""
         return self._intervals[:, self._starts + self._always + self._per_unit @ counts]
 
@@ -121,12 +125,12 @@ def _starts(sizes: Sequence[int]) -> Integers:
     return np.cumsum([0, *sizes[:-1]], dtype=np.int64)
 
 
-def _values(graph: ChannelGraph, axes: Axes) -> tuple[int, Integers]:
-    fixed, per_unit = 0.0, axes.constant()[1]
-    for layer in graph.layers.values():
-        always, units = axes.positions(layer.name, "out", layer.cout)
-        fixed, per_unit = fixed + layer.positions * always, per_unit + layer.positions * units
-    return round(fixed), per_unit.astype(np.int64)
+def _values(graph: ChannelGraph, axes: Axes) -> tuple[Integers, Integers]:
+    """Return the values each layer writes whatever the counts, [layers], and per unit, [layers, groups]."""
+    written = [(layer, axes.positions(layer.name, "out", layer.cout)) for layer in graph.layers.values()]
+    fixed = np.array([layer.positions * always for layer, (always, _) in written])
+    per_unit = np.stack([layer.positions * units for layer, (_, units) in written])
+    return fixed.astype(np.int64), per_unit.astype(np.int64)
 
 
 class LatencyPrices:
@@ -147,11 +151,7 @@ class LatencyPrices:
         self._whole = table.whole
         self._sums = LayerSums(graph, table.layers)
 
-    def __call__(self, counts: Counts) -> int:
-        """Return nanoseconds for one image, rounded down.
-
-        Args:
-            counts: units of each prunable group, [groups].
-        """
-        layers = self._sums.nanoseconds(counts) / NANOSECONDS
-        return math.floor(NANOSECONDS * self._whole(layers, self._sums.values(counts)))
+    def __call__(self, counts: Integers, present: Integers | None = None) -> int:
+        """Return nanoseconds for one image, rounded down; see `LayerSums.nanoseconds`."""
+        layers = self._sums.nanoseconds(counts, present) / NANOSECONDS
+        return math.floor(NANOSECONDS * self._whole(layers, self._sums.values(counts, present)))

@@ -204,6 +204,12 @@ def gates_of(model: nn.Module) -> RuntimeGates | None:
     return gates if isinstance(gates, RuntimeGates) else None
 
 
+def gate_sites(model: nn.Module) -> tuple[GateSite, ...]:
+    """Return the sites of a network's gates."""
+    gates = gates_of(model)
+    return gates.sites if gates is not None else ()
+
+
 def detach_gates_(model: nn.Module) -> None:
     """Remove a network's gates, in place."""
     gates = gates_of(model)

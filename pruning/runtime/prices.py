@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunegym.pruning.cost import Bilinear, CostModel, Counts, Widths
+from prunegym.pruning.products import SumOfProducts
 
 
 @dataclass(frozen=True)
@@ -18,24 +18,13 @@ class InputPrices:
 
     dense: int  # of the dense network
     fixed: int  # of layers that run alike for every input, gates included
-    gated: Bilinear  # of layers that gates change, for counts of [gates]
+    gated: SumOfProducts  # of layers that gates change, for counts of [gates]
 
-    @classmethod
-    def from_cost(cls, cost: CostModel, widths: Widths) -> InputPrices:
-        """Return the prices of a plan; the groups that it gates are gated for every input.
-
-        Args:
-            cost: the prices of the dense network.
-            widths: the widths of the plan.
-        """
-        fixed, gated = cost.gated_macs(widths)
-        return cls(cost.macs(cost.dense), fixed, gated)
-
-    def macs(self, counts: Counts) -> NDArray[np.float64]:
+    def macs(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the multiply-adds of each input, [inputs], from the units that run, [inputs, gates]."""
         return self.fixed + self.gated.evaluate_rows(counts)
 
-    def gate_shares(self, units: Counts) -> NDArray[np.float64]:
+    def gate_shares(self, units: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return each gate's share of all that they could save, [gates], from all their units, [gates]."""
         skipped = np.tile(units, (len(units), 1))
         np.fill_diagonal(skipped, 0)
@@ -44,11 +33,11 @@ class InputPrices:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON."""
-        table = {name: getattr(self.gated, name).tolist() for name in Bilinear.__dataclass_fields__}
+        table = {name: getattr(self.gated, name).tolist() for name in SumOfProducts.__dataclass_fields__}
         return {"dense": self.dense, "fixed": self.fixed, "gated": table}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InputPrices:
         """Build prices from what `to_dict` returned."""
         table = {name: np.array(data["gated"][name], dtype=np.float64) for name in data["gated"]}
-        return cls(int(data["dense"]), int(data["fixed"]), Bilinear(**table))
+        return cls(int(data["dense"]), int(data["fixed"]), SumOfProducts(**table))

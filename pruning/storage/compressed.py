@@ -15,18 +15,18 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from prunegym.pruning.apply import rebuild_
 from prunegym.pruning.errors import PruningError, one_line
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.files import read_json, write_json
-from prunegym.pruning.graph import find_groups
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
-from prunegym.pruning.plan import PruningPlan
-from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
-from prunegym.pruning.runtime.per_input import PerInputPolicy, find_per_input_policy
-from prunegym.pruning.surgery.cutting import Structure, attempt, rebuild_
+from prunegym.pruning.plan import CompressionPlan
+from prunegym.pruning.runtime.gates import GateSite, gate_sites
+from prunegym.pruning.surgery.cutting import attempt
+from prunegym.pruning.techniques import TECHNIQUES
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MAX_IMAGE_NUMBERS = 2**24  # numbers; a record that asks for more memory than that for one image is damaged
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
 
@@ -53,24 +53,24 @@ class Manifest:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     data: str  # the images of the evaluation, as `load_splits` understands them
-    plan: PruningPlan
+    plan: CompressionPlan
     evaluation: Evaluation  # on the test images
 
 
 class CompressedNetwork(Protocol):
-    """A compressed network with its structure and gates: just cut, or loaded."""
+    """A compressed network with its records: just made, or loaded."""
 
     @property
     def model(self) -> nn.Module:
         """The network."""
 
     @property
-    def structure(self) -> Structure:
-        """The difference of its shape from the dense network's."""
+    def records(self) -> Mapping[str, Any]:
+        """Technique -> what it did to the dense network, as plain data."""
 
     @property
-    def gates(self) -> tuple[GateSite, ...]:
-        """The sites of its runtime gates."""
+    def biases(self) -> tuple[str, ...]:
+        """The layers that gained a bias."""
 
 
 def save_compressed(folder: Path, compressed: CompressedNetwork, manifest: Manifest) -> None:
@@ -79,7 +79,6 @@ def save_compressed(folder: Path, compressed: CompressedNetwork, manifest: Manif
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in compressed.model.state_dict().items()
     }
-    ratios = find_per_input_policy(gates_of(compressed.model))
     with folder_written_whole(folder) as fresh:
         save_file(tensors, fresh / WEIGHTS)
         record = {
@@ -89,9 +88,8 @@ def save_compressed(folder: Path, compressed: CompressedNetwork, manifest: Manif
             "mean": list(manifest.mean),
             "std": list(manifest.std),
             "data": manifest.data,
-            "structure": compressed.structure.to_dict(),
-            "gates": [gate.to_dict() for gate in compressed.gates],
-            "per_input": ratios and ratios.to_dict(),
+            "biases": list(compressed.biases),
+            "techniques": records_of(compressed),
             "weights_sha256": hashlib.sha256((fresh / WEIGHTS).read_bytes()).hexdigest(),
             "plan": manifest.plan.to_dict(),
             "evaluation": manifest.evaluation.to_dict(),
@@ -106,12 +104,17 @@ class LoadedNetwork:
     model: nn.Module  # in evaluation mode
     network: NetworkSpec  # of the dense network that it was cut from
     manifest: Manifest
-    structure: Structure
-    gates: tuple[GateSite, ...]
+    records: Mapping[str, Any]  # technique -> what it did to the dense network, as plain data
+    biases: tuple[str, ...]  # layers that gained one
+
+    @property
+    def gates(self) -> tuple[GateSite, ...]:
+        """The sites of its runtime gates."""
+        return gate_sites(self.model)
 
 
 def load_compressed(folder: Path | str, *, network: str | None = None) -> LoadedNetwork:
-    """Build the network by name, cut it to the recorded structure, and load its weights strictly.
+    """Build the network by name, repeat on it what the records say, and load its weights strictly.
 
     Args:
         folder: a folder that `save_compressed` wrote.
@@ -125,13 +128,11 @@ def load_compressed(folder: Path | str, *, network: str | None = None) -> Loaded
     record = _read_record(folder)
     try:
         spec = _network(folder, record, network)
-        structure = Structure.from_dict(record["structure"])
-        gates = _gates(record, largest=(folder / WEIGHTS).stat().st_size)
+        records, biases = dict(record["techniques"]), tuple(record["biases"])
         manifest = _manifest(record)
-        dense = spec.build().eval()
-        graph = find_groups(dense, spec.input_shape) if structure.form == "graph" else None
-        model = rebuild_(dense, graph, structure)
-        attach_gates_(model, gates)
+        model = spec.build().eval()
+        size = (folder / WEIGHTS).stat().st_size
+        model = rebuild_(model, spec.input_shape, records, biases, largest=size)
         load_weights_(model, folder / WEIGHTS)
         with torch.no_grad():  # a damaged record can also make a network that fails only when it runs
             attempt(model.eval(), torch.zeros(1, *spec.input_shape))
@@ -140,7 +141,16 @@ def load_compressed(folder: Path | str, *, network: str | None = None) -> Loaded
     except Exception as error:  # a damaged record fails in a dozen ways, by where it is damaged
         cause = f"{type(error).__name__}: {one_line(error)}"
         raise PruningError(f"{folder / STRUCTURE} is damaged ({cause}); write the folder anew") from error
-    return LoadedNetwork(model, spec, manifest, structure, gates.sites)
+    return LoadedNetwork(model, spec, manifest, records, biases)
+
+
+def records_of(compressed: CompressedNetwork) -> dict[str, Any]:
+    """Return the records of a network as it stands: technique -> plain data."""
+    records = {
+        kind.name: kind.recorded(compressed.model, compressed.records.get(kind.name))
+        for kind in TECHNIQUES.values()
+    }
+    return {name: record for name, record in records.items() if record is not None}
 
 
 def _read_record(folder: Path) -> Mapping[str, Any]:
@@ -178,24 +188,6 @@ def _network(folder: Path, record: Mapping[str, Any], network: str | None) -> Ne
     )
 
 
-def _gates(record: Mapping[str, Any], *, largest: int) -> RuntimeGates:
-    """Return gates of the recorded shapes, their values not yet set.
-
-    Args:
-        record: the content of `structure.json`.
-        largest: bytes of the weights file; gates of more entries are refused.
-    """
-    with torch.device("meta"):  # a record can ask for any size, and no memory is taken before it is checked
-        gates = RuntimeGates(tuple(GateSite.from_dict(gate) for gate in record["gates"]))
-        if record["per_input"] is not None:
-            ratios = PerInputPolicy.from_dict(gates.sites, record["per_input"])
-            ratios.requires_grad_(False).attach_(gates)
-    entries = sum(tensor.numel() for tensor in gates.state_dict().values())
-    if entries > largest:
-        raise ValueError(f"its gates have {entries} entries, the weights file {largest} bytes")
-    return gates.to_empty(device="cpu")
-
-
 def _manifest(record: Mapping[str, Any]) -> Manifest:
     return Manifest(
         network=record["network"],
@@ -203,6 +195,6 @@ def _manifest(record: Mapping[str, Any]) -> Manifest:
         mean=tuple(record["mean"]),
         std=tuple(record["std"]),
         data=str(record["data"]),
-        plan=PruningPlan.from_dict(record["plan"]),
+        plan=CompressionPlan(record["plan"]),
         evaluation=Evaluation.from_dict(record["evaluation"]),
     )

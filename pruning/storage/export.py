@@ -20,8 +20,9 @@ from prunegym.pruning.files import written_whole
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.optional_packages import imported
 from prunegym.pruning.registry import Registry
-from prunegym.pruning.runtime.gates import attach_gates_, gates_of
+from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.slicing import fused
+from prunegym.pruning.techniques import TECHNIQUES
 
 OPSET = 20  # of ONNX; onnxruntime 1.17, of early 2024, and later understand it
 TOLERANCE = 1e-3  # of the largest logit: how far an image's logits may be off
@@ -78,8 +79,8 @@ def export_network(
         UnknownNameError: there is no such format.
     """
     formats = {name: FORMATS[name] for name in paths}
-    metadata = {**metadata, "gates": "masked" if gates_of(model) else None}
-    program = to_program(model, images.shape[1:])
+    program, notes = to_program(model, images.shape[1:])
+    metadata = {**metadata, **notes}
     compared = {}
     with ExitStack() as files:
         for name, path in paths.items():
@@ -115,24 +116,27 @@ def compare(model: nn.Module, other: nn.Module, images: Tensor) -> Comparison:
 
 
 @torch.no_grad()
-def to_program(model: nn.Module, input_shape: Sequence[int]) -> torch.export.ExportedProgram:
-    """Return a network as a program of torch's operators, for any number of images.
+def to_program(
+    model: nn.Module, input_shape: Sequence[int]
+) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+    """Return a network as a program of torch's operators, for any number of images, and notes about it.
 
-    BatchNorms are fused, gates become masks.
+    BatchNorms are fused, and every technique prepares what it left in the network: gates become masks.
 
     Raises:
         ExportError: the network cannot be exported.
     """
-    network, gates = fused(model, input_shape)
-    if gates is not None:
-        attach_gates_(network, gates)
+    network, _ = fused(model, input_shape)
+    notes: dict[str, Any] = {}
+    for kind in sorted(TECHNIQUES.values(), key=lambda kind: kind.stage):
+        notes |= kind.to_export_(network, model)
     batch = {0: torch.export.Dim("batch", min=1)}
     example = torch.zeros(2, *input_shape)  # kept in a pt2 file, so none of the user's
     with _quiet(f"{type(model).__name__} cannot be exported for any number of images"):
         program = torch.export.export(network, (example,), dynamic_shapes=(batch,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths on this machine, and half of the file
-    return program
+    return program, notes
 
 
 @contextmanager

@@ -42,7 +42,6 @@ class Structure:
     cuts: tuple[AxisCut, ...] = ()
     constants: Mapping[str, int] = field(default_factory=dict)
     form: Form = "module"
-    biases: tuple[str, ...] = ()  # layers that gained one from compensation
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON."""
@@ -52,7 +51,7 @@ class Structure:
     def from_dict(cls, data: Mapping[str, Any]) -> Structure:
         """Build a structure from what `to_dict` returned, also after a round trip through JSON."""
         cuts = tuple(AxisCut(**{**cut, "kept": tuple(cut["kept"])}) for cut in data["cuts"])
-        return cls(cuts, data["constants"], data["form"], tuple(data["biases"]))
+        return cls(cuts, data["constants"], data["form"])
 
 
 def axis_cuts(model: nn.Module, graph: ChannelGraph, kept: KeptUnits) -> tuple[AxisCut, ...]:
@@ -136,9 +135,6 @@ def rebuild_(model: nn.Module, graph: ChannelGraph | None, structure: Structure)
         PruningError: the structure does not fit the model.
     """
     try:
-        for name in structure.biases:
-            layer: Any = model.get_submodule(name)
-            layer.bias = nn.Parameter(torch.zeros(axis_size(model, name, "out", 0)))
         _cut_layers_(model, structure.cuts)
         if structure.form == "module" or graph is None:
             return model

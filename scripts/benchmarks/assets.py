@@ -79,7 +79,7 @@ def comparison_env(
     drawn: dict[str, Any] = {"drawn_images": drawn_images} if labelled else {}
     env = make_env(
         task,
-        limits=Limits(runtime=0.0),
+        limits=Limits({"runtime_ratio": 0.0}),
         only=only,
         actions=actions,
         seed=seed,

@@ -18,7 +18,6 @@ from prunegym.pruning.errors import PruningError, one_line
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.optional_packages import imported
-from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.storage.compressed import Manifest, load_compressed, save_compressed
 from prunegym.pruning.surgery.cutting import attempt, cut
 from prunegym.pruning.surgery.verification import silenced
@@ -70,7 +69,7 @@ def check_prunegym(name: str, *, seed: int) -> dict[str, Any]:
 
 
 def _compensated(network: PrunableNetwork, subject: Subject, name: str) -> dict[str, Any]:
-    plan = PruningPlan({group.name: LayerDecision(RATIO) for group in network.graph.prunable})
+    plan = network.space.even_plan({"channels": RATIO})
     with _stage("compensating"), torch.no_grad():
         compressed = network.apply(plan)
         output = compressed.model.eval()(subject.images)

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from prunegym.envs import even_plan, static_plan
-from prunegym.pruning.apply import Method, apply_plan
+from prunegym.envs import static_plan
 from prunegym.pruning.compensation import COMPENSATIONS
+from prunegym.pruning.method import Method
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.scripts.benchmarks.assets import WEIGHTS, cifar_task
 from prunegym.scripts.benchmarks.figures import accuracy_on
@@ -116,18 +116,18 @@ def _measure_calibration(
     for method, setting in progress_bar(missing, shown=config.progress, desc=label, leave=False):
         network = networks[setting.only]
         if setting.ratio is not None:
-            plan = even_plan(network.graph, setting.ratio)
+            plan = network.space.even_plan({"channels": setting.ratio})
         else:
             assert setting.macs is not None
             plan = static_plan(network, setting.macs, max_static_ratio=MAX_STATIC_RATIO)
         torch.manual_seed(0)
         start = time.perf_counter()
-        small = apply_plan(network.model, network.graph, plan, network.calibration, method=method)
+        small = network.apply(plan, method=method)
         seconds = time.perf_counter() - start
         found["cells"][_key(calibration, method, setting)] = {
             "accuracy": accuracy_on(small.model, task.splits.test),
             "seconds": round(seconds, 3),
-            "macs": network.cost.macs(small.widths) / network.cost.macs(network.cost.dense),
+            "macs": network.cost.shares(small.levels)["macs"],
         }
         record.keep()
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prunegym.agents.per_input.rounds import PerInputJob
-from prunegym.envs import LayerPruningEnv, even_plan, make_env
+from prunegym.envs import LayerPruningEnv, make_env
 from prunegym.scripts.benchmarks.assets import cifar_task
 from prunegym.scripts.benchmarks.results import progress_bar
 from prunegym.scripts.options.benchmark import BenchmarkConfig
@@ -29,7 +29,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
         env = make_env(task)
         setup = time.perf_counter() - start
         rows[name] = {
-            "groups": len(env.group_names),
+            "groups": len(env.site_names),
             "setup_s": setup,
             **time_episodes(env, config),
             "input_steps_per_s": time_inputs(PerInputJob(task, env.problem.network), config.seed),
@@ -42,7 +42,7 @@ def time_inputs(job: PerInputJob, seed: int) -> float:
 
     Gates wherever there can be some, with half of the units; random actions, after a warm-up batch.
     """
-    compressed = job.apply(even_plan(job.network.graph, 0.0, 0.5))
+    compressed = job.apply(job.network.space.even_plan({"gates": 0.5}))
     job.attach_policy_(compressed, max_runtime_ratio=0.9)
     env = job.environment(compressed, share=0.5)
     rng, gates = np.random.default_rng(seed), len(env.gate_names)
@@ -72,7 +72,7 @@ def time_episodes(env: LayerPruningEnv, config: BenchmarkConfig) -> dict[str, fl
         deciding += steps
         evaluating.append(last - statistics.median(steps))
     step, evaluation = statistics.median(deciding), statistics.median(evaluating)
-    episode = step * len(env.group_names) + evaluation
+    episode = step * len(env.site_names) + evaluation
     return {
         "step_ms": 1e3 * step,
         "steps_per_s": 1 / step,

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from prunegym.agents.per_input.rounds import PerInputJob, RoundsConfig, learn_in_rounds, mean_plan
-from prunegym.envs import even_plan, static_plan
-from prunegym.pruning.apply import Compressed, Method
+from prunegym.envs import static_plan
+from prunegym.pruning.apply import Compressed
 from prunegym.pruning.data import Images, ImageSplits
 from prunegym.pruning.evaluation.comparison import typical_image
 from prunegym.pruning.latency.timing import measure_latency
+from prunegym.pruning.method import Method
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
@@ -54,9 +55,9 @@ def _run(config: BenchmarkConfig, name: str, seed: str) -> dict[str, Any]:
         seed=int(seed),
     )
     job, test = PerInputJob(task, network), task.splits.test
-    plan = even_plan(network.graph, 0.0, RATIO)
+    plan = network.space.even_plan({"gates": RATIO})
     fixed = job.apply(plan)
-    share = network.cost.macs(fixed.widths) / network.cost.macs(network.cost.dense)
+    share = network.cost.shares(fixed.levels)["macs"]
     rounds = RoundsConfig(config.episodes or EPISODES, ROUNDS, max_runtime_ratio=LARGEST, seed=int(seed))
     learned = learn_in_rounds(job, plan, rounds, share=share)
     learned_seconds = time.perf_counter() - start
@@ -86,7 +87,7 @@ def _row(network: PrunableNetwork, small: Compressed, test: Images) -> dict[str,
     if find_per_input_policy(gates_of(small.model)) is not None:
         found = input_outcomes(small.model, test)
         return {**row, "macs": float(found.macs.mean()), "macs_std": float(found.macs.std())}
-    return {**row, "macs": network.cost.macs(small.widths) / network.cost.macs(network.cost.dense)}
+    return {**row, "macs": network.cost.shares(small.levels)["macs"]}
 
 
 def show(record: Mapping[str, Any]) -> None:

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from prunegym.envs import Task
-from prunegym.pruning.apply import Compressed, Method, apply_plan
-from prunegym.pruning.cost import Widths
+from prunegym.pruning.apply import Compressed
 from prunegym.pruning.data import ImageSplits
+from prunegym.pruning.method import Method
 from prunegym.pruning.metrics import accuracy, predictions
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import RuntimeGates, as_key, attach_gates_, detach_gates_, gates_of
 from prunegym.pruning.training.finetuning import FinetuningConfig, finetune_
 from prunegym.scripts.benchmarks.assets import cifar_task
@@ -43,11 +43,12 @@ class Kind:
     runtime: float | None = None  # share of the survivors; None: all of the ratio
     trust: float | None = None
 
-    def decision(self, ratio: float) -> LayerDecision:
+    def decision(self, ratio: float) -> dict[str, float]:
         """Return the ratios of each group that leave 1 - ratio of its units running."""
         if self.runtime is None:
-            return LayerDecision(0.0, ratio)
-        return LayerDecision(1 - (1 - ratio) / (1 - self.runtime), self.runtime)
+            return {"static_ratio": 0.0, "runtime_ratio": ratio}
+        static = 1 - (1 - ratio) / (1 - self.runtime)
+        return {"static_ratio": static, "runtime_ratio": self.runtime}
 
 
 KINDS = (
@@ -116,13 +117,11 @@ def _measure_calibration(
 
 def _applied(network: PrunableNetwork, kind: Kind, ratio: float) -> Compressed:
     torch.manual_seed(0)
-    plan = PruningPlan({group.name: kind.decision(ratio) for group in network.graph.prunable})
+    plan = CompressionPlan({group.name: kind.decision(ratio) for group in network.graph.prunable})
     if kind.trust is None:
         return network.apply(plan)
     bare = Method(compensation="none")  # as published, where all is left to training
-    found = apply_plan(
-        network.model, network.graph, plan, network.calibration, method=bare, scores=network.scores
-    )
+    found = network.apply(plan, method=bare)
     _trust_(found.model, network, kind.trust)
     return found
 
@@ -141,7 +140,8 @@ def _trust_(model: nn.Module, network: PrunableNetwork, trust: float) -> None:
 
 
 def _cell(network: PrunableNetwork, small: Compressed, task: Task) -> dict[str, float]:
-    executed = small.widths.executed.astype(float)
+    quantities = network.cost.quantities(small.levels)
+    executed = quantities["executed"].astype(float)
     together = task.splits.test.batches(len(task.splits.test))  # the masks are then those of all images
     right = accuracy(*predictions(small.model, together))
     gates = gates_of(small.model)
@@ -150,11 +150,11 @@ def _cell(network: PrunableNetwork, small: Compressed, task: Task) -> dict[str, 
             mask = gates.gate_for(group.name).mask
             assert mask is not None
             executed[number] = float(mask.sum(1).mean())
-    macs = network.cost.macs(Widths(small.widths.kept, executed))
+    macs = network.cost.total("macs", {**quantities, "executed": executed})
     return {
         "accuracy": right,
-        "macs": macs / network.cost.macs(network.cost.dense),
-        "params": network.cost.params(small.widths) / network.cost.params(network.cost.dense),
+        "macs": macs / network.cost.price("macs", network.cost.dense),
+        "params": network.cost.shares(small.levels)["params"],
     }
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunegym.envs import even_plan
-from prunegym.pruning.apply import Method
 from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.errors import PruningError
 from prunegym.pruning.latency.timing import time_in_turn
+from prunegym.pruning.method import Method
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.runtime.slicing import deployed
@@ -94,7 +93,7 @@ def _forms(subject: Subject, device: str, seed: int) -> tuple[dict[str, nn.Modul
     forms = {"dense": deployed(model, spec.input_shape)}
     for ratio in RATIOS:
         static, gated = (
-            network.apply(even_plan(network.graph, *ratios)).model for ratios in ((ratio, 0.0), (0.0, ratio))
+            network.apply(network.space.even_plan({name: ratio})).model for name in ("channels", "gates")
         )
         forms[f"static {ratio:.0%}"] = deployed(static, spec.input_shape)
         forms[f"sliced {ratio:.0%}"] = deployed(gated, spec.input_shape)

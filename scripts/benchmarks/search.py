@@ -96,7 +96,7 @@ def _run(config: BenchmarkConfig, cell: str, method: str, seed: str) -> dict[str
         name: {
             **right_answers(env.problem.apply(result.plan), test),
             "reward": scoring_env.problem.evaluate(result.plan)["reward"]["total"],
-            "macs": result.macs,
+            "macs": result.shares["macs"],
         }
         for name, result in answers.items()
     }
@@ -108,11 +108,11 @@ def _answers(env: LayerPruningEnv, method: str, seed: int, episodes: int) -> dic
     if method in ("uniform", "sensitivity"):
         return {"answer": EpisodeResult.from_dict(env.problem.evaluate(env.problem.allocation(method)))}
     if method in SEARCHES:
-        found = search(env, method, gated=env.gated, episodes=episodes, seed=seed)
+        found = search(env, method, admitted=env.admitted, episodes=episodes, seed=seed)
         seen, final = found.results, found.final
     else:
         # what an agent observes of the groups' loo_gain costs an evaluation each, and counts
-        seen, spent = [], len(env.group_names)
+        seen, spent = [], len(env.site_names)
         initial = load_policy(BUILTIN, env) if method == CONTINUED else None
         final = learn(
             env,

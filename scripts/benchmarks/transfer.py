@@ -131,7 +131,7 @@ def _run(
         candidates += [found.final, found.best]
     chosen = choose_on_validation(env, candidates)
     right = accuracy_on(env.problem.apply(chosen.plan), test)
-    return {"accuracy": right, "reward": chosen.total, "macs": chosen.macs}
+    return {"accuracy": right, "reward": chosen.total, "macs": chosen.shares["macs"]}
 
 
 def show(record: Mapping[str, Any]) -> None:

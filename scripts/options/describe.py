@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunegym.envs import Limits, NetworkSource
-from prunegym.pruning.compensation import COMPENSATIONS
+from prunegym.pruning.method import Method
 from prunegym.scripts.options.network import (
     add_compressed_flag,
     add_network_flags,
@@ -16,7 +16,7 @@ from prunegym.scripts.options.network import (
 )
 from prunegym.scripts.options.output import add_output_flags
 from prunegym.scripts.options.parser import Parser
-from prunegym.scripts.options.pruning import add_pruning_flags
+from prunegym.scripts.options.pruning import add_pruning_flags, pruning_config
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,8 @@ class DescribeConfig:
     network: NetworkSource
     compressed: Path | None
     model: str | None  # as it was written: FILE.py:FACTORY, where that is what was compressed
-    compensation: str
+    method: Method
     limits: Limits
-    round_to: int
     only: tuple[str, ...]
     protect: tuple[str, ...]
     as_json: bool
@@ -51,17 +50,16 @@ def parse(argv: Sequence[str]) -> DescribeConfig:
     add_compressed_flag(parser)
     add_output_flags(parser, out=False)
     flags = parser.parse(argv)
-    COMPENSATIONS[flags.compensation]
     if flags.compressed:
         check_compressed(flags)
+    pruning = pruning_config(flags)
     return DescribeConfig(
         network_config(flags),
         flags.compressed,
         flags.model,
-        flags.compensation,
-        Limits(static=flags.max_static_ratio),
-        flags.round_to,
-        tuple(flags.only),
-        tuple(flags.protect),
+        pruning.method,
+        pruning.limits,
+        pruning.only,
+        pruning.protect,
         flags.json,
     )

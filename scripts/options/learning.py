@@ -82,7 +82,7 @@ def add_learning_flags(parser: Parser) -> None:
         help="score plans on N reward images first, and only promising ones on all",
     )
     parser.add_argument(
-        "--dense-reward", action="store_true", help="reward each step by the loss expected of its group"
+        "--dense-reward", action="store_true", help="reward each step by the loss expected of its site"
     )
 
 

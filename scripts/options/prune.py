@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunegym.agents.reuse import policy_folder
 from prunegym.envs import ALLOCATIONS, Budget
+from prunegym.pruning.plan import Amount
+from prunegym.pruning.techniques import TECHNIQUES
 from prunegym.scripts.options.network import TaskConfig, add_network_flags, task_config
 from prunegym.scripts.options.output import OutputConfig, add_output_flags, output_config
 from prunegym.scripts.options.parser import Parser, UsageError, positive
@@ -22,13 +24,13 @@ from prunegym.scripts.options.pruning import (
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """A network, and where its plan comes from: a file, even ratios, a policy, or else an allocation."""
+    """A network, and where its plan comes from: a file, even amounts, a policy, or else an allocation."""
 
     task: TaskConfig
     budget: Budget
     pruning: PruningConfig
     plan: Path | None
-    ratios: tuple[float, float] | None  # static and runtime, of every group
+    amounts: Mapping[str, Amount]  # technique -> amount at every site; if none, there is another source
     policy: Path | None  # its folder
     samples: int  # of the policy, beside its first choice
     allocation: str
@@ -59,10 +61,13 @@ def build_parser() -> Parser:
         metavar="K",
         help="of the policy, beside its first choice; the best on validation is taken",
     )
-    parser.add_argument("--static-ratio", type=float, metavar="R", help="of every group, instead of a budget")
-    parser.add_argument(
-        "--runtime-ratio", type=float, metavar="R", help="of every group that takes a gate, likewise"
-    )
+    for kind in TECHNIQUES.values():
+        parser.add_argument(
+            f"--{kind.key.replace('_', '-')}",
+            type=float,
+            metavar="R",
+            help=f"of every site where {kind.name} can decide, instead of a budget: {kind.help}",
+        )
     add_output_flags(parser)
     return parser
 
@@ -75,13 +80,19 @@ def parse(argv: Sequence[str]) -> PruneConfig:
         PruningError: a name is unknown, or a budget wrong.
     """
     flags = build_parser().parse(argv)
-    ratios = None
-    if flags.static_ratio is not None or flags.runtime_ratio is not None:
-        if flags.plan or flags.policy:
+    amounts = {kind: getattr(flags, kind.key) for kind in TECHNIQUES.values()}
+    given = {kind.name: amount for kind, amount in amounts.items() if amount is not None}
+    for kind, amount in amounts.items():
+        flag = f"--{kind.key.replace('_', '-')}"
+        if amount is not None and (flags.plan or flags.policy):
+            raise UsageError(f"{flag} replaces --plan and --policy; give one of them")
+        if amount is not None and kind.name not in flags.techniques:
             raise UsageError(
-                "--static-ratio and --runtime-ratio replace --plan and --policy; give one of them"
+                f"{flag} sets the technique {kind.name}, which is not on; add "
+                f"--techniques {' '.join([*flags.techniques, kind.name])}"
             )
-        ratios = flags.static_ratio or 0.0, flags.runtime_ratio or 0.0
+        if amount is not None:
+            kind.check(amount, flag)
     if flags.samples and not flags.policy:
         raise UsageError("--samples goes with --policy")
     budget = read_single_budget(flags)
@@ -90,7 +101,7 @@ def parse(argv: Sequence[str]) -> PruneConfig:
         budget,
         pruning_config(flags),
         flags.plan,
-        ratios,
+        given,
         policy_folder(flags.policy) if flags.policy else None,
         flags.samples or 0,
         flags.allocation,

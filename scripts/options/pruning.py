@@ -6,15 +6,20 @@ import argparse
 from dataclasses import dataclass
 
 from prunegym.envs import Budget, BudgetRange, Limits, parse_budget
-from prunegym.envs.budget import leading_measure
-from prunegym.pruning.apply import Method
+from prunegym.envs.budget import measures_of
 from prunegym.pruning.calibration.synthesis import SYNTHESES
 from prunegym.pruning.compensation import COMPENSATIONS
 from prunegym.pruning.criteria import CRITERIA
+from prunegym.pruning.decisions import technique_kinds
+from prunegym.pruning.measures import MEASURES
+from prunegym.pruning.method import DEFAULT_METHOD, Method
+from prunegym.pruning.techniques import TECHNIQUES
 from prunegym.scripts.options.network import add_eval_data_flag, add_score_flag
 from prunegym.scripts.options.parser import Parser, UsageError, positive
 
 BUDGET = "macs=0.5"  # where none is named
+PER_INPUT_TECHNIQUES = ("channels", "gates")
+MAX_PER_INPUT_RATIO = 0.9
 
 
 @dataclass(frozen=True)
@@ -22,19 +27,9 @@ class PruningConfig:
     """How plans are applied, how far they may go, and on which layers."""
 
     method: Method
-    max_static_ratio: float
-    max_runtime_ratio: float
+    limits: Limits
     only: tuple[str, ...] = ()  # patterns of layers to admit
     protect: tuple[str, ...] = ()  # patterns of layers to freeze
-
-    @property
-    def limits(self) -> Limits:
-        """The largest ratios of a group.
-
-        Raises:
-            BudgetError: a ratio is not in [0, 1).
-        """
-        return Limits(static=self.max_static_ratio, runtime=self.max_runtime_ratio)
 
 
 def add_pruning_flags(parser: Parser, *, per_input: bool = False) -> None:
@@ -56,17 +51,24 @@ def add_pruning_flags(parser: Parser, *, per_input: bool = False) -> None:
     add_eval_data_flag(parser)
     if not per_input:
         add_score_flag(parser)
-    parser.add_argument(
-        "--max-static-ratio", type=float, default=0.9, metavar="R", help="of any group (default 0.9)"
-    )
-    usual = "0.9" if per_input else "0.5; with a latency budget 0"
-    parser.add_argument(
-        "--max-runtime-ratio",
-        type=float,
-        default=0.9 if per_input else None,
-        metavar="R",
-        help=f"likewise (default {usual}){'' if per_input else '; 0: no gates'}",
-    )
+    if not per_input:
+        parser.add_argument(
+            "--techniques",
+            nargs="+",
+            default=list(DEFAULT_METHOD.techniques),
+            metavar="NAME",
+            help=f"kinds of compression to use (default {' '.join(DEFAULT_METHOD.techniques)}): "
+            f"{', '.join(TECHNIQUES)}",
+        )
+    for name in PER_INPUT_TECHNIQUES if per_input else TECHNIQUES:
+        kind = TECHNIQUES[name]
+        usual = MAX_PER_INPUT_RATIO if per_input else kind.limit
+        parser.add_argument(
+            f"--max-{kind.key.replace('_', '-')}",
+            type=float,
+            metavar="R",
+            help=f"the farthest that {kind.key} may go at a site (default {usual:g}): {kind.help}",
+        )
     parser.add_argument(
         "--round-to", type=positive, default=1, metavar="N", help="keep units in multiples of N"
     )
@@ -90,14 +92,30 @@ def pruning_config(flags: argparse.Namespace) -> PruningConfig:
     """Return how flags say that plans are applied.
 
     Raises:
-        UnknownNameError: there is no such criterion or compensation.
+        UnknownNameError: there is no such criterion, compensation or technique.
+        BudgetError: a limit makes no sense.
     """
     CRITERIA[flags.criterion]
     COMPENSATIONS[flags.compensation]
+    per_input = not hasattr(flags, "techniques")
+    names = PER_INPUT_TECHNIQUES if per_input else tuple(flags.techniques)
+    kinds = technique_kinds(names)
+    given = {kind.key: getattr(flags, f"max_{kind.key}", None) for kind in TECHNIQUES.values()}
+    for kind in TECHNIQUES.values():
+        if given[kind.key] is not None and kind not in kinds:
+            raise UsageError(
+                f"--max-{kind.key.replace('_', '-')} limits the technique {kind.name}, which is not on; add "
+                f"--techniques {' '.join([*names, kind.name])}"
+            )
+    usual = {kind.key: MAX_PER_INPUT_RATIO for kind in kinds} if per_input else {}
     return PruningConfig(
-        Method(criterion=flags.criterion, compensation=flags.compensation, round_to=flags.round_to),
-        flags.max_static_ratio,
-        flags.max_runtime_ratio,
+        Method(
+            criterion=flags.criterion,
+            compensation=flags.compensation,
+            round_to=flags.round_to,
+            techniques=tuple(kind.name for kind in kinds),
+        ),
+        Limits({**usual, **{key: amount for key, amount in given.items() if amount is not None}}),
         tuple(flags.only),
         tuple(flags.protect),
     )
@@ -111,29 +129,29 @@ def add_budget_flag(parser: Parser, *, ranges: bool = False) -> None:
         nargs="+",
         action="extend",
         metavar="NAME=SHARE",
-        help=f"what may remain, such as macs=0.5 params=0.6 (default {BUDGET}); latency=0.6, on this device: "
-        f"no gates, and its table is measured first, see `prunegym latency`{also}",
+        help=f"what may remain, such as macs=0.5 bytes=0.6 (default {BUDGET}), of {', '.join(MEASURES)}; "
+        "latency=0.6, on this device: no gates, and its table is measured first, see `prunegym latency`"
+        f"{also}",
     )
 
 
 def read_budget(flags: argparse.Namespace) -> Budget | BudgetRange:
     """Return the budget that --budget asks for, half the multiply-adds if it is not given.
 
-    The default of --max-runtime-ratio depends on it; both are filled in.
-
     Raises:
-        UsageError: it names latency, and gates are asked for beside it.
+        UsageError: a technique is asked for beside it that one of its measures cannot price.
     """
     flags.budget = flags.budget or [BUDGET]
     budget = parse_budget(flags.budget)
-    timed = leading_measure(budget) == "latency"
-    if flags.max_runtime_ratio is None:
-        flags.max_runtime_ratio = 0.0 if timed else 0.5
-    elif timed and flags.max_runtime_ratio > 0:
-        raise UsageError(
-            f"--max-runtime-ratio {flags.max_runtime_ratio:g} asks for gates, whose latency no table knows; "
-            "leave it out with a latency budget"
-        )
+    for measure in measures_of(budget):
+        for name in MEASURES[measure].unpriced:
+            kind = TECHNIQUES[name]
+            limit = getattr(flags, f"max_{kind.key}", None)
+            if limit is not None and limit != kind.neutral:
+                raise UsageError(
+                    f"--max-{kind.key.replace('_', '-')} {limit:g} asks for {name}, which {measure} has "
+                    f"no price for; leave it out with a {measure} budget"
+                )
     return budget
 
 

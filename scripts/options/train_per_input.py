@@ -10,6 +10,7 @@ from prunegym.agents.learning.algorithms import read_overrides, with_overrides
 from prunegym.agents.per_input.ppo import PER_INPUT
 from prunegym.agents.per_input.rounds import RoundsConfig
 from prunegym.envs import Budget, parse_budget
+from prunegym.pruning.techniques import TECHNIQUES
 from prunegym.scripts.options.learning import add_per_input_flags
 from prunegym.scripts.options.network import TaskConfig, add_network_flags, task_config
 from prunegym.scripts.options.output import OutputConfig, add_output_flags, output_config
@@ -68,11 +69,12 @@ def parse(argv: Sequence[str]) -> TrainPerInputConfig:
         raise UsageError("--plan holds the static ratios; leave out --static-ratio")
     hyperparameters = read_overrides(flags.hyper)
     with_overrides(PER_INPUT, hyperparameters)  # unknown names are refused before the work begins
+    pruning = pruning_config(flags)
     rounds = RoundsConfig(
         episodes=flags.episodes,
         rounds=flags.rounds,
         tune_epochs=flags.tune_epochs,
-        max_runtime_ratio=flags.max_runtime_ratio,
+        max_runtime_ratio=pruning.limits.of(TECHNIQUES["gates"]),
         seed=flags.seed,
         hyperparameters=hyperparameters,
     )
@@ -80,7 +82,7 @@ def parse(argv: Sequence[str]) -> TrainPerInputConfig:
         task_config(flags, calibration=flags.calibration, eval_data=flags.eval_data),
         budget,
         tuple(flags.budget),
-        pruning_config(flags),
+        pruning,
         flags.plan,
         flags.static_ratio,
         rounds,

@@ -43,11 +43,13 @@ class ToyPruning(gym.Env):
     observation_version = 1
     observation_normaliser = "none"
     action_mode = "centred"
+    techniques = ("gates", "channels")
+    action_names = ("runtime_ratio", "static_ratio")
 
     def __init__(self, groups: int = 5, accuracy: bool = True) -> None:
-        self.group_names = tuple(f"layer{index}.conv" for index in range(groups))
-        self.gated = (True,) * groups
-        self.observation_names = ("noise", *(f"is_{name}" for name in self.group_names))
+        self.site_names = tuple(f"layer{index}.conv" for index in range(groups))
+        self.admitted = np.ones((groups, 2), dtype=bool)
+        self.observation_names = ("noise", *(f"is_{name}" for name in self.site_names))
         self.observation_space = gym.spaces.Box(0.0, 1.0, (groups + 1,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.best_actions = np.stack([np.full(groups, -0.5), np.linspace(0.8, -0.8, groups)], axis=1)
@@ -65,7 +67,7 @@ class ToyPruning(gym.Env):
 
     def step(self, action: np.ndarray) -> Any:
         self._actions.append(np.asarray(action, dtype=np.float64))
-        done = len(self._actions) == len(self.group_names)
+        done = len(self._actions) == len(self.site_names)
         result = self._evaluate() if done else None
         info = {"episode_result": result} if result else {}
         return self._observe(), result["reward"]["total"] if result else 0.0, done, False, info
@@ -100,7 +102,7 @@ class ToyPruning(gym.Env):
         return -abs(plan["layer0.conv"]["static_ratio"] - 0.5)
 
     def _observe(self) -> np.ndarray:
-        place = np.arange(len(self.group_names)) == len(self._actions)
+        place = np.arange(len(self.site_names)) == len(self._actions)
         return np.array([self._noise, *place], dtype=np.float32)
 
     def _evaluate(self) -> dict[str, Any]:
@@ -112,7 +114,7 @@ class ToyPruning(gym.Env):
                 "static_ratio": float(STATIC_AT_ZERO * (1 + static)),
                 "runtime_ratio": float(RUNTIME_AT_ZERO * (1 + runtime)),
             }
-            for name, (runtime, static) in zip(self.group_names, self._actions, strict=True)
+            for name, (runtime, static) in zip(self.site_names, self._actions, strict=True)
         }
 
     def _measure(self, plan: Any) -> dict[str, Any]:
@@ -125,12 +127,12 @@ class ToyPruning(gym.Env):
     def _result(self, plan: Any, loss: float) -> dict[str, Any]:
         reward = {"loss": loss, "reference": 0.5, "expected": 1.0, "bonus": 0.25, "total": 1.25 - loss}
         accuracy = 1.0 - loss if self.accuracy else None
-        return {"plan": plan, "reward": reward, "accuracy": accuracy, "macs": 0.5, "params": 0.4}
+        return {"plan": plan, "reward": reward, "accuracy": accuracy, "shares": {"macs": 0.5, "params": 0.4}}
 
 
 class SurrogateToy(ToyPruning):
     def __init__(self, toy: ToyPruning, predict: Any) -> None:
-        super().__init__(len(toy.group_names), toy.accuracy)
+        super().__init__(len(toy.site_names), toy.accuracy)
         self._predict = predict
 
     def _evaluate(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from prunegym.agents.rollout import EpisodeResult
 
 def result(number):
     plan = {"conv": {"static_ratio": number / 10, "runtime_ratio": 0.0}}
-    return EpisodeResult(plan, {"total": 1 / (3 + number)}, None, 0.5, 0.4)
+    return EpisodeResult(plan, {"total": 1 / (3 + number)}, None, {"macs": 0.5, "params": 0.4})
 
 
 @pytest.fixture

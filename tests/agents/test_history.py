@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 
 from prunegym.agents.history import EpisodeHistory
@@ -14,7 +13,7 @@ def result(total, estimated=0.0, **ratios):
         name.replace("_", "/"): {"static_ratio": ratio, "runtime_ratio": ratio / 2}
         for name, ratio in ratios.items()
     }
-    return EpisodeResult(plan, {"total": total, "estimated": estimated}, 0.9, 0.5, 0.5)
+    return EpisodeResult(plan, {"total": total, "estimated": estimated}, 0.9, {"macs": 0.5, "params": 0.5})
 
 
 FIRST = result(0.5, a_conv1=0.2, a_conv2=0.4)
@@ -31,9 +30,8 @@ def history():
 
 
 def test_an_episode_of_one_network_leaves_the_other_ones_groups_blank(history):
-    nan = [np.nan, np.nan]
-    expected = [[[0.2, 0.1], [0.4, 0.2], nan], [nan, nan, [0.6, 0.3]]]
-    np.testing.assert_array_equal(history.ratios, expected)
+    assert [set(plan) for plan in history.plans] == [{"a/conv1", "a/conv2"}, {"b/conv1"}]
+    assert history.plans[1] == {"b/conv1": {"static_ratio": 0.6, "runtime_ratio": 0.3}}
 
 
 def test_steps_are_those_that_the_episodes_took(history):
@@ -42,7 +40,7 @@ def test_steps_are_those_that_the_episodes_took(history):
 
 def test_before_the_first_episode_there_is_nothing():
     history = EpisodeHistory(GROUPS)
-    assert (history.episodes, history.steps, history.best, history.ratios.shape) == (0, 0, None, (0, 3, 2))
+    assert (history.episodes, history.steps, history.best, history.plans) == (0, 0, None, [])
 
 
 def test_the_best_is_the_earliest_of_the_highest_that_met_all_images(history):
@@ -60,8 +58,8 @@ def test_an_estimate_alone_is_no_best():
 
 def test_it_goes_to_json_and_back(history):
     back = EpisodeHistory.from_dict(json.loads(json.dumps(history.to_dict())))
-    assert (back.groups, back.steps, back.episodes) == (GROUPS, 3, 2)
+    assert (back.sites, back.steps, back.episodes) == (GROUPS, 3, 2)
     assert (back.best, back.best_episode) == (SECOND, 2)
-    np.testing.assert_array_equal(back.ratios, history.ratios)
+    assert back.plans == history.plans
     back.add(result(0.8, a_conv1=0.1))
     assert back.best_episode == 3

@@ -31,7 +31,7 @@ def test_a_terminal_sees_the_last_and_the_best_reward(env, monkeypatch):
 
 
 def test_a_resumed_bar_starts_where_the_run_stopped(env, monkeypatch):
-    history = EpisodeHistory(env.group_names)
+    history = EpisodeHistory(env.site_names)
     for _ in range(3):
         history.add(run_episode(env, uniform))
     assert "4/8" in shown_on(Terminal(), env, monkeypatch, history=history)

@@ -14,7 +14,7 @@ from prunegym.agents.reuse import (
     shared_env,
 )
 from prunegym.envs import Budget, BudgetRange, MultiNetworkEnv
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from tests.agents.conftest import learn
 from tests.envs.conftest import make_small_env
 
@@ -46,7 +46,7 @@ def test_the_shipped_policy_decides_alike_each_time_and_samples_may_do_better(ca
     env, folder = make_small_env(), policy_folder("builtin")
     assert folder == BUILTIN
     assert apply_policy(env, folder).plan == apply_policy(env, folder).plan
-    assert PruningPlan.from_dict(apply_policy(env, folder).plan)
+    assert CompressionPlan(apply_policy(env, folder).plan)
     torch.manual_seed(0)
     validated = []
     monkeypatch.setattr(

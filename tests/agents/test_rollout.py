@@ -10,7 +10,7 @@ def uniform(observation):
 
 def test_a_rule_that_takes_zero_everywhere_decides_the_same_for_every_group(env):
     result = run_episode(env, uniform)
-    assert list(result.plan) == list(env.group_names)
+    assert list(result.plan) == list(env.site_names)
     assert all(entry == {"static_ratio": 0.45, "runtime_ratio": 0.25} for entry in result.plan.values())
     assert env.evaluations == 1
 
@@ -19,7 +19,7 @@ def test_a_result_holds_what_the_last_step_reported(env):
     actions = iter(env.best_actions.astype(np.float32))
     result = run_episode(env, lambda observation: next(actions))
     assert result.total == pytest.approx(1.25)
-    assert (result.accuracy, result.macs, result.params) == (pytest.approx(1.0), 0.5, 0.4)
+    assert (result.accuracy, result.shares) == (pytest.approx(1.0), {"macs": 0.5, "params": 0.4})
 
 
 def test_the_seed_reaches_the_environment(env):
@@ -48,4 +48,6 @@ def test_a_result_survives_plain_data(env):
     ("parts", "estimated"), [({}, False), ({"estimated": 0.0}, False), ({"estimated": 1.0}, True)]
 )
 def test_a_result_says_whether_its_reward_is_an_estimate(parts, estimated):
-    assert EpisodeResult({}, {"total": 1.0, **parts}, None, 0.5, 0.5).estimated is estimated
+    assert (
+        EpisodeResult({}, {"total": 1.0, **parts}, None, {"macs": 0.5, "params": 0.5}).estimated is estimated
+    )

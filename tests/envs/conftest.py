@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -33,6 +36,11 @@ def make_small_env(name: str = "residual", **settings: Any) -> LayerPruningEnv:
     batches = list(zip(images.split(8), labels.split(8), strict=True))
     given = {"model": model, "calibration": batches, "reward": batches, "budget": {"macs": 0.5}}
     return make_env(**{**given, **settings})
+
+
+def features_of(env: LayerPruningEnv, observation: NDArray[np.float32]) -> SimpleNamespace:
+    """The features of an observation, by name."""
+    return SimpleNamespace(**dict(zip(env.observation_names, observation.tolist(), strict=True)))
 
 
 @pytest.fixture

@@ -1,10 +1,23 @@
 import numpy as np
 import pytest
 
-from prunegym.envs.action import decode_action, decode_raw_action
+from prunegym.envs.action import decode_action
 from prunegym.envs.budget import Limits
+from prunegym.pruning.techniques import TECHNIQUES
 
-LIMITS = Limits(static=0.9, runtime=0.5)
+GATES, CHANNELS = TECHNIQUES["gates"], TECHNIQUES["channels"]
+LIMITS = Limits({"static_ratio": 0.9, "runtime_ratio": 0.5})
+
+
+def decoded(action, even=0.4, mode="centred"):
+    amounts = decode_action(
+        np.array(action, dtype=np.float32),
+        (GATES, CHANNELS),
+        even={"channels": even, "gates": 0.0},
+        limits=LIMITS,
+        mode=mode,
+    )
+    return amounts["channels"], amounts["gates"]
 
 
 @pytest.mark.parametrize(
@@ -22,23 +35,26 @@ LIMITS = Limits(static=0.9, runtime=0.5)
     ],
 )
 def test_an_action_by_hand(action, static, runtime):
-    decoded = decode_action(np.array(action, dtype=np.float32), even_ratio=0.4, limits=LIMITS, gated=True)
-    assert decoded == pytest.approx((static, runtime))
-
-
-def test_a_group_without_a_gate_gets_no_runtime_ratio():
-    action = np.array([1.0, 0.0], dtype=np.float32)
-    assert decode_action(action, even_ratio=0.4, limits=LIMITS, gated=False) == (0.4, 0.0)
+    assert decoded(action) == pytest.approx((static, runtime))
 
 
 def test_asking_for_more_than_an_even_ratio_beyond_the_limit_does_not_ask_for_less():
-    action = np.array([0.0, 1.0], dtype=np.float32)
-    assert decode_action(action, even_ratio=0.95, limits=LIMITS, gated=True)[0] == 0.95
+    assert decoded((0.0, 1.0), even=0.95)[0] == 0.95
 
 
 @pytest.mark.parametrize(
     ("wish", "static"), [(-1.0, 0.0), (0.0, 0.45), (0.5, 0.675), (1.0, 0.9), (-7.0, 0.0)]
 )
 def test_a_raw_action_is_the_ratio_itself_and_skips_nothing(wish, static):
-    action = np.array([1.0, wish], dtype=np.float32)
-    assert decode_raw_action(action, limits=LIMITS) == (pytest.approx(static), 0.0)
+    assert decoded((1.0, wish), mode="raw") == (pytest.approx(static), 0.0)
+
+
+@pytest.mark.parametrize(("wish", "bits"), [(-1.0, 32), (-0.5, 20), (0.0, 8), (0.5, 5), (1.0, 2), (7.0, 2)])
+def test_of_a_technique_whose_amounts_fall_with_compression(wish, bits):
+    """As of bits: 32 is neutral, 2 the limit; the even plan says 8."""
+
+    class Bits(CHANNELS):
+        name, key, neutral, limit = "bits", "bits", 32.0, 2.0
+
+    (found,) = decode_action(np.array([wish]), (Bits,), even={"bits": 8.0}, limits=Limits()).values()
+    assert found == pytest.approx(bits)

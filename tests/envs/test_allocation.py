@@ -6,7 +6,6 @@ from torch import nn
 
 from prunegym.envs.allocation import (
     ALLOCATIONS,
-    even_plan,
     evenly_gated,
     sensitivity_plan,
     static_plan,
@@ -14,10 +13,9 @@ from prunegym.envs.allocation import (
 )
 from prunegym.envs.budget import Budget, Limits
 from prunegym.envs.budget_projection import BudgetProjection
-from prunegym.pruning.apply import Method
 from prunegym.pruning.calibration.statistics import real_images
-from prunegym.pruning.cost import plan_widths
 from prunegym.pruning.errors import ImpossibleBudgetError, PlanError, UnknownNameError
+from prunegym.pruning.method import Method
 from prunegym.pruning.network import PrunableNetwork
 from tests.envs.conftest import labelled, make_small_env
 from tests.pruning.example_networks import EXAMPLES, Head, randomised, unit
@@ -65,7 +63,7 @@ def test_an_allocation_is_within_the_budget_as_counted_on_the_network_that_comes
 def test_the_uniform_allocation_is_what_actions_of_zero_make():
     env = wide_env(budget={"macs": 0.4})
     env.reset()
-    for _ in env.group_names:
+    for _ in env.site_names:
         *_, info = env.step(np.zeros(2, dtype=np.float32))
     assert env.problem.allocation("uniform") == info["episode_result"]["plan"]
 
@@ -109,7 +107,7 @@ def test_the_sensitivity_plan_spares_the_group_that_matters(monkeypatch):
     )
     projection = BudgetProjection(env.problem.network.cost, Budget({"macs": 0.5}), Limits())
     spared, uniform = (
-        plan(env.problem.network, projection).kept for plan in (sensitivity_plan, uniform_plan)
+        plan(env.problem.network, projection)["channels"] for plan in (sensitivity_plan, uniform_plan)
     )
     assert spared[0] < uniform[0]
     assert spared[1] >= WIDE[1] - 1 > uniform[1]  # the budget is used up to a unit
@@ -146,10 +144,10 @@ def kept_of(units, ratio):
 @pytest.mark.parametrize("static", [0.0, 0.1])
 def test_gates_with_one_ratio_meet_the_budget_and_one_unit_more_would_not(share, static):
     plan = evenly_gated(wide_network(), share, static_ratio=static, largest=0.9)
-    assert len(set(plan.decisions.values())) == 1
-    (decision,) = set(plan.decisions.values())
-    assert decision.static_ratio == static
-    ratio = decision.runtime_ratio
+    first, second = plan.decisions.values()
+    assert first == second
+    assert first["static_ratio"] == static
+    ratio = first["runtime_ratio"]
     kept = [kept_of(units, static) for units in WIDE]
 
     def left(ratio):
@@ -167,24 +165,24 @@ def test_only_groups_that_take_a_gate_get_a_runtime_ratio():
     network = prunable_network("residual")
     plan = evenly_gated(network, 0.8, static_ratio=0.1, largest=0.9)
     for group in network.graph.prunable:
-        assert plan[group.name].static_ratio == 0.1
-        assert (plan[group.name].runtime_ratio > 0) == (group.ungated is None)
+        assert plan[group.name]["static_ratio"] == 0.1
+        assert (plan[group.name].get("runtime_ratio", 0.0) > 0) == (group.ungated is None)
 
 
 def test_static_ratios_that_do_by_themselves_need_no_gates():
     network = wide_network()
     plan = evenly_gated(network, 0.5, static_ratio=0.5, largest=0.9)
-    widths = plan_widths(network.graph, plan)
-    assert widths.executed.tolist() == widths.kept.tolist() == [12, 10]
+    levels = network.space.levels(plan)
+    assert levels["gates"].tolist() == levels["channels"].tolist() == [12, 10]
 
 
 def test_units_are_rounded_as_the_networks_method_says():
     network = wide_network(round_to=8)
     plan = evenly_gated(network, 0.45, static_ratio=0.3, largest=0.9)
-    assert plan_widths(network.graph, plan, round_to=8).kept.tolist() == [16, 16]
-    executed = plan_widths(network.graph, plan, round_to=8).executed.tolist()
+    assert network.space.levels(plan)["channels"].tolist() == [16, 16]
+    executed = network.space.levels(plan)["gates"].tolist()
     assert wide_gated_macs((16, 16), executed) <= 0.45 * wide_macs(*WIDE)
-    ratio = plan["0.0"].runtime_ratio - 1e-3
+    ratio = plan["0.0"]["runtime_ratio"] - 1e-3
     assert wide_gated_macs((16, 16), [kept_of(16, ratio)] * 2) > 0.45 * wide_macs(*WIDE)
 
 
@@ -205,18 +203,22 @@ def test_a_budget_that_gates_cannot_meet_is_refused_in_one_line_with_what_they_c
     evenly_gated(network, named, static_ratio=0.0, largest=0.5)  # and it can be asked for
 
 
-def test_an_even_plan_has_the_same_ratios_for_all_and_gates_only_where_there_can_be_some():
-    graph = prunable_network("residual").graph
-    plan = even_plan(graph, 0.25, 0.5)
-    assert {group.name for group in graph.prunable} == set(plan.decisions)
-    for group in graph.prunable:
-        decision = plan[group.name]
-        assert (decision.static_ratio, decision.runtime_ratio) == (0.25, 0.0 if group.ungated else 0.5)
-    assert {one.runtime_ratio for one in even_plan(graph, 0.25).decisions.values()} == {0.0}
+def test_an_even_plan_has_the_same_amounts_for_all_and_gates_only_where_there_can_be_some():
+    space = prunable_network("residual").space
+    plan = space.even_plan({"channels": 0.25, "gates": 0.5})
+    assert [site.name for site in space.sites] == list(plan.decisions)
+    for site in space.sites:
+        gate = {} if site.group.ungated else {"runtime_ratio": 0.5}
+        assert plan[site.name] == {"static_ratio": 0.25, **gate}
+    static = space.even_plan({"channels": 0.25})
+    assert {one.get("runtime_ratio", 0.0) for one in static.decisions.values()} == {0.0}
 
 
 def test_a_static_plan_is_the_uniform_one_within_the_budget_without_gates():
-    network, env = wide_network(), wide_env(budget={"macs": 0.4}, limits=Limits(0.9, 0.0))
+    network, env = (
+        wide_network(),
+        wide_env(budget={"macs": 0.4}, limits=Limits({"static_ratio": 0.9, "runtime_ratio": 0.0})),
+    )
     plan = static_plan(network, 0.4, max_static_ratio=0.9)
     assert plan.to_dict() == env.problem.allocation("uniform")
     with pytest.raises(ImpossibleBudgetError):

@@ -9,61 +9,68 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunegym.envs.budget import Budget, BudgetRange, Limits, parse_budget
-from prunegym.envs.budget_projection import BudgetProjection, kept_counts, rounded_up, smallest_shares
-from prunegym.pruning.cost import CostModel, Widths
+from prunegym.envs.budget_projection import BudgetProjection, rounded_up, smallest_shares
+from prunegym.pruning.cost import CostModel
+from prunegym.pruning.decisions import DecisionSpace
 from prunegym.pruning.errors import BudgetError, ImpossibleBudgetError
 from prunegym.pruning.graph import find_groups
+from prunegym.pruning.method import Method
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.plan import kept_units
+from prunegym.pruning.technique import Subject
 from tests.pruning.oracles import example
+from tests.pruning.plans import levels_of
 
 NETWORKS = ("projected", "plain", "concat", "flatten", "grouped", "bias-free")
-MEASURES = {"macs": CostModel.macs, "params": CostModel.params}
+MEASURES = ("macs", "params", "bytes")
 unit_shares = st.floats(0.0, 1.0)
 
 
 @cache
-def cost_of(name):
+def cost_of(name, round_to=1):
     model, graph, _ = example(name)
-    return CostModel(graph, model, shifts_bias=True), graph
+    return prices_of(model, graph, round_to), graph
+
+
+def prices_of(model, graph, round_to=1):
+    method = Method(compensation="least-squares", round_to=round_to)
+    return CostModel(DecisionSpace(Subject(model, graph, method)))
 
 
 @cache
-def digits_cost():
+def digits_cost(round_to=1):
     """Of a network whose groups are wide enough for a ratio to mean something."""
     network = resolve_network("digits_resnet")
     model = network.build().eval()
     graph = find_groups(model, network.input_shape)
-    return CostModel(graph, model), graph
+    return prices_of(model, graph, round_to), graph
 
 
 def play(projection, wishes):
     """Decide every group; wishes: (static or None for the even ratio, runtime) per group."""
-    kept, executed = [], []
+    levels = {name: of_sites.copy() for name, of_sites in projection.space.neutral.items()}
     for step, (static, runtime) in enumerate(wishes):
-        before = np.array(kept, dtype=np.int64), np.array(executed, dtype=np.int64)
-        even = projection.even_ratio(step, *before)
-        here = projection.project(
-            step,
-            *before,
-            static=even if static is None else static,
-            runtime=runtime,
-        )
-        kept.append(here[0])
-        executed.append(here[1])
-    return Widths(np.array(kept), np.array(executed))
+        even = projection.even(step, levels)["channels"]
+        wish = {"channels": even if static is None else static, "gates": runtime}
+        for name, level in projection.project(step, levels, wish).items():
+            levels[name][step] = level
+    return levels
 
 
-def budgets_within_reach(cost, shares, round_to=1):
-    smallest = smallest_shares(cost, Limits(), round_to=round_to)
+def even_ratio(projection):
+    return projection.even(0, projection.space.neutral)["channels"]
+
+
+def budgets_within_reach(cost, shares):
+    smallest = smallest_shares(cost, Limits())
     return {name: smallest[name] + share * (1 - smallest[name]) for name, share in shares.items()}
 
 
 def is_over(cost, budget, kept, executed):
-    widths = Widths(np.array(kept), np.array(executed))
+    levels = levels_of(kept, executed)
     return any(
-        price(cost, widths) > math.floor(budget[name] * price(cost, cost.dense) + 1e-6)
-        for name, price in MEASURES.items()
+        cost.price(name, levels) > math.floor(budget[name] * cost.price(name, cost.dense) + 1e-6)
+        for name in MEASURES
         if name in budget
     )
 
@@ -90,10 +97,10 @@ class Episode(NamedTuple):
 @st.composite
 def episodes(draw):
     network = draw(st.sampled_from(NETWORKS))
-    cost, graph = cost_of(network)
-    names = draw(st.sets(st.sampled_from(["macs", "params"]), min_size=1))
     round_to = draw(st.sampled_from([1, 1, 2, 3]))
-    budget = budgets_within_reach(cost, {name: draw(unit_shares) for name in sorted(names)}, round_to)
+    cost, graph = cost_of(network, round_to)
+    names = draw(st.sets(st.sampled_from(MEASURES), min_size=1))
+    budget = budgets_within_reach(cost, {name: draw(unit_shares) for name in sorted(names)})
     static, runtime = st.floats(0.0, 0.9) | st.none(), st.floats(0.0, 0.5)
     wishes = [(draw(static), 0.0 if group.ungated else draw(runtime)) for group in graph.prunable]
     return Episode(network, budget, round_to, wishes)
@@ -102,10 +109,10 @@ def episodes(draw):
 @settings(max_examples=200)
 @given(episodes())
 def test_a_finished_plan_is_never_above_a_budget_and_uses_the_binding_one_up(episode):
-    cost, graph = cost_of(episode.network)
-    projection = BudgetProjection(cost, Budget(episode.budget), Limits(), round_to=episode.round_to)
-    widths = play(projection, episode.wishes)
-    kept, executed = widths.kept.tolist(), widths.executed.tolist()
+    cost, graph = cost_of(episode.network, episode.round_to)
+    projection = BudgetProjection(cost, Budget(episode.budget), Limits())
+    levels = play(projection, episode.wishes)
+    kept, executed = levels["channels"].tolist(), levels["gates"].tolist()
     units = [group.units for group in graph.prunable]
     assert not is_over(cost, episode.budget, kept, executed)
     assert all(1 <= run <= stay <= most for run, stay, most in zip(executed, kept, units, strict=True))
@@ -118,11 +125,11 @@ def test_a_finished_plan_is_never_above_a_budget_and_uses_the_binding_one_up(epi
 
 
 @settings(max_examples=100)
-@given(st.sampled_from(NETWORKS), st.floats(0.0, 0.999), st.sampled_from(["macs", "params"]))
+@given(st.sampled_from(NETWORKS), st.floats(0.0, 0.999), st.sampled_from(MEASURES))
 def test_the_even_ratio_is_the_smallest_that_meets_the_budget(network, share, measure):
     cost, graph = cost_of(network)
     budget = budgets_within_reach(cost, {measure: share})
-    ratio = BudgetProjection(cost, Budget(budget), Limits()).even_ratio(0, np.array([]), np.array([]))
+    ratio = even_ratio(BudgetProjection(cost, Budget(budget), Limits()))
 
     def over_at(even):
         counts = [kept_units(group.units, even) for group in graph.prunable]
@@ -132,66 +139,56 @@ def test_the_even_ratio_is_the_smallest_that_meets_the_budget(network, share, me
     assert ratio == 0.0 or over_at(ratio - 1e-8)
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 2048), st.floats(0.0, 0.999)), min_size=1), st.sampled_from([1, 2, 8])
-)
-def test_counts_of_all_groups_are_those_of_each(groups, round_to):
-    units, ratios = np.array([one[0] for one in groups]), np.array([one[1] for one in groups])
-    each = [kept_units(count, ratio, round_to=round_to) for count, ratio in groups]
-    assert kept_counts(units, ratios, round_to).tolist() == each
-
-
 @settings(max_examples=50)
 @given(unit_shares)
 def test_even_wishes_make_the_uniform_plan(share):
     cost, graph = digits_cost()
     projection = BudgetProjection(cost, Budget(budgets_within_reach(cost, {"macs": share})), Limits())
-    ratio = projection.even_ratio(0, np.array([]), np.array([]))
-    widths = play(projection, [(None, 0.0)] * len(graph.prunable))
-    assert (widths.executed == widths.kept).all()
+    levels = play(projection, [(None, 0.0)] * len(graph.prunable))
+    assert (levels["gates"] == levels["channels"]).all()
     # the later groups make up for what rounding the earlier ones to whole units left over
-    np.testing.assert_allclose(widths.kept / projection.units, 1 - ratio, atol=0.1)
+    left = levels["channels"] / projection.space.neutral["channels"]
+    np.testing.assert_allclose(left, 1 - even_ratio(projection), atol=0.1)
 
 
 def test_a_budget_of_everything_leaves_the_network_whole():
     cost, graph = cost_of("projected")
     projection = BudgetProjection(cost, Budget({"macs": 1.0, "params": 1.0}), Limits())
-    widths = play(projection, [(0.9, 0.0)] * len(graph.prunable))
-    assert (widths.executed == cost.dense.kept).all()
+    levels = play(projection, [(0.9, 0.0)] * len(graph.prunable))
+    assert (levels["gates"] == cost.dense["channels"]).all()
 
 
 def test_of_two_budgets_the_tighter_one_sets_the_even_ratio_and_both_hold():
     cost, _ = cost_of("projected")
-    none = np.array([])
 
     def ratio(**shares):
-        return BudgetProjection(cost, Budget(shares), Limits()).even_ratio(0, none, none)
+        return even_ratio(BudgetProjection(cost, Budget(shares), Limits()))
 
     assert ratio(macs=0.3, params=0.9) == ratio(macs=0.3) > ratio(macs=0.9, params=0.9)
     assert ratio(macs=0.9, params=0.3) == ratio(params=0.3) > ratio(macs=0.9)
 
 
 def test_units_are_kept_in_multiples_where_asked():
-    cost, graph = digits_cost()
-    projection = BudgetProjection(cost, Budget({"macs": 0.6}), Limits(), round_to=8)
-    kept = play(projection, [(0.35, 0.0)] * len(graph.prunable)).kept
+    cost, graph = digits_cost(round_to=8)
+    projection = BudgetProjection(cost, Budget({"macs": 0.6}), Limits())
+    kept = play(projection, [(0.35, 0.0)] * len(graph.prunable))["channels"]
     assert (kept % 8 == 0).all()
     assert kept[0] == 8  # of 16, asked for 10.4
 
 
 @pytest.mark.parametrize("round_to", [1, 2])
-@pytest.mark.parametrize("measure", ["macs", "params"])
+@pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_an_impossible_budget_names_the_smallest_share_which_is_reachable(network, measure, round_to):
-    cost, _ = cost_of(network)
+    cost, _ = cost_of(network, round_to)
     with pytest.raises(ImpossibleBudgetError, match=f"{measure}=0.0001 cannot be reached") as caught:
-        BudgetProjection(cost, Budget({measure: 0.0001}), Limits(), round_to=round_to)
+        BudgetProjection(cost, Budget({measure: 0.0001}), Limits())
     assert "\n" not in str(caught.value)
     named = float(re.search(r"smallest is ([\d.]+)", str(caught.value))[1])
-    projection = BudgetProjection(cost, Budget({measure: named}), Limits(), round_to=round_to)
-    assert projection.even_ratio(0, np.array([]), np.array([])) <= 0.9
+    projection = BudgetProjection(cost, Budget({measure: named}), Limits())
+    assert even_ratio(projection) <= 0.9
     with pytest.raises(ImpossibleBudgetError):
-        BudgetProjection(cost, Budget({measure: named - 0.0002}), Limits(), round_to=round_to)
+        BudgetProjection(cost, Budget({measure: named - 0.0002}), Limits())
 
 
 def test_a_share_is_rounded_up():
@@ -261,7 +258,13 @@ def test_a_malformed_budget_is_refused_in_one_line(texts, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("limits", [(1.0, 0.5), (0.9, 1.0), (-0.1, 0.5), (math.nan, 0.5)])
-def test_limits_must_be_shares_below_one(limits):
-    with pytest.raises(BudgetError, match=r"must lie in \[0, 1\)"):
-        Limits(*limits)
+@pytest.mark.parametrize("key", ["static_ratio", "runtime_ratio"])
+@pytest.mark.parametrize("limit", [1.0, -0.1, math.nan])
+def test_limits_must_be_shares_below_one(key, limit):
+    with pytest.raises(BudgetError, match=rf"the limit: {key} must lie in \[0, 1\)"):
+        Limits({key: limit})
+
+
+def test_a_limit_of_no_technique_is_refused_with_the_nearest():
+    with pytest.raises(BudgetError, match=r"no technique decides 'static'. Did you mean 'static_ratio'"):
+        Limits({"static": 0.5})

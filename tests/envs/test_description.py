@@ -3,6 +3,7 @@ import pytest
 from prunegym.envs import Limits
 from prunegym.envs.description import describe
 from prunegym.pruning.errors import PruningError
+from prunegym.pruning.method import Method
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import counted_macs
 
@@ -19,7 +20,7 @@ def test_groups_and_reachable_budgets_are_plain_data(network):
     found = describe(model, images.shape[1:])
     assert found["macs"] == counted_macs(model, images[0])
     assert set(found["groups"][0]) == {"name", "units", "layers", "macs_share", "frozen", "ungated"}
-    assert list(found["budgets"]) == ["macs", "params"]
+    assert list(found["budgets"]) == ["macs", "params", "bytes", "bops"]
     assert all(0 < low < high == 1 for low, high in found["budgets"].values())
 
 
@@ -39,6 +40,10 @@ def test_limits_decide_what_can_be_reached(network):
     def smallest(**settings):
         return describe(model, images.shape[1:], **settings)["budgets"]["macs"][0]
 
-    assert smallest() < smallest(limits=Limits(static=0.5)) < smallest(limits=Limits(static=0.2))
+    assert (
+        smallest()
+        < smallest(limits=Limits({"static_ratio": 0.5}))
+        < smallest(limits=Limits({"static_ratio": 0.2}))
+    )
     with pytest.raises(PruningError, match="compensation"):
-        smallest(compensation="least-square")
+        smallest(method=Method(compensation="least-square"))

@@ -10,12 +10,11 @@ from gymnasium.vector import AutoresetMode
 
 import prunegym.envs.input_pruning
 from prunegym.envs import InputPruningVectorEnv
-from prunegym.pruning.cost import CostModel
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.per_input import FEATURES
-from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
+from tests.pruning.plans import cost_of
 from tests.pruning.runtime.test_gates import compressed
 from tests.pruning.runtime.test_outcomes import share_of
 from tests.pruning.runtime.test_per_input import LARGEST, telling_apart
@@ -33,7 +32,7 @@ def without_gradients():
 def deciding():
     """(a network that decides for each input, what decides)"""
     found, (model, graph, _) = compressed(NAME, 0.0, 0.4), example(NAME)
-    prices = InputPrices.from_cost(CostModel(graph, model), found.widths)
+    prices = cost_of(model, graph).input_prices(found.levels)
     ratios, _ = telling_apart(found.model, IMAGES, prices=prices)
     return found.model, ratios
 

@@ -10,17 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunegym.envs.allocation import ALLOCATIONS
-from prunegym.envs.budget import Budget, BudgetRange, Limits, leading_measure, priced
+from prunegym.envs.budget import Budget, Limits
 from prunegym.envs.budget_projection import BudgetProjection, smallest_shares
-from prunegym.envs.observation import LayerObservation
-from prunegym.pruning.cost import CostModel, Widths
+from prunegym.pruning.cost import CostModel
 from prunegym.pruning.errors import BudgetError, ImpossibleBudgetError
 from prunegym.pruning.latency import LatencyPrices
 from prunegym.pruning.latency.layers import layer_grids
 from prunegym.pruning.latency.measuring import measure_table
-from tests.envs.conftest import make_small_env
+from prunegym.pruning.method import Method
+from tests.envs.conftest import features_of, make_small_env
 from tests.pruning.latency.devices import additive, noisy
 from tests.pruning.oracles import example
+from tests.pruning.plans import levels_of, space_of
 
 NETWORKS = ("projected", "plain", "concat", "flatten", "grouped", "depthwise")
 
@@ -32,9 +33,10 @@ def table_of(name, device=additive):
 
 
 @cache
-def noisy_cost(name):
+def noisy_cost(name, round_to=1):
     model, graph, _ = example(name)
-    return CostModel(graph, model, latency=LatencyPrices(graph, table_of(name, noisy()))), graph
+    space = space_of(model, graph, Method(round_to=round_to))
+    return CostModel(space, latency=LatencyPrices(graph, table_of(name, noisy()))), graph
 
 
 def timed_env(name="residual", **settings):
@@ -44,27 +46,30 @@ def timed_env(name="residual", **settings):
 @settings(max_examples=100)
 @given(st.sampled_from(NETWORKS), st.floats(0.0, 1.0), st.sampled_from([1, 1, 2, 4]), st.data())
 def test_a_finished_plan_is_never_above_the_budget_and_uses_it_up(network, place, round_to, data):
-    cost, graph = noisy_cost(network)
-    smallest = smallest_shares(cost, Limits(), round_to=round_to)["latency"]
+    cost, graph = noisy_cost(network, round_to)
+    smallest = smallest_shares(cost, Limits())["latency"]
     share = smallest + place * (1 - smallest)
-    projection = BudgetProjection(cost, Budget({"latency": share}), Limits(), round_to=round_to)
-    kept = projection.complete(lambda step, even: data.draw(st.floats(0.0, 0.9))).kept.tolist()
-    most = math.floor(share * cost.latency(cost.dense) + 1e-6)
+    projection = BudgetProjection(cost, Budget({"latency": share}), Limits())
+    wish = lambda step, even: {"channels": data.draw(st.floats(0.0, 0.9))}  # noqa: E731
+    kept = projection.complete(wish)["channels"].tolist()
+    most = math.floor(share * cost.price("latency", cost.dense) + 1e-6)
     units = [group.units for group in graph.prunable]
-    assert cost.latency(Widths(np.array(kept), np.array(kept))) <= most
+    assert cost.price("latency", levels_of(kept)) <= most
     assert all(stay == whole or stay % round_to == 0 for stay, whole in zip(kept, units, strict=True))
     pruned = [place for place, stay in enumerate(kept) if stay < units[place]]
     if pruned:  # the groups after the last of these are whole: only it could make up for what is left
         last = pruned[-1]
         kept[last] = min(units[last], (kept[last] // round_to + 1) * round_to)
-        assert cost.latency(Widths(np.array(kept), np.array(kept))) > most
+        assert cost.price("latency", levels_of(kept)) > most
 
 
 def test_latency_has_no_price_and_no_reachable_budget_before_there_is_a_table():
     model, graph, _ = example("residual")
-    cost = CostModel(graph, model)
-    assert list(priced(cost)) == list(smallest_shares(cost, Limits())) == ["macs", "params"]
-    with pytest.raises(BudgetError, match="table"):
+    cost = CostModel(space_of(model, graph))
+    assert list(smallest_shares(cost, Limits())) == ["macs", "params", "bytes", "bops"]
+    with pytest.raises(
+        BudgetError, match=r"budget latency: it has no price here; measure .* `prunegym latency`"
+    ):
         BudgetProjection(cost, Budget({"latency": 0.5}), Limits())
 
 
@@ -94,35 +99,31 @@ def test_episodes_keep_to_a_latency_budget_without_gates():
         _, _, done, _, info = env.step(np.ones(2, dtype=np.float32))
     plan = info["episode_result"]["plan"]
     assert env.problem.shares(plan)["latency"] <= 0.6
-    assert all(decision["runtime_ratio"] == 0 for decision in plan.values())
+    assert all(decision.get("runtime_ratio", 0.0) == 0 for decision in plan.values())
 
 
 def test_gates_come_back_with_another_budget():
     env = timed_env()
-    assert not any(env.gated)
+    gates = env.techniques.index("gates")
+    assert not env.admitted[:, gates].any()
     env.set_budget(Budget({"macs": 0.6}))
-    assert env.gated == make_small_env("residual").gated
-    assert any(env.gated)
+    assert (env.admitted == make_small_env("residual").admitted).all()
+    assert env.admitted[:, gates].any()
 
 
 @pytest.mark.usefixtures("features_alone")
-def test_shares_of_latency_are_seen_where_the_budget_names_it():
+def test_shares_of_latency_are_seen_once_it_has_a_price():
     env = timed_env()
-    seen = LayerObservation(*env.reset(seed=0)[0].tolist())
-    cost = env.problem.network.cost
-    saved = cost.vanishing_shares(CostModel.latency)
-    assert seen.macs_budget == pytest.approx(0.6)
-    assert seen.macs_share**2 == pytest.approx(saved[0], rel=1e-5)
-    assert seen.macs_to_come == pytest.approx(min(1.0, saved.sum()), rel=1e-5)
-    assert seen.macs_now == 1.0
-    by_macs = LayerObservation(*make_small_env("residual").reset(seed=0)[0].tolist())
-    assert seen.macs_share != by_macs.macs_share
-
-
-def test_the_budget_says_what_leads():
-    assert leading_measure(Budget({"macs": 0.5, "latency": 0.7})) == "latency"
-    assert leading_measure(BudgetRange(Budget({"latency": 0.5}), Budget({"latency": 0.7}))) == "latency"
-    assert leading_measure(Budget({"params": 0.5})) == "macs"
+    seen = features_of(env, env.reset(seed=0)[0])
+    saved = env.problem.network.cost.vanishing_shares("latency")
+    assert (seen.budget_latency, seen.budget_macs) == (pytest.approx(0.6), 1.0)
+    assert seen.share_latency**2 == pytest.approx(saved[0], rel=1e-5)
+    assert seen.to_come_latency == pytest.approx(min(1.0, saved.sum()), rel=1e-5)
+    assert seen.now_latency == 1.0
+    without = make_small_env("residual")
+    by_macs = features_of(without, without.reset(seed=0)[0])
+    assert (by_macs.share_latency, by_macs.now_latency, by_macs.to_come_latency) == (0.0, 0.0, 0.0)
+    assert by_macs.share_macs == seen.share_macs != seen.share_latency
 
 
 def test_without_a_table_that_of_the_device_is_measured_or_read(monkeypatch):
@@ -135,6 +136,6 @@ def test_without_a_table_that_of_the_device_is_measured_or_read(monkeypatch):
     monkeypatch.setattr("prunegym.pruning.network.latency_table", found)
     env = timed_env(latency=None, protect=["a.0"])
     assert len(asked) == 1
-    assert len(asked[0]) > len(env.group_names)  # a table serves whatever patterns leave
+    assert len(asked[0]) > len(env.site_names)  # a table serves whatever patterns leave
     env.set_budget(Budget({"latency": 0.9}))
     assert len(asked) == 1

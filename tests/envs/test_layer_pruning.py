@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
 import prunegym  # noqa: F401  (registers the environments)
-from prunegym.envs import Budget, BudgetRange, LayerObservation, Limits, make_env
-from prunegym.pruning.apply import Method
-from prunegym.pruning.cost import plan_widths
+from prunegym.envs import Budget, BudgetRange, Limits, make_env
 from prunegym.pruning.errors import (
     BudgetError,
     DataError,
@@ -24,8 +22,9 @@ from prunegym.pruning.errors import (
     UnknownNameError,
     WeightsError,
 )
-from prunegym.pruning.plan import PruningPlan
-from tests.envs.conftest import labelled, loader, make_small_env
+from prunegym.pruning.method import Method
+from prunegym.pruning.plan import CompressionPlan
+from tests.envs.conftest import features_of, labelled, loader, make_small_env
 from tests.pruning.oracles import assert_untouched, counted_macs, counted_params, snapshot
 
 ZERO = np.zeros(2, dtype=np.float32)
@@ -43,7 +42,7 @@ def play(env, actions):
 
 
 def random_actions(env, seed=0):
-    return np.random.default_rng(seed).uniform(-1, 1, (len(env.group_names), 2)).astype(np.float32)
+    return np.random.default_rng(seed).uniform(-1, 1, (len(env.site_names), 2)).astype(np.float32)
 
 
 def result_of(env, actions):
@@ -102,7 +101,7 @@ def test_only_the_last_step_is_rewarded_and_terminates(small_env):
     assert rewards[:-1] == [0.0] * (len(rewards) - 1)
     assert rewards[-1] == infos[-1]["episode_result"]["reward"]["total"] > 0.0
     assert flags == (True, False)
-    assert [info["group"] for info in infos] == list(env.group_names)
+    assert [info["site"] for info in infos] == list(env.site_names)
     assert all("episode_result" not in info for info in infos[:-1])
 
 
@@ -136,7 +135,7 @@ def test_plans_that_differ_in_what_they_skip_only_are_different_plans(small_env)
     little, much = (result_of(env, [(skip, 0.0)] * 2) for skip in (0.5, 1.0))
     static = [[one["static_ratio"] for one in found["plan"].values()] for found in (little, much)]
     assert static[0] == static[1]
-    assert little["macs"] > much["macs"]
+    assert little["shares"]["macs"] > much["shares"]["macs"]
     assert little["reward"] != much["reward"]
 
 
@@ -160,15 +159,15 @@ def test_the_dense_network_is_never_changed():
 def test_a_plan_says_what_was_priced_and_costs_what_was_promised(network, seed, budget):
     env = make_small_env(network, budget=budget)
     result = result_of(env, random_actions(env, seed))
-    assert all(result[name] <= share for name, share in budget.items())
-    widths = plan_widths(env.problem.network.graph, PruningPlan.from_dict(result["plan"]))
-    cost = env.problem.network.cost
-    assert cost.macs(widths) / cost.macs(cost.dense) == result["macs"]
+    assert all(result["shares"][name] <= share for name, share in budget.items())
+    priced = env.problem.network
+    levels = priced.space.levels(CompressionPlan(result["plan"]))
+    assert priced.cost.shares(levels) == result["shares"]
     model, images, _ = labelled(network)
     small = env.problem.apply(result["plan"])
-    assert counted_params(small) / counted_params(model) == result["params"]
-    if not any(one["runtime_ratio"] for one in result["plan"].values()):
-        assert counted_macs(small, images[0]) / counted_macs(model, images[0]) == result["macs"]
+    assert counted_params(small) / counted_params(model) == result["shares"]["params"]
+    if not any(one.get("runtime_ratio", 0.0) for one in result["plan"].values()):
+        assert counted_macs(small, images[0]) / counted_macs(model, images[0]) == result["shares"]["macs"]
 
 
 @pytest.mark.parametrize("round_to", [2, 4, 8])
@@ -177,20 +176,20 @@ def test_a_plan_in_multiples_comes_to_the_same_units_when_it_is_carried_out(smal
     for seed in range(5):
         result = result_of(env, random_actions(env, seed))
         network = env.problem.network
-        widths = plan_widths(network.graph, PruningPlan.from_dict(result["plan"]), round_to=round_to)
-        assert network.cost.params(widths) / network.cost.params(network.cost.dense) == result["params"]
+        levels = network.space.levels(CompressionPlan(result["plan"]))
+        assert network.cost.shares(levels)["params"] == result["shares"]["params"]
         assert all(
             kept % round_to == 0 or kept == group.units
-            for kept, group in zip(widths.kept, network.graph.prunable, strict=True)
+            for kept, group in zip(levels["channels"], network.graph.prunable, strict=True)
         )
 
 
 def test_macs_are_those_counted_where_nothing_is_gated(small_env):
     env = small_env("projected")
-    result = result_of(env, [ZERO] * len(env.group_names))
+    result = result_of(env, [ZERO] * len(env.site_names))
     model, images, _ = labelled("projected")
     small = env.problem.apply(result["plan"])
-    assert counted_macs(small, images[0]) / counted_macs(model, images[0]) == result["macs"] <= 0.5
+    assert counted_macs(small, images[0]) / counted_macs(model, images[0]) == result["shares"]["macs"] <= 0.5
 
 
 def test_accuracy_and_reward_are_those_of_the_network_that_comes_out(small_env):
@@ -230,18 +229,18 @@ def test_a_changed_budget_binds_from_then_on(small_env):
     env.reset()
     env.step(ZERO)
     env.set_budget(Budget({"macs": 0.3}))  # begins an episode
-    for _ in env.group_names:
+    for _ in env.site_names:
         _, _, terminated, _, info = env.step(ZERO)
     assert terminated
-    assert 0.15 < info["episode_result"]["macs"] <= 0.3
+    assert 0.15 < info["episode_result"]["shares"]["macs"] <= 0.3
 
 
 def test_an_impossible_change_of_budget_leaves_the_environment_as_it_was(small_env):
     env = small_env()
-    before = result_of(env, [ZERO] * len(env.group_names))
+    before = result_of(env, [ZERO] * len(env.site_names))
     with pytest.raises(ImpossibleBudgetError):
         env.set_budget(Budget({"macs": 0.001}))
-    assert result_of(env, [ZERO] * len(env.group_names)) == before
+    assert result_of(env, [ZERO] * len(env.site_names)) == before
 
 
 def test_a_loader_that_shuffles_scores_like_a_list():
@@ -258,28 +257,30 @@ def test_a_loader_that_shuffles_scores_like_a_list():
 @pytest.mark.parametrize("network", ["one-channel", "mlp", "conv1d", "conv3d"])
 def test_images_of_other_shapes_work(small_env, network):
     env = small_env(network, budget={"macs": 0.8})
-    assert result_of(env, random_actions(env))["macs"] <= 0.8
+    assert result_of(env, random_actions(env))["shares"]["macs"] <= 0.8
 
 
 def test_frozen_layers_are_no_steps(small_env):
-    assert small_env("plain").group_names == ("0.0", "1.0")
-    assert small_env("plain", protect=["1.*"], budget={"macs": 0.8}).group_names == ("0.0",)
-    assert small_env("plain", only=["1.*"], budget={"macs": 0.8}).group_names == ("1.0",)
+    assert small_env("plain").site_names == ("0.0", "1.0")
+    assert small_env("plain", protect=["1.*"], budget={"macs": 0.8}).site_names == ("0.0",)
+    assert small_env("plain", only=["1.*"], budget={"macs": 0.8}).site_names == ("1.0",)
 
 
 def test_no_group_is_pruned_beyond_the_limits(small_env):
-    env = small_env("projected", limits=Limits(static=0.5, runtime=0.0), budget={"macs": 0.6})
-    plan = result_of(env, [(1.0, 1.0)] * len(env.group_names))["plan"]
-    assert all(one["static_ratio"] <= 0.5 and one["runtime_ratio"] == 0.0 for one in plan.values())
+    env = small_env(
+        "projected", limits=Limits({"static_ratio": 0.5, "runtime_ratio": 0.0}), budget={"macs": 0.6}
+    )
+    plan = result_of(env, [(1.0, 1.0)] * len(env.site_names))["plan"]
+    assert all(one["static_ratio"] <= 0.5 and one.get("runtime_ratio", 0.0) == 0.0 for one in plan.values())
 
 
 def test_the_decisions_so_far_are_rendered_as_text(small_env):
     env = small_env("plain", render_mode="ansi", budget={"macs": 0.5})
     env.reset()
-    assert env.render().split() == ["group", "static", "runtime"]
+    assert env.render().split() == ["site", "runtime_ratio", "static_ratio"]
     env.step(np.array([0.0, 1.0], dtype=np.float32))
     # with 2 of 6 the budget is not used up
-    assert env.render().splitlines()[1].split() == ["0.0", "50.0%", "0.0%"]
+    assert env.render().splitlines()[1].split() == ["0.0", "0.0", "0.5"]
     assert small_env("plain").render() is None
 
 
@@ -289,7 +290,7 @@ def test_the_decisions_so_far_are_rendered_as_text(small_env):
         ({"budget": {"macs": 0.001}}, ImpossibleBudgetError, "cannot be reached: the smallest is"),
         ({"budget": {"flops": 0.5}}, BudgetError, "no budget named 'flops'"),
         ({"protect": ["stemm.*"]}, UnknownNameError, "Did you mean 'stem.*'?"),
-        ({"protect": ["*"]}, PlanError, "no channel group may be pruned: .*protected by --protect"),
+        ({"protect": ["*"]}, PlanError, "there is nothing to decide: .*protected by --protect"),
         ({"method": Method(criterion="l3")}, UnknownNameError, "no criterion named 'l3'"),
         ({"method": Method(compensation="last-squares")}, UnknownNameError, "'least-squares'"),
         ({"calibration": []}, DataError, "no calibration image"),
@@ -320,7 +321,7 @@ def test_images_that_are_not_finite_are_refused():
 
 def test_a_step_after_the_end_asks_for_a_reset(small_env):
     env = small_env()
-    result_of(env, [ZERO] * len(env.group_names))
+    result_of(env, [ZERO] * len(env.site_names))
     with pytest.raises(gym.error.ResetNeeded, match="reset"):
         env.step(ZERO)
 
@@ -338,13 +339,13 @@ def test_a_raw_ratio_is_the_same_whatever_the_budget_while_there_is_room(small_e
 def test_raw_actions_never_end_above_the_budget(network, seed):
     env = make_small_env(network, actions="raw", budget={"macs": 0.5})
     result = result_of(env, random_actions(env, seed))
-    assert result["macs"] <= 0.5
-    assert not any(one["runtime_ratio"] for one in result["plan"].values())
+    assert result["shares"]["macs"] <= 0.5
+    assert not any(one.get("runtime_ratio", 0.0) for one in result["plan"].values())
 
 
 def test_raw_actions_may_end_below_the_budget_which_centred_ones_use_up(small_env):
     most = {
-        mode: result_of(env, [(0.0, 1.0)] * len(env.group_names))["macs"]
+        mode: result_of(env, [(0.0, 1.0)] * len(env.site_names))["shares"]["macs"]
         for mode in ("raw", "centred")
         for env in [small_env("projected", actions=mode, budget={"macs": 0.7})]
     }
@@ -354,17 +355,19 @@ def test_raw_actions_may_end_below_the_budget_which_centred_ones_use_up(small_en
 
 def test_a_wall_keeps_raw_actions_that_prune_nothing_within_the_budget(small_env):
     env = small_env("projected", actions="raw", budget={"macs": 0.5})
-    result = result_of(env, [(0.0, -1.0)] * len(env.group_names))
-    assert 0.4 < result["macs"] <= 0.5
+    result = result_of(env, [(0.0, -1.0)] * len(env.site_names))
+    assert 0.4 < result["shares"]["macs"] <= 0.5
     static = [one["static_ratio"] for one in result["plan"].values()]
     assert static[0] == 0.0  # the later groups pay for it
     assert max(static) > 0.5
 
 
 def test_where_a_runtime_action_has_an_effect_is_known(small_env):
-    assert small_env("residual").gated == (False, True)
-    assert small_env("residual", limits=Limits(runtime=0.0)).gated == (False, False)
-    assert small_env("residual", actions="raw").gated == (False, False)
+    assert small_env("residual").admitted.tolist() == [[False, True], [True, True]]
+    assert (
+        small_env("residual", limits=Limits({"runtime_ratio": 0.0})).admitted.tolist() == [[False, True]] * 2
+    )
+    assert small_env("residual", actions="raw").admitted.tolist() == [[False, True]] * 2
 
 
 @pytest.mark.usefixtures("features_alone")
@@ -373,10 +376,10 @@ def test_each_episode_of_a_range_keeps_to_the_budget_it_draws_and_a_seed_repeats
         found = []
         for number in range(12):
             observation, _ = env.reset(seed=None if number else seed)
-            drawn = LayerObservation(*observation).macs_budget
-            for _ in env.group_names:
+            drawn = features_of(env, observation).budget_macs
+            for _ in env.site_names:
                 *_, info = env.step(ZERO)
-            assert drawn - 0.1 < info["episode_result"]["macs"] <= drawn + 1e-6
+            assert drawn - 0.1 < info["episode_result"]["shares"]["macs"] <= drawn + 1e-6
             found.append(round(float(drawn), 6))
         return found
 
@@ -398,7 +401,7 @@ def test_a_plan_is_evaluated_as_it_is_carried_out(small_env, round_to):
     result = env.problem.evaluate(plan)
     assert result["plan"]["layer3.0.conv1"]["static_ratio"] == pytest.approx(0.4 if round_to == 1 else 0.2)
     model, _, _ = labelled("projected")
-    assert counted_params(env.problem.apply(plan)) / counted_params(model) == result["params"] < 1.0
+    assert counted_params(env.problem.apply(plan)) / counted_params(model) == result["shares"]["params"] < 1.0
     assert env.problem.evaluate(result["plan"]) == result
 
 
@@ -407,14 +410,14 @@ def test_evaluating_a_plan_is_an_episode_that_ends_with_it(small_env):
     result = result_of(env, random_actions(env))
     del result["reward"]["expected"]  # before it was carried out, which here it is at once
     assert small_env("projected").problem.evaluate(result["plan"]) == result
-    with pytest.raises(UnknownNameError, match="no channel group named 'conv7'"):
+    with pytest.raises(UnknownNameError, match="no site named 'conv7'"):
         env.problem.evaluate({"conv7": {"static_ratio": 0.5}})
 
 
 @pytest.mark.usefixtures("features_alone")
 def test_what_is_known_of_each_group_is_plain_data(small_env):
     env = small_env("plain")
-    facts = env.problem.group_summary()
+    facts = env.problem.site_summary()
     assert json.loads(json.dumps(facts)) == facts
     macs = [9 * 3 * 6 * 36, 9 * 6 * 8 * 9, 8 * 5]
     params = [9 * 3 * 6 + 12, 9 * 6 * 8 + 16, 8 * 5 + 5]
@@ -425,9 +428,9 @@ def test_what_is_known_of_each_group_is_plain_data(small_env):
     assert [one["params_share"] for one in facts] == pytest.approx(
         [(params[0] + 9 * 6 * 8) / sum(params), (params[1] + 8 * 5) / sum(params)]
     )
-    seen = LayerObservation(*env.reset()[0])
+    seen = features_of(env, env.reset()[0])
     assert [math.sqrt(error) for error in facts[0]["errors"]] == pytest.approx(
-        [seen.error_25, seen.error_50, seen.error_75], rel=1e-6
+        [seen.static_ratio_error_25, seen.static_ratio_error_50, seen.static_ratio_error_75], rel=1e-6
     )
     assert math.sqrt(facts[0]["loo_gain"]) == pytest.approx(seen.loo_gain, rel=1e-6)
 
@@ -451,8 +454,8 @@ def test_a_score_function_is_what_an_episode_is_rewarded_by(small_env):
     count = len(asked)
     assert env.problem.evaluate(uniform["plan"]) == uniform
     assert len(asked) == count  # looked up
-    assert [0 <= fact["loo_gain"] <= 1 for fact in env.problem.group_summary()]
-    assert len(asked) == count + len(env.group_names)
+    assert [0 <= fact["loo_gain"] <= 1 for fact in env.problem.site_summary()]
+    assert len(asked) == count + len(env.site_names)
 
 
 @pytest.mark.parametrize("settings", [{"reward": None}, {"score": lambda model: 1.0}])
@@ -473,7 +476,7 @@ class TestImagined:
         real, imagined = result_of(env, actions), result_of(env.surrogate_env(predict), actions)
         assert asked == [(imagined["plan"], real["reward"]["expected"])]
         assert imagined["plan"] == real["plan"]
-        assert (imagined["macs"], imagined["params"]) == (real["macs"], real["params"])
+        assert imagined["shares"] == real["shares"]
         assert imagined["reward"]["reference"] == real["reward"]["reference"]
         assert imagined["reward"]["loss"] == pytest.approx(0.25 * real["reward"]["reference"])
         assert imagined["reward"]["total"] == pytest.approx(math.exp(-0.25))

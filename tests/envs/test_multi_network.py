@@ -65,11 +65,11 @@ def test_no_network_is_refused():
 
 def test_it_names_the_groups_of_all_by_network_and_says_how_many_there_are(pair):
     first, second = pair.envs.values()
-    assert len(first.group_names) != len(second.group_names)
+    assert len(first.site_names) != len(second.site_names)
     assert pair.networks == 2
-    assert pair.group_names == (
-        *(f"flatten/{group}" for group in first.group_names),
-        *(f"library/concat/{group}" for group in second.group_names),
+    assert pair.site_names == (
+        *(f"flatten/{group}" for group in first.site_names),
+        *(f"library/concat/{group}" for group in second.site_names),
     )
 
 
@@ -80,7 +80,7 @@ def test_turns_alternate_and_each_is_an_episode_of_its_network_alone(pair):
         own_observations, own_rewards, own_infos = play(make_small_env(alone), wish=0.3)
         np.testing.assert_array_equal(observations, own_observations)
         assert rewards == own_rewards
-        assert [info["group"] for info in infos] == [f"{name}/{info['group']}" for info in own_infos]
+        assert [info["site"] for info in infos] == [f"{name}/{info['site']}" for info in own_infos]
         result, own = infos[-1]["episode_result"], own_infos[-1]["episode_result"]
         assert result["plan"] == {f"{name}/{group}": one for group, one in own["plan"].items()}
         assert {**result, "plan": None} == {**own, "plan": None}
@@ -119,7 +119,7 @@ def test_what_is_remembered_reaches_its_network(make, monkeypatch):
     assert results == before
     monkeypatch.setattr("prunegym.envs.objectives.predictions", None)  # another evaluation would call it
     assert [play(other, wish=0.4, seed=0)[2][-1], play(other, wish=0.4)[2][-1]] == [
-        {"group": list(result["plan"])[-1], "episode_result": result} for result in results
+        {"site": list(result["plan"])[-1], "episode_result": result} for result in results
     ]
 
 
@@ -181,6 +181,6 @@ def test_imagined_episodes_take_turns_and_predict_by_full_names(pair):
     for turn in range(3):
         infos = play(twin, wish=0.3, **({} if turn else {"seed": 0}))[2]
         real = play(pair, wish=0.3, **({} if turn else {"seed": 0}))[2]
-        assert [info["group"] for info in infos] == [info["group"] for info in real]
+        assert [info["site"] for info in infos] == [info["site"] for info in real]
         assert infos[-1]["episode_result"]["plan"] == real[-1]["episode_result"]["plan"] == asked[-1]
         assert infos[-1]["episode_result"]["reward"]["total"] == pytest.approx(np.exp(-0.1))

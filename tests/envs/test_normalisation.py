@@ -1,14 +1,18 @@
 """What agents see: features as standard scores over an episode of uniform pruning."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from prunegym.envs import Budget, BudgetRange, LayerObservation
+from prunegym.envs import Budget, BudgetRange
 from prunegym.envs.normalisation import MIN_SCORE_STD, ObservationNormalizer
-from prunegym.envs.observation import CONTEXT
+from prunegym.envs.observation import context_features, observation_names
+from prunegym.pruning.techniques import TECHNIQUES
 from tests.envs.conftest import make_small_env
 
-FIELDS = LayerObservation._fields
+FIELDS = observation_names([TECHNIQUES["gates"], TECHNIQUES["channels"]])
+CONTEXT = [name for name, same in zip(FIELDS, context_features(FIELDS), strict=True) if same]
 
 
 def features(**named):
@@ -20,24 +24,24 @@ def features(**named):
 
 
 def seen(scores, row):
-    return LayerObservation(*scores.normalize(row))
+    return SimpleNamespace(**dict(zip(FIELDS, scores.normalize(row).tolist(), strict=True)))
 
 
 def test_scores_are_deviations_from_the_mean_clipped_at_one():
-    usual = features(depth=[0.1, 0.3], units=[0.5, 0.5 + MIN_SCORE_STD], kernel=[0.0, 1.0])
-    scores = ObservationNormalizer(usual)  # means 0.2, 0.51, 0.5; deviations 0.1, too little, 0.5
-    (row,) = features(depth=[0.25], units=[0.61], kernel=[0.0])
+    usual = features(place=[0.1, 0.3], units=[0.5, 0.5 + MIN_SCORE_STD], kernel=[0.0, 1.0])
+    scores = ObservationNormalizer(FIELDS, usual)  # means 0.2, 0.51, 0.5; deviations 0.1, too little, 0.5
+    (row,) = features(place=[0.25], units=[0.61], kernel=[0.0])
     found = seen(scores, row)
-    assert (found.depth, found.kernel) == pytest.approx((0.5, -1.0), abs=1e-6)
+    assert (found.place, found.kernel) == pytest.approx((0.5, -1.0), abs=1e-6)
     assert found.units == pytest.approx(0.61 - 0.5 - MIN_SCORE_STD / 2, abs=1e-6)
-    (row,) = features(depth=[0.9], units=[0.5], kernel=[0.5])
-    assert seen(scores, row).depth == 1.0
+    (row,) = features(place=[0.9], units=[0.5], kernel=[0.5])
+    assert seen(scores, row).place == 1.0
     assert scores.normalize(row).dtype == np.float32
 
 
 @pytest.mark.parametrize("name", CONTEXT)
-def test_features_of_the_episode_are_only_stretched(name):
-    scores = ObservationNormalizer(features(**{name: [0.2, 0.4]}))
+def test_features_of_the_context_are_only_stretched(name):
+    scores = ObservationNormalizer(FIELDS, features(**{name: [0.2, 0.4]}))
     (row,) = features(**{name: [0.75]})
     assert getattr(seen(scores, row), name) == pytest.approx(0.5)
 
@@ -77,7 +81,7 @@ def test_within_each_budget_of_a_range_scores_are_its_own(monkeypatch):
         ObservationNormalizer,
         "normalize",
         lambda self, row: (
-            used.setdefault(float(row[FIELDS.index("macs_budget")]), set()).add(id(self))
+            used.setdefault(float(row[FIELDS.index("budget_macs")]), set()).add(id(self))
             or original(self, row)
         ),
     )
@@ -90,9 +94,9 @@ def test_within_each_budget_of_a_range_scores_are_its_own(monkeypatch):
 
 def test_a_group_means_the_same_in_a_network_that_is_twice_as_wide():
     """Scores do not depend on the network's own scale, which raw features do."""
-    usual = features(macs_share=[0.1, 0.2, 0.4], error_50=[0.2, 0.3, 0.7])
-    doubled = features(macs_share=[0.2, 0.4, 0.8], error_50=[0.1, 0.15, 0.35])
+    usual = features(share_macs=[0.1, 0.2, 0.4], static_ratio_error_50=[0.2, 0.3, 0.7])
+    doubled = features(share_macs=[0.2, 0.4, 0.8], static_ratio_error_50=[0.1, 0.15, 0.35])
     for one, other in zip(usual, doubled, strict=True):
-        assert ObservationNormalizer(usual).normalize(one) == pytest.approx(
-            ObservationNormalizer(doubled).normalize(other), abs=1e-5
+        assert ObservationNormalizer(FIELDS, usual).normalize(one) == pytest.approx(
+            ObservationNormalizer(FIELDS, doubled).normalize(other), abs=1e-5
         )

@@ -4,7 +4,7 @@ import torch
 
 from prunegym.envs import Budget, BudgetRange, ProblemConfig, PruningProblem, make_env
 from prunegym.pruning.errors import DataError, UnknownNameError
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from tests.envs.conftest import labelled, make_small_env
 
 TIGHT, LOOSE = Budget({"macs": 0.4}), Budget({"macs": 0.8})
@@ -24,7 +24,7 @@ def drawn(budget):
 
 def error_of_a_draw(problem, anchored_by):
     """How far a draw scores the problem's uniform plan from all images, relative, with another's anchor."""
-    model = problem.network.apply(PruningPlan.from_dict(problem.allocation("uniform"))).model
+    model = problem.network.apply(CompressionPlan(problem.allocation("uniform"))).model
     objective = anchored_by.results._scorer._objective
     by_draw, on_all = (objective(model, to_beat=0.0, known=[], draw=draw).loss for draw in (3, None))
     return abs(by_draw / on_all - 1)
@@ -63,7 +63,7 @@ def test_a_surrogate_never_changes_the_environment_that_it_came_from():
     state = env.episode_state()
     surrogate = env.surrogate_env(lambda plan, expected: 0.5)
     surrogate.reset(seed=5)
-    for _ in env.group_names:
+    for _ in env.site_names:
         *_, info = surrogate.step(np.array([0.0, 1.0], dtype=np.float32))
     assert info["episode_result"]["reward"]["estimated"] == 1.0
     assert env.episode_state() == state
@@ -85,7 +85,7 @@ def test_settings_by_name_are_those_of_the_config():
     given = {"calibration": [(images, labels)], "reward": [(images, labels)], "budget": {"macs": 0.9}}
     problem = make_env(model=model, **given, protect=("1.0",), seed=7).problem
     assert (problem.config.protect, problem.config.seed) == (("1.0",), 7)
-    assert "1.0" not in problem.group_names
+    assert "1.0" not in problem.site_names
 
 
 def test_the_model_is_never_changed():

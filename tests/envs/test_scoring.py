@@ -8,9 +8,9 @@ import torch
 from prunegym.envs import Budget, BudgetRange
 from prunegym.envs.objectives import ImageObjective
 from prunegym.envs.scoring import PlanScorer
-from prunegym.pruning.cost import Widths
 from prunegym.pruning.errors import DataError
 from tests.envs.conftest import labelled, make_small_env
+from tests.pruning.plans import levels_of
 
 BUDGETS = {
     "one budget": {"macs": 0.5},
@@ -35,7 +35,7 @@ def result_of(env, actions):
 def episodes(env, count=60, seed=0, start=0):
     """The results of a fixed list of episodes, every tenth as the one before it, from number `start`."""
     rng = np.random.default_rng(seed)
-    listed = [rng.uniform(-1, 1, (len(env.group_names), 2)).astype(np.float32) for _ in range(count)]
+    listed = [rng.uniform(-1, 1, (len(env.site_names), 2)).astype(np.float32) for _ in range(count)]
     results = []
     for number in range(start, count):
         env.reset(seed=number)
@@ -88,8 +88,8 @@ def test_an_estimate_does_only_for_a_plan_above_the_loss_to_beat():
         env.problem.network.model, [(images, labels)], goal="divergence", first_images=FIRST
     )
     scorer = PlanScorer(env.problem.network, objective)
-    rng, units = np.random.default_rng(0), env.problem.network.cost.dense.kept
-    *others, plan = (Widths(kept, kept) for kept in rng.integers(1, units + 1, (20, len(units))))
+    rng, units = np.random.default_rng(0), env.problem.network.cost.dense["channels"]
+    *others, plan = (levels_of(kept) for kept in rng.integers(1, units + 1, (20, len(units))))
     in_full = [scorer.score(other) for other in others]
     assert not any(score.estimated for score in in_full)
     guess = scorer.score(plan, to_beat=0.0)

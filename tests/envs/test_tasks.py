@@ -37,11 +37,11 @@ def test_both_checkers_are_silent_on_the_task_by_name():
 def test_settings_override_the_tasks_own():
     task = TASKS["digits"]()
     env = make_env(task, budget={"macs": 0.9}, protect=["layer2*", "layer3*"])
-    assert env.group_names == ("conv1", "layer1.0.conv1", "layer1.1.conv1")
+    assert env.site_names == ("conv1", "layer1.0.conv1", "layer1.1.conv1")
     env.reset()
-    for _ in env.group_names:
+    for _ in env.site_names:
         *_, info = env.step(np.zeros(2, dtype=np.float32))
-    assert 0.8 < info["episode_result"]["macs"] <= 0.9
+    assert 0.8 < info["episode_result"]["shares"]["macs"] <= 0.9
 
 
 @pytest.mark.usefixtures("_untrained_digits")

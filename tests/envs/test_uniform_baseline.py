@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from prunegym.envs import Budget
-from prunegym.pruning.apply import Method
+from prunegym.pruning.method import Method
 from tests.envs.conftest import labelled, make_small_env
 from tests.pruning.oracles import silenced_output
 
@@ -21,7 +21,7 @@ def batches(images, labels):
 
 
 def relief_of(env):
-    return [one["loo_gain"] for one in env.problem.group_summary()]
+    return [one["loo_gain"] for one in env.problem.site_summary()]
 
 
 def relief_by_hand(env, images):
@@ -89,7 +89,7 @@ def test_the_rewards_of_an_episode_add_up_to_its_total_dense_or_not(network, act
     dense, sparse = (make_small_env(network, actions=actions, dense_reward=one) for one in (True, False))
     rng, early = np.random.default_rng(0), []
     for _ in range(6):
-        wishes = rng.uniform(-1, 1, (len(dense.group_names), 2))
+        wishes = rng.uniform(-1, 1, (len(dense.site_names), 2))
         (rewards, result), (others, same) = episode_of(dense, wishes), episode_of(sparse, wishes)
         assert result == same
         assert sum(rewards) == pytest.approx(result["reward"]["total"], abs=1e-12)
@@ -101,7 +101,7 @@ def test_the_rewards_of_an_episode_add_up_to_its_total_dense_or_not(network, act
 
 def test_the_dense_rewards_of_the_uniform_plan_are_its_reliefs():
     env = make_small_env("padded", dense_reward=True)
-    rewards, _ = episode_of(env, np.zeros((len(env.group_names), 2)))
+    rewards, _ = episode_of(env, np.zeros((len(env.site_names), 2)))
     expected = [-0.4 * max(0.01, loo_gain) for loo_gain in relief_of(env)]
     whole = [one["static_ratio"] == 0 for one in env.problem.allocation("uniform").values()]
     assert rewards[:-1] == pytest.approx([0.0 if w else e for w, e in zip(whole, expected, strict=True)][:-1])
@@ -109,7 +109,7 @@ def test_the_dense_rewards_of_the_uniform_plan_are_its_reliefs():
 
 def test_a_dense_reward_by_hand():
     env = make_small_env("plain", dense_reward=True, actions="raw", budget={"macs": 0.5})
-    facts = env.problem.group_summary()[0]
+    facts = env.problem.site_summary()[0]
     assert env.problem.allocation("uniform")["0.0"]["static_ratio"] == 0.5
     env.reset()
     reward = env.step(np.array([0.0, 2 * (1 / 3) / 0.9 - 1], dtype=np.float32))[1]  # 4 of 6 stay
@@ -126,7 +126,7 @@ def test_a_dense_reward_by_hand():
 
 def test_of_uniform_pruning_the_reliefs_are_expected():
     env = make_small_env("padded")
-    _, result = episode_of(env, np.zeros((len(env.group_names), 2)))
+    _, result = episode_of(env, np.zeros((len(env.site_names), 2)))
     whole = [one["static_ratio"] == 0 for one in env.problem.allocation("uniform").values()]
     shares = [0.0 if w else max(0.01, loo_gain) for w, loo_gain in zip(whole, relief_of(env), strict=True)]
     assert result["reward"]["expected"] == pytest.approx(sum(shares))
@@ -135,15 +135,15 @@ def test_of_uniform_pruning_the_reliefs_are_expected():
 def test_what_is_expected_by_hand():
     """Of a group whose units are skipped as much as if they were removed."""
     env = make_small_env("plain", budget={"macs": 0.5})
-    facts = env.problem.group_summary()
+    facts = env.problem.site_summary()
     _, result = episode_of(env, [[0.5, -0.4], [-1.0, 0.3]])
     shares = []
     for fact, (name, decision) in zip(facts, result["plan"].items(), strict=True):
-        gone = 1 - (1 - decision["static_ratio"]) * (1 - decision["runtime_ratio"])
+        gone = 1 - (1 - decision["static_ratio"]) * (1 - decision.get("runtime_ratio", 0.0))
         even = env.problem.allocation("uniform")[name]["static_ratio"]
         here, usual = np.interp([gone, even], [0, 0.25, 0.5, 0.75, 1], [0, *fact["errors"], 1])
         shares.append(max(0.01, fact["loo_gain"]) * here / usual)
-    assert any(decision["runtime_ratio"] > 0 for decision in result["plan"].values())
+    assert any(decision.get("runtime_ratio", 0.0) > 0 for decision in result["plan"].values())
     assert result["reward"]["expected"] == pytest.approx(sum(shares))
 
 
@@ -157,5 +157,5 @@ def test_of_a_plan_that_no_episode_decided_nothing_is_expected(monkeypatch):
 
 def test_where_uniform_pruning_does_no_harm_what_is_expected_stays_within_reason():
     env = make_small_env("plain", actions="raw", budget={"macs": 1.0})
-    _, result = episode_of(env, np.full((len(env.group_names), 2), 0.9))
-    assert 0.1 < result["reward"]["expected"] <= 10 * len(env.group_names)
+    _, result = episode_of(env, np.full((len(env.site_names), 2), 0.9))
+    assert 0.1 < result["reward"]["expected"] <= 10 * len(env.site_names)

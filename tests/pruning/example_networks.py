@@ -54,6 +54,53 @@ class Residual(nn.Module):
         return self.head(F.relu(x + self.b(self.a(x))))
 
 
+class Basic(nn.Module):
+    """A residual block: relu(x + f(x))."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.first, self.act = unit(channels, inner), nn.ReLU()
+        self.second = nn.Sequential(
+            nn.Conv2d(inner, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.second(self.first(x)) + x)
+
+
+class Inverted(nn.Module):
+    """A residual block with a depthwise convolution, nothing after its sum."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            unit(channels, inner, 1), unit(inner, inner, groups=inner), nn.Conv2d(inner, channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class PreActivated(nn.Module):
+    """A residual block whose BatchNorm and activation come first."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.first, self.second = unit(channels, inner), nn.Conv2d(inner, channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.first(F.relu(self.norm(x)))
+        return torch.add(self.second(out), x)
+
+
+def blocks() -> nn.Sequential:
+    """Residual blocks of three kinds, each of which can be left out."""
+    return nn.Sequential(
+        unit(3, 6), Basic(6, 5), nn.Sequential(Inverted(6, 8), PreActivated(6, 4)), unit(6, 7), Head(7)
+    )
+
+
 class Dense(nn.Module):
     """Concatenation, with a BatchNorm after it, as in DenseNet."""
 
@@ -394,6 +441,7 @@ class Example(NamedTuple):
 EXAMPLES = {
     "plain": Example(lambda: nn.Sequential(unit(3, 6), unit(6, 8, stride=2), Head(8))),
     "residual": Example(Residual),
+    "blocks": Example(blocks),
     "padded": Example(lambda: ResNet(3, (4, 6, 10), 1, shortcut=PaddedShortcut), (3, 8, 8)),
     "projected": Example(lambda: ResNet(1, (4, 6, 10), 1, shortcut=ProjectedShortcut), (1, 8, 8)),
     "concat": Example(Dense),

@@ -3,14 +3,14 @@ import copy
 import pytest
 import torch
 
-from prunegym.pruning.apply import Method, apply_plan
+from prunegym.pruning.apply import rebuild_
 from prunegym.pruning.calibration.statistics import calibrate, real_images
 from prunegym.pruning.compensation import COMPENSATIONS
-from prunegym.pruning.cost import CostModel
-from prunegym.pruning.errors import PlanError, UnknownNameError
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.errors import PlanError, PruningError, UnknownNameError
+from prunegym.pruning.method import Method
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import gates_of
-from prunegym.pruning.surgery.cutting import rebuild_
+from prunegym.pruning.surgery.cutting import AxisCut, Structure
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import (
     affordable,
@@ -20,6 +20,7 @@ from tests.pruning.oracles import (
     silenced_output,
     snapshot,
 )
+from tests.pruning.plans import apply_to, cost_of, even_plan, ratios
 
 
 @pytest.fixture(autouse=True)
@@ -28,15 +29,11 @@ def without_gradients():
         yield
 
 
-def even_plan(graph, static, runtime=0.0):
-    return PruningPlan({g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in graph.prunable})
-
-
 def applied(name, plan, **method):
     model, graph, images = example(name)
     calibration = calibrate(graph, real_images(model, [images]))
     with affordable(name, method.get("compensation", "")):
-        return apply_plan(model, graph, plan, calibration, method=Method(**method))
+        return apply_to(model, graph, plan, calibration, method=Method(**method))
 
 
 @pytest.mark.conformance
@@ -45,12 +42,12 @@ class TestEveryExample:
     @pytest.mark.parametrize("compensation", list(COMPENSATIONS))
     def test_an_empty_plan_is_the_identity(self, name, compensation):
         model, graph, images = example(name)
-        for plan in (PruningPlan(), even_plan(graph, 0.0)):
+        for plan in (CompressionPlan(), even_plan(graph, 0.0)):
             found = applied(name, plan, compensation=compensation)
             assert torch.equal(found.model(images), model(images))
             assert list(found.model.state_dict()) == list(model.state_dict())
             assert found.gates == ()
-            assert found.structure.cuts == ()
+            assert not found.records["channels"]["cuts"]
 
     def test_the_input_model_stays_bit_equal(self, name):
         model, graph, _ = example(name)
@@ -61,15 +58,15 @@ class TestEveryExample:
     @pytest.mark.parametrize("compensation", list(COMPENSATIONS))
     def test_costs_what_was_predicted(self, name, compensation):
         model, graph, _ = example(name)
-        cost = CostModel(graph, model, shifts_bias=COMPENSATIONS[compensation].shifts_bias)
+        cost = cost_of(model, graph, compensation=compensation)
         found = applied(name, even_plan(graph, 0.4, 0.3), compensation=compensation)
-        assert cost.params(found.widths) == counted_params(found.model)
+        assert cost.price("params", found.levels) == counted_params(found.model)
 
     def test_dropping_keeps_the_units_of_largest_weights(self, name):
         model, graph, images = example(name)
         found = applied(name, even_plan(graph, 0.4), compensation="none")
         kept = {}
-        for group, count in zip(graph.prunable, found.widths.kept.tolist(), strict=True):
+        for group, count in zip(graph.prunable, found.levels["channels"].tolist(), strict=True):
             weight = [0.0] * group.units
             for member in group.writers:
                 layer = model.get_submodule(member.owner)
@@ -83,8 +80,8 @@ class TestEveryExample:
     def test_is_rebuilt_with_the_biases_it_gained(self, name):
         _, graph, images = example(name)
         found = applied(name, even_plan(graph, 0.4))
-        needed = graph if found.structure.form == "graph" else None
-        again = rebuild_(EXAMPLES[name].model(seed=3), needed, found.structure).eval()
+        fresh = EXAMPLES[name].model(seed=3)
+        again = rebuild_(fresh, graph.input_shape, found.records, found.biases).eval()
         again.load_state_dict(found.model.state_dict(), strict=True)
         assert torch.equal(again(images), found.model(images))
 
@@ -105,7 +102,7 @@ def test_least_squares_beats_dropping_on_the_calibration_images():
         errors = {}
         for compensation in ("none", "least-squares"):
             method = Method(compensation=compensation)
-            found = apply_plan(model, graph, even_plan(graph, 0.4), calibration, method=method)
+            found = apply_to(model, graph, even_plan(graph, 0.4), calibration, method=method)
             errors[compensation] = (found.model(images) - dense).square().mean()
         assert errors["least-squares"] < 0.7 * errors["none"]
 
@@ -114,7 +111,7 @@ def fitted_to(name, images, plan, counts=None):
     """A network whose gates and weights are fitted to these counts of each image."""
     model, graph, _ = example(name)
     calibration = calibrate(graph, real_images(model, [images[:20], images[20:]]))
-    return apply_plan(model, graph, plan, calibration, counts=counts).model
+    return apply_to(model, graph, plan, calibration, counts=counts).model
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "concat", "grouped", "padded"])
@@ -123,10 +120,13 @@ def test_the_plans_own_counts_for_every_image_are_no_counts(name, compensation):
     model, graph, images = example(name)
     plan, calibration = even_plan(graph, 0.2, 0.4), calibrate(graph, real_images(model, [images]))
     method = Method(compensation=compensation)
-    found = apply_plan(model, graph, plan, calibration, method=method)
+    found = apply_to(model, graph, plan, calibration, method=method)
     counts = {site.group: torch.full((len(images),), site.executed) for site in found.gates}
-    again = apply_plan(model, graph, plan, calibration, method=method, counts=counts)
-    assert (again.gates, again.widths.kept.tolist()) == (found.gates, found.widths.kept.tolist())
+    again = apply_to(model, graph, plan, calibration, method=method, counts=counts)
+    assert (again.gates, again.levels["channels"].tolist()) == (
+        found.gates,
+        found.levels["channels"].tolist(),
+    )
     expected = found.model.state_dict()
     assert counts
     assert all(torch.equal(tensor, expected[key]) for key, tensor in again.model.state_dict().items())
@@ -152,7 +152,7 @@ def output_error(name, model, reader, images, counts):
 @pytest.mark.parametrize("seed", range(3))
 def test_readers_are_fitted_to_the_counts_of_each_image(name, group, reader, static, seed):
     images = EXAMPLES[name].images(50)
-    plan = PruningPlan({group: LayerDecision(static, 0.5)})
+    plan = CompressionPlan({group: ratios(static, 0.5)})
     (site,) = gates_of(fitted_to(name, images, plan)).sites
     generator = torch.Generator().manual_seed(seed)
     counts = {group: torch.randint(1, site.units + 1, (50,), generator=generator)}
@@ -166,7 +166,7 @@ def test_readers_are_fitted_to_the_counts_of_each_image(name, group, reader, sta
 def test_counts_belong_to_the_images_in_their_order():
     images = EXAMPLES["plain"].images(50)
     images *= torch.arange(1, 51).view(-1, 1, 1, 1) / 25
-    plan = PruningPlan({"0.0": LayerDecision(0.0, 0.5)})
+    plan = CompressionPlan({"0.0": ratios(0.0, 0.5)})
     counts = {"0.0": 1 + torch.arange(50) // 10}  # the stronger the image, the more
     others = {"0.0": counts["0.0"].flip(0)}
     fitted = [fitted_to("plain", images, plan, given) for given in (counts, others)]
@@ -186,28 +186,43 @@ def test_a_group_without_counts_follows_the_plan():
 
 
 def test_widths_are_rounded_as_the_method_says():
-    found = applied("plain", PruningPlan({"1.0": LayerDecision(0.4)}), round_to=4)
-    assert found.model[1][0].out_channels == found.widths.kept[1] == 4
+    found = applied("plain", CompressionPlan({"1.0": ratios(0.4)}), round_to=4)
+    assert found.model[1][0].out_channels == found.levels["channels"][1] == 4
 
 
 def test_a_model_in_training_mode_stays_in_it():
     model, graph, images = example("view-constant")
     model = copy.deepcopy(model).train()
-    found = apply_plan(model, graph, even_plan(graph, 0.5), calibrate(graph, real_images(model, [images])))
+    found = apply_to(model, graph, even_plan(graph, 0.5), calibrate(graph, real_images(model, [images])))
     assert found.model.training
     assert model.training
+
+
+def test_a_gained_bias_is_rebuilt():
+    cuts = (AxisCut("1.0", "out", (0, 2)), AxisCut("2.2", "in", (0, 2)))
+    records, model = {"channels": Structure(cuts).to_dict()}, EXAMPLES["bias-free"].model()
+    again = rebuild_(model, EXAMPLES["bias-free"].input_shape, records, ("1.0",))
+    assert again[1][0].bias.shape == (2,)
+    assert again[0][0].bias is None
+
+
+@pytest.mark.parametrize("name", ["nowhere", "0.2"])
+def test_a_bias_of_another_network_is_refused_in_one_line(name):
+    with pytest.raises(PruningError, match="recorded biases do not fit Sequential") as caught:
+        rebuild_(EXAMPLES["plain"].model(), EXAMPLES["plain"].input_shape, {}, (name,))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("plan", "method", "error"),
     [
-        ({"nowhere": LayerDecision(0.5)}, {}, UnknownNameError),
-        ({"2.2": LayerDecision(0.5)}, {}, PlanError),
+        ({"nowhere": ratios(0.5)}, {}, UnknownNameError),
+        ({"2.2": ratios(0.5)}, {}, PlanError),
         ({}, {"criterion": "l3"}, UnknownNameError),
         ({}, {"compensation": "least-square"}, UnknownNameError),
     ],
 )
 def test_what_does_not_exist_is_refused_in_one_line(plan, method, error):
     with pytest.raises(error) as caught:
-        applied("plain", PruningPlan(plan), **method)
+        applied("plain", CompressionPlan(plan), **method)
     assert "\n" not in str(caught.value)

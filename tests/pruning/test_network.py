@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from prunegym.pruning.apply import Method
 from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.criteria import CRITERIA
 from prunegym.pruning.errors import (
@@ -11,10 +10,12 @@ from prunegym.pruning.errors import (
     UntraceableModelError,
     WeightsError,
 )
+from prunegym.pruning.method import Method
 from prunegym.pruning.network import CURVE_RATIOS, PrunableNetwork
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from tests.pruning.example_networks import EXAMPLES, Branching
 from tests.pruning.oracles import assert_untouched, counted_params, snapshot
+from tests.pruning.plans import ratios
 
 
 def network(name="residual", **settings):
@@ -26,17 +27,21 @@ def network(name="residual", **settings):
 def test_plans_are_carried_out_on_copies():
     prunable = network("projected")
     before = snapshot(prunable.model)
-    halves = PruningPlan({group.name: LayerDecision(0.5) for group in prunable.graph.prunable})
+    halves = CompressionPlan({group.name: ratios(0.5) for group in prunable.graph.prunable})
     small = prunable.apply(halves)
-    assert counted_params(small.model) == prunable.cost.params(small.widths) < counted_params(prunable.model)
+    assert (
+        counted_params(small.model)
+        == prunable.cost.price("params", small.levels)
+        < counted_params(prunable.model)
+    )
     assert_untouched(prunable.model, before)
 
 
 @pytest.mark.parametrize("compensation", ["none", "least-squares"])
 def test_prices_know_the_biases_that_a_compensation_adds(compensation):
     prunable = network("bias-free", method=Method(compensation=compensation))
-    small = prunable.apply(PruningPlan({"0.0": LayerDecision(0.5)}))
-    assert counted_params(small.model) == prunable.cost.params(small.widths)
+    small = prunable.apply(CompressionPlan({"0.0": ratios(0.5)}))
+    assert counted_params(small.model) == prunable.cost.price("params", small.levels)
 
 
 def test_units_are_scored_once_however_many_plans_are_carried_out(monkeypatch):
@@ -50,7 +55,7 @@ def test_units_are_scored_once_however_many_plans_are_carried_out(monkeypatch):
     prunable = network("projected", method=Method(criterion="counted"))
     assert prunable.error_curves
     for ratio in (0.3, 0.5):
-        prunable.apply(PruningPlan({"conv1": LayerDecision(ratio)}))
+        prunable.apply(CompressionPlan({"conv1": ratios(ratio)}))
     assert scored == [group.name for group in prunable.graph.prunable]
 
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prunegym.pruning.apply import Method
 from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.evaluation.evaluate import Evaluation
+from prunegym.pruning.method import Method
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.networks.registry import resolve_network
-from prunegym.pruning.plan import LayerDecision, PruningPlan
 from prunegym.pruning.storage.compressed import Manifest, save_compressed
 from prunegym.pruning.storage.export import export_network
 from tests.pruning.example_networks import randomised
@@ -37,8 +36,11 @@ from safetensors.torch import load_file
 
 def open_compressed(model, folder):
     """Turn the network that was compressed, untrained, into what the folder holds."""
-    record = json.load(open(f"{folder}/structure.json"))
-    assert record["structure"]["form"] == "module" and not record["gates"], "use prunegym export --format pt2"
+    records = json.load(open(f"{folder}/structure.json"))["techniques"]
+    is_module = all(record.get("form", "module") == "module" for record in records.values())
+    assert is_module and "gates" not in records, "use prunegym export --format pt2"
+    for block in records.get("depth", {"blocks": []})["blocks"]:
+        model.set_submodule(block, torch.nn.Identity())
     for name, tensor in load_file(f"{folder}/model.safetensors").items():
         layer, attribute = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         if attribute == "weight" and getattr(layer, "groups", 1) == getattr(layer, "in_channels", 0) > 1:
@@ -84,7 +86,7 @@ def compressed(folder, name, size):
     model = randomised(spec.build())
     images = torch.randn(4, *size, generator=torch.Generator().manual_seed(1))
     network = PrunableNetwork(model, real_images(model, [images]), method=Method(compensation="none"))
-    plan = PruningPlan({group.name: LayerDecision(0.5, 0.0) for group in network.graph.prunable})
+    plan = network.space.even_plan({"channels": 0.5})
     made = network.apply(plan)
     evaluation = Evaluation(None, 1, 1, 1, agreement=1.0)
     manifest = Manifest(name, size, spec.mean, spec.std, "none", plan, evaluation)
@@ -113,13 +115,13 @@ def test_the_users_network_takes_the_weights(tmp_path, network):
     else:
         name, make = "torchvision/resnet18", TORCHVISION
     made, _ = compressed(tmp_path, name, (3, 32, 32))
-    assert made.structure.form == "module"
+    assert made.records["channels"]["form"] == "module"
     run_alone(tmp_path, make + "model = open_compressed(make(), 'c')\n")
 
 
 def test_the_form_graph_opens_from_its_export(tmp_path):
     made, images = compressed(tmp_path, "cifar_resnet20", (3, 32, 32))
-    assert made.structure.form == "graph"
+    assert made.records["channels"]["form"] == "graph"
     export_network(made.model, {"pt2": tmp_path / "model.pt2"}, images, metadata={})
     program = "warnings.simplefilter('ignore')\nmodel = torch.export.load('model.pt2').module()\n"
     run_alone(tmp_path, program)

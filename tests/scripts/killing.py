@@ -18,7 +18,7 @@ import prunegym.scripts.train_per_input
 from prunegym.agents import EpisodeLog, EpisodeResult
 from prunegym.pruning.apply import Compressed
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.scripts.cli import main
 from tests.scripts import fork_server
 
@@ -130,7 +130,7 @@ def _hold_at_update(count: int) -> None:
 def _be_slow_after(count: int, log: Path) -> None:
     apply = PrunableNetwork.apply
 
-    def apply_slowly(network: PrunableNetwork, plan: PruningPlan, **how: Any) -> Compressed:
+    def apply_slowly(network: PrunableNetwork, plan: CompressionPlan, **how: Any) -> Compressed:
         if log.exists() and len(log.read_text().splitlines()) >= count:
             (log.parent / "slow").touch()
             time.sleep(600)

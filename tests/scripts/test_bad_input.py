@@ -136,7 +136,12 @@ def altered(path, change):
         (["describe", "--compressed", "x", "--input-size", "3", "8", "8"], "leave out --input-size"),
         (["evaluate", "--compressed", "x", "--mean", "0.5"], "knows its own; leave out --mean"),
         (["evaluate", "--compressed", "x", "--std", "0.5"], "knows its own; leave out --std"),
-        (["describe", "--max-static-ratio", "1.5"], "the largest ratios must lie in [0, 1)"),
+        (["describe", "--max-static-ratio", "1.5"], "the limit: static_ratio must lie in [0, 1)"),
+        (["describe", "--techniques", "channel"], "no technique named 'channel'. Did you mean 'channels'?"),
+        (
+            ["describe", "--techniques", "channels", "--max-runtime-ratio", "0.3"],
+            "add --techniques channels gates",
+        ),
         (["describe", "--compressed", "/nowhere"], "cannot read /nowhere/structure.json"),
     ],
 )
@@ -189,15 +194,15 @@ def test_a_file_of_results_of_other_settings_is_not_added_to(refused, tmp_path):
         (["--budget", "macs=0.8..0.3"], "goes from the smaller share to the larger, got 0.8..0.3"),
         (["--budget", "macs=0.3..2"], "must lie in (0, 1], got 2.0"),
         (["--budget", "macs=0.3.."], "expected a budget such as macs=0.5 or macs=0.3..0.8"),
-        (["--max-static-ratio", "1"], "the largest ratios must lie in [0, 1), got 1.0 and 0.5"),
-        (["--max-static-ratio", "-0.1"], "the largest ratios must lie in [0, 1), got -0.1 and 0.5"),
-        (["--max-runtime-ratio", "nan"], "the largest ratios must lie in [0, 1), got 0.9 and nan"),
+        (["--max-static-ratio", "1"], "static_ratio must lie in [0, 1), got 1.0"),
+        (["--max-static-ratio", "-0.1"], "static_ratio must lie in [0, 1), got -0.1"),
+        (["--max-runtime-ratio", "nan"], "runtime_ratio must lie in [0, 1), got nan"),
         (["--max-runtime-ratio", "half"], "argument --max-runtime-ratio: invalid"),
         (["--budget", "macs=1.5"], "must lie in (0, 1], got 1.5"),
         (["--budget", "macs=0.5", "macs=0.4"], "macs is given twice"),
         (["--only", "stm.*"], "no layer matches the pattern 'stm.*'. Did you mean 'stem.*'?"),
         (["--protect", "z*"], "no layer matches the pattern 'z*'"),
-        (["--protect", "*"], "no channel group may be pruned"),
+        (["--protect", "*"], "there is nothing to decide"),
         (["--device", "warp"], "--device warp cannot be used here"),
         (["--device", "meta"], "--device meta cannot be used here"),
         (["--weights", "nowhere.th"], "there is no weights file nowhere.th"),
@@ -302,17 +307,23 @@ def test_a_network_that_does_not_run_on_its_input_size(refused, material, tmp_pa
     ("text", "expected"),
     [
         ("{", "cannot read the plan"),
-        ("[]", "is not a pruning plan of version 1"),
-        ('{"version": 2, "decisions": {}}', "is not a pruning plan of version 1"),
-        ('{"version": 1, "decisions": []}', "'decisions' must map group names to ratios"),
-        ('{"version": 1, "decisions": {"a.0": {"static": 0.5}}}', "group 'a.0': expected"),
-        ('{"version": 1, "decisions": {"a.0": {"static_ratio": 1.0}}}', "must lie in [0, 1), got 1.0"),
+        ("[]", "is not a compression plan of version 2"),
+        ('{"version": 1, "decisions": {}}', "is not a compression plan of version 2"),
+        ('{"version": 2, "decisions": []}', "'decisions' must map sites to amounts"),
         (
-            '{"version": 1, "decisions": {"stem": {"static_ratio": 0.5}}}',
-            "no channel group named 'stem'. Did you mean 'stem.0'?",
+            '{"version": 2, "decisions": {"a.0": {"static": 0.5}}}',
+            "Did you mean 'static_ratio'? On: runtime_ratio",
         ),
-        ('{"version": 1, "decisions": {"linear": {"static_ratio": 0.5}}}', "group 'linear' is frozen"),
-        ('{"version": 1, "decisions": {"stem.0": {"runtime_ratio": 0.5}}}', "'stem.0' takes no runtime gate"),
+        ('{"version": 2, "decisions": {"a.0": {"static_ratio": 1.0}}}', "must lie in [0, 1), got 1.0"),
+        (
+            '{"version": 2, "decisions": {"stem": {"static_ratio": 0.5}}}',
+            "no site named 'stem'. Did you mean 'stem.0'?",
+        ),
+        ('{"version": 2, "decisions": {"linear": {"static_ratio": 0.5}}}', "group 'linear' is frozen"),
+        (
+            '{"version": 2, "decisions": {"stem.0": {"runtime_ratio": 0.5}}}',
+            "'stem.0' takes no runtime_ratio",
+        ),
     ],
 )
 def test_a_damaged_plan(refused, flags, tmp_path, text, expected):
@@ -324,7 +335,7 @@ def test_a_damaged_policy(refused, flags, finished_run, tmp_path):
     assert "cannot read the policy" in refused("prune", *flags, "--policy", tmp_path / "none")
     folder = shutil.copytree(finished_run / "policy", tmp_path / "policy")
     altered(folder / "policy.json", lambda record: record.update(version=9))
-    assert "expected a policy of version 3, got 9" in refused("prune", *flags, "--policy", folder)
+    assert "expected a policy of version 4, got 9" in refused("prune", *flags, "--policy", folder)
     (folder / "policy.json").write_text('{"version": 1')
     assert "cannot read the policy" in refused("prune", *flags, "--policy", folder)
     shutil.copy(finished_run / "policy" / "policy.json", folder)
@@ -348,7 +359,7 @@ def see_further(record):
     ("change", "expected"),
     [
         (see_further, "moon"),
-        (lambda record: record["observation"].update(version=7), "version 7 there, 3 here"),
+        (lambda record: record["observation"].update(version=7), "version 7 there, 4 here"),
         (lambda record: record["observation"].update(normaliser={"mean": 0}), "normaliser {'mean': 0} there"),
         (lambda record: record.update(algorithm="dqn"), "no algorithm named 'dqn'"),
         (
@@ -402,12 +413,12 @@ def test_a_damaged_compressed_network(refused, material, compressed):
     structure, weights = compressed / "structure.json", compressed / "model.safetensors"
     whole = structure.read_text()
     altered(structure, lambda record: record.update(version=1))
-    assert "is not a compressed network of version 3" in refused(*evaluate)
+    assert "is not a compressed network of version 4" in refused(*evaluate)
     structure.write_text(whole[:-50])
     assert "cannot read" in refused(*evaluate)
     structure.write_text(whole)
-    altered(structure, lambda record: record.pop("structure"))
-    assert "is damaged (KeyError: 'structure')" in refused(*evaluate)
+    altered(structure, lambda record: record.pop("techniques"))
+    assert "is damaged (KeyError: 'techniques')" in refused(*evaluate)
     structure.write_text(whole)
     *most, last = weights.read_bytes()
     weights.write_bytes(bytes([*most, last ^ 1]))
@@ -485,10 +496,10 @@ def test_a_yaml_file_names_a_flag_whose_value_may_be_left_out(tmp_path, text, ad
 
 def test_a_line_stays_short_whatever_a_file_holds(refused, flags, tmp_path):
     decisions = {"stem.0": {"static_ratio": "x" * 10**6}}
-    (tmp_path / "plan.json").write_text(json.dumps({"version": 1, "decisions": decisions}))
+    (tmp_path / "plan.json").write_text(json.dumps({"version": 2, "decisions": decisions}))
     line = refused("prune", *flags, "--plan", tmp_path / "plan.json")
     assert len(line) < 3000
-    assert "group 'stem.0': static_ratio must lie in [0, 1)" in line
+    assert "site 'stem.0': static_ratio must be a finite number" in line
 
 
 def test_a_yaml_file_that_is_missing(refused, tmp_path):
@@ -530,9 +541,9 @@ class TestPerInput:
             (["--tune-epochs", "-1"], "argument --tune-epochs: must be 0 or more, got -1"),
             (["--static-ratio", "1.0"], "static_ratio must lie in [0, 1), got 1.0"),
             (["--static-ratio", "-0.1"], "static_ratio must lie in [0, 1), got -0.1"),
-            (["--static-ratio", "nan"], "static_ratio must lie in [0, 1), got nan"),
-            (["--max-runtime-ratio", "1"], "the largest ratios must lie in [0, 1), got 0.9 and 1.0"),
-            (["--max-runtime-ratio", "nan"], "the largest ratios must lie in [0, 1), got 0.9 and nan"),
+            (["--static-ratio", "nan"], "static_ratio must be a finite number, got nan"),
+            (["--max-runtime-ratio", "1"], "runtime_ratio must lie in [0, 1), got 1.0"),
+            (["--max-runtime-ratio", "nan"], "runtime_ratio must lie in [0, 1), got nan"),
             (["--static-ratio", "0.5", "--budget", "macs=0.9"], "the plan skips nothing at run time"),
             (["--only", "stem.*", "--only", "b.*"], "no channel group takes a runtime gate"),
             (["--plan", "nowhere.json"], "cannot read the plan nowhere.json"),
@@ -549,19 +560,22 @@ class TestPerInput:
         ("decision", "expected"),
         [
             ('"a.0": {"static_ratio": 1.0}', "static_ratio must lie in [0, 1), got 1.0"),
-            ('"b.0": {"static_ratio": 0.5}', "no channel group named 'b.0'"),
-            ('"stem.0": {"runtime_ratio": 0.5}', "'stem.0' takes no runtime gate"),
+            (
+                '"b.0": {"static_ratio": 0.5}',
+                "site 'b.0' takes no static_ratio (it has no prunable channel group)",
+            ),
+            ('"stem.0": {"runtime_ratio": 0.5}', "'stem.0' takes no runtime_ratio"),
             ('"a.0": {"static_ratio": 0.5}', "the plan skips nothing at run time"),
             ('"a.0": {"runtime_ratio": 0.01}', "the plan skips nothing at run time"),  # of no unit
             (
                 '"a.0": {"runtime_ratio": 0.96}',
-                "group 'a.0': a runtime_ratio of 0.96 is above the largest, 0.9; raise --max-runtime-ratio",
+                "site 'a.0': a runtime_ratio of 0.96 is above the largest, 0.9; raise --max-runtime-ratio",
             ),
         ],
     )
     def test_a_plan_that_will_not_do(self, refused, flags, tmp_path, decision, expected):
         plan = tmp_path / "plan.json"
-        plan.write_text(f'{{"version": 1, "decisions": {{{decision}}}}}')
+        plan.write_text(f'{{"version": 2, "decisions": {{{decision}}}}}')
         assert expected in refused("train-per-input", *flags, "--plan", plan)
 
     def test_ratios_beside_a_plan(self, refused, flags, finished_run):
@@ -581,7 +595,7 @@ class TestPerInput:
 
     def test_a_budget_that_a_plan_cannot_keep(self, refused, flags, tmp_path):
         plan = tmp_path / "plan.json"
-        plan.write_text('{"version": 1, "decisions": {"c.0": {"runtime_ratio": 0.5}}}')
+        plan.write_text('{"version": 2, "decisions": {"c.0": {"runtime_ratio": 0.5}}}')
         line = refused("train-per-input", *flags, "--plan", plan, "--budget", "macs=0.5", code=3)
         assert (
             "with runtime ratios of 0.9 at every gate of the plan; raise one of them, or the budget" in line

@@ -54,7 +54,12 @@ def test_the_verb_lists_layers_and_the_error_and_measures_once(run_cli, flags, m
 
 @pytest.mark.usefixtures("device")
 def test_describe_knows_the_reachable_latency_once_it_was_measured(run_cli, flags):
-    assert list(json.loads(run_cli("describe", *flags, "--json").out)["budgets"]) == ["macs", "params"]
+    assert list(json.loads(run_cli("describe", *flags, "--json").out)["budgets"]) == [
+        "macs",
+        "params",
+        "bytes",
+        "bops",
+    ]
     run_cli("latency", *flags)
     smallest, whole = json.loads(run_cli("describe", *flags, "--json").out)["budgets"]["latency"]
     assert 0 < smallest < whole == 1
@@ -82,7 +87,7 @@ def test_pruning_within_a_latency_budget_says_what_was_predicted_and_measured(
         for group, one in read(out / "plan.json")["decisions"].items()
     ]
     assert all(count % round_to == 0 or count in units.values() for count in kept)
-    assert all(one["runtime_ratio"] == 0 for one in read(out / "plan.json")["decisions"].values())
+    assert all(one.get("runtime_ratio", 0.0) == 0 for one in read(out / "plan.json")["decisions"].values())
 
 
 @pytest.mark.usefixtures("device")
@@ -110,7 +115,6 @@ def test_learning_within_a_latency_budget(run_cli, material, tmp_path):
     assert max(ms["sensitivity"], ms["learned"]) <= ms["uniform"] * (1 + 1e-6)
     assert metrics["latency"]["predicted"] <= 0.6
     assert "latency" in metrics["verdict"]
-    assert read(out / "config.json")["max_runtime_ratio"] == 0.0
 
 
 def test_gates_beside_a_latency_budget_are_refused(refused, material, tmp_path):

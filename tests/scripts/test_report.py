@@ -37,7 +37,7 @@ def row(accuracy: float, macs: int) -> dict[str, Any]:
 
 def episode(by: str, score: float, static: float) -> dict[str, Any]:
     reward = {"accuracy": score, "total": score - 0.1}
-    sizes = {"accuracy": score, "macs": 0.5, "params": 0.5}
+    sizes = {"accuracy": score, "shares": {"macs": 0.5, "params": 0.5}}
     return {"by": by, "plan": plan(static, 1 - static), "reward": reward, **sizes}
 
 
@@ -61,7 +61,7 @@ METRICS = {
     "learned_is": "final policy",
     "candidates": {},
     "plans": {"uniform": plan(0.5, 0.5), "learned": plan(0.3, 0.7)},
-    "groups": [
+    "sites": [
         {"name": name, "units": 8, "macs_share": share, "params_share": 0.1, "errors": [0.01, loss, 0.3]}
         for name, share, loss in zip(GROUPS, (0.6, 0.4), (0.2, 0.1), strict=True)
     ],
@@ -130,7 +130,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in EPISODES))
     (folder / "metrics.json").write_text(json.dumps(METRICS))
-    (folder / "plan.json").write_text(json.dumps({"version": 1, "decisions": plan(0.3, 0.7)}))
+    (folder / "plan.json").write_text(json.dumps({"version": 2, "decisions": plan(0.3, 0.7)}))
     return folder
 
 
@@ -390,8 +390,8 @@ def test_a_damaged_file_is_named(refused, folder, name, content):
         {"rows": {"dense": {"accuracy": "high"}}},
         {"rows": []},
         {"plans": {"learned": {"conv1": {"static_ratio": 2.0}}}},
-        {"groups": [{"name": "conv1"}]},
-        {"groups": [{**METRICS["groups"][0], "errors": [0.1]}]},
+        {"sites": [{"name": "conv1"}]},
+        {"sites": [{**METRICS["sites"][0], "errors": [0.1]}]},
         {"gated_groups": {"learned": None}},
     ],
 )

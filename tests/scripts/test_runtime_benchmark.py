@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from prunegym.pruning.apply import Method
 from prunegym.pruning.calibration.statistics import real_images
-from prunegym.pruning.cost import Widths
 from prunegym.pruning.data import Images
+from prunegym.pruning.method import Method
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.scripts.benchmarks import runtime_accuracy, runtime_latency
@@ -72,7 +71,7 @@ def test_without_the_zoo_the_others_are_measured_all_the_same(monkeypatch, tmp_p
 )
 def test_every_kind_leaves_the_same_share_running(kind, static, runtime):
     decision = KIND[kind].decision(0.5)
-    assert (decision.static_ratio, decision.runtime_ratio) == pytest.approx((static, runtime))
+    assert (decision["static_ratio"], decision["runtime_ratio"]) == pytest.approx((static, runtime))
 
 
 @pytest.fixture
@@ -93,7 +92,7 @@ def test_the_published_rule_is_priced_by_what_it_runs(network):
     masks = [gates_of(small.model).gate_for(group.name).mask for group in network.graph.prunable]
     assert [len(mask) for mask in masks] == [300, 300]
     executed = torch.tensor([float(mask.sum(1).mean()) for mask in masks]).double().numpy()
-    expected = network.cost.macs(Widths(small.widths.kept, executed)) / network.cost.macs(network.cost.dense)
+    expected = network.cost.shares({**small.levels, "gates": executed})["macs"]
     assert cell["macs"] == pytest.approx(expected)
     assert cell["params"] > 1  # nothing is removed, and the gates come on top
     assert 0 < cell["accuracy"] < 1

@@ -18,7 +18,7 @@ def plan(ratios, prefix=""):
 
 def result(ratios, share, prefix="", reference=0.2, expected=1.0):
     reward = {"loss": share * reference, "reference": reference, "expected": expected, "total": 0.5}
-    return EpisodeResult(plan(ratios, prefix), reward, 0.5, 0.5, 0.5)
+    return EpisodeResult(plan(ratios, prefix), reward, 0.5, {"macs": 0.5, "params": 0.5})
 
 
 def curved(ratios):

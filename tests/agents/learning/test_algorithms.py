@@ -21,7 +21,7 @@ PPO = ALGORITHMS["ppo"]
 
 def make(env, name="ppo", schedule=None, **overrides):
     spec = ALGORITHMS[name]
-    schedule = schedule or RolloutSchedule(len(env.group_names), networks=1, n_envs=1)
+    schedule = schedule or RolloutSchedule(len(env.site_names), networks=1, n_envs=1)
     hyperparameters = with_overrides(spec, overrides)
     envs = vectorized(env)
     envs.num_envs = schedule.n_envs  # of which no more is asked than how many there are

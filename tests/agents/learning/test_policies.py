@@ -20,14 +20,20 @@ from prunegym.agents.learning.policies import (
 from prunegym.agents.vector.make import vectorized
 from tests.agents.conftest import learn
 
-ACTION = {"names": ["runtime", "static"], "low": -1.0, "high": 1.0, "mode": "centred"}
+ACTION = {
+    "techniques": ["gates", "channels"],
+    "names": ["runtime_ratio", "static_ratio"],
+    "low": -1.0,
+    "high": 1.0,
+    "mode": "centred",
+}
 
 
 def untrained(env, name="ppo"):
     spec = ALGORITHMS[name]
     return spec.make(
         vectorized(env),
-        RolloutSchedule(len(env.group_names), networks=1, n_envs=1),
+        RolloutSchedule(len(env.site_names), networks=1, n_envs=1),
         hyperparameters=spec.hyperparameters,
         seed=0,
         device="cpu",
@@ -49,7 +55,7 @@ def edit(folder, **changes):
 def test_the_files_hold_tensors_and_json_only(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["policy.json", "policy.safetensors"]
     description = json.loads((folder / "policy.json").read_text())
-    assert (description["version"], description["algorithm"]) == (3, "ppo")
+    assert (description["version"], description["algorithm"]) == (4, "ppo")
     assert description["shape"] == {"net_arch": [64, 64]}
     assert description["learned_on"] == {"networks": ["toy"], "episodes": 9}
     assert description["observation"]["names"][:2] == ["noise", "is_layer0.conv"]
@@ -156,13 +162,17 @@ def test_a_missing_or_damaged_file_is_refused_in_one_line(env, folder, name, dam
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 1}, "expected a policy of version 3, got 1; train it anew"),
-        ({"version": 4}, "expected a policy of version 3, got 4"),
-        ({"version": None}, "expected a policy of version 3, got None"),
+        ({"version": 1}, "expected a policy of version 4, got 1; train it anew"),
+        ({"version": 3}, "expected a policy of version 4, got 3"),
+        ({"version": None}, "expected a policy of version 4, got None"),
         ({"algorithm": "nope"}, r"policy\.json: no algorithm named 'nope'"),
         ({"action": {**ACTION, "low": -2.0}}, "the actions .*: low -2.0 there, -1.0 here; train"),
-        ({"action": {**ACTION, "names": ["static"]}}, r"names \[\] there, \['runtime'\] here"),
-        ({"action": "both"}, "both there, entries names, low, high, mode here"),
+        ({"action": {**ACTION, "names": ["static_ratio"]}}, r"names \[\] there, \['runtime_ratio'\] here"),
+        (
+            {"action": {**ACTION, "techniques": ["channels"]}},
+            "knows nothing of gates; use --techniques channels",
+        ),
+        ({"action": "both"}, "does not say what its actions mean"),
         ({"observation": {"names": "all"}}, "there, entries version, names, normaliser here"),
         ({"algorithm": ["ppo"]}, "no algorithm named"),
         ({"shape": [64, 64]}, "shape must hold a list of layer widths"),
@@ -228,12 +238,12 @@ def test_a_damaged_description_is_refused_by_name_or_fits(env, folder, data):
 @pytest.mark.parametrize("text", ["[]", "null", "3", '"version"'])
 def test_json_that_is_no_object_is_refused(env, folder, text):
     (folder / "policy.json").write_text(text)
-    with pytest.raises(PolicyError, match="expected a policy of version 3, got None"):
+    with pytest.raises(PolicyError, match="expected a policy of version 4, got None"):
         load_policy(folder, env)
 
 
 def test_a_description_without_a_key_is_refused(env, folder):
-    (folder / "policy.json").write_text('{"version": 3, "algorithm": "ppo"}')
+    (folder / "policy.json").write_text('{"version": 4, "algorithm": "ppo"}')
     with pytest.raises(PolicyError, match="observation, shape missing"):
         load_policy(folder, env)
 

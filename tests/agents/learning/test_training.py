@@ -167,7 +167,7 @@ class TestEveryAlgorithm:
 class TestLearning:
     def test_the_default_beats_uniform_and_random_search(self, env, toy):
         learned = learn(env, episodes=150, seed=0)
-        found = search(toy(), "random", gated=env.gated, episodes=150, seed=0).best
+        found = search(toy(), "random", admitted=env.admitted, episodes=150, seed=0).best
         uniform = run_episode(toy(), lambda observation: np.zeros(2, np.float32))
         assert learned.final.total > found.total + 0.03 > uniform.total + 0.1
 
@@ -300,7 +300,7 @@ class TestResume:
         again = {"checkpoint": interrupted, "resume": True}
         with pytest.raises(CheckpointError, match=r"was made with seed 1, this run has 2; resume with"):
             quick(toy(), episodes=40, seed=2, **again)
-        with pytest.raises(CheckpointError, match="was made with groups"):
+        with pytest.raises(CheckpointError, match="was made with sites"):
             quick(toy(3), episodes=40, seed=1, **again)
         with pytest.raises(CheckpointError, match="was made with algorithm 'ppo', this run has 'td3'"):
             quick(toy(), "td3", episodes=40, seed=1, **again)
@@ -324,7 +324,7 @@ class TestResume:
             def remember(self, result):
                 raise KeyError(next(iter(result["plan"])))
 
-        with pytest.raises(CheckpointError, match="was made with groups"):
+        with pytest.raises(CheckpointError, match="was made with sites"):
             start(Other(3), "cut", episodes=24, resume=True)
 
     def test_a_checkpoint_with_as_many_episodes_is_refused(self, toy, interrupted):

@@ -7,7 +7,7 @@ import torch
 
 from prunegym.agents.per_input import rounds
 from prunegym.agents.per_input.rounds import RoundsConfig, compare_with_fixed, mean_plan, prepare
-from prunegym.envs import Budget, Limits, Task, even_plan
+from prunegym.envs import Budget, Limits, Task
 from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.data import Images, ImageSplits
 from prunegym.pruning.errors import ImpossibleBudgetError, PlanError
@@ -16,7 +16,7 @@ from prunegym.pruning.networks.registry import NetworkSpec
 from prunegym.pruning.runtime.outcomes import input_outcomes
 from tests.pruning.example_networks import EXAMPLES
 
-LIMITS = Limits(static=0.9, runtime=0.9)
+LIMITS = Limits({"static_ratio": 0.9, "runtime_ratio": 0.9})
 QUICK = RoundsConfig(episodes=32, hyperparameters={"n_epochs": 1, "episodes_per_update": 32})
 
 
@@ -40,7 +40,7 @@ def network(task):
 
 
 def share_of(network, compressed):
-    return network.cost.macs(compressed.widths) / network.cost.macs(network.cost.dense)
+    return network.cost.shares(compressed.levels)["macs"]
 
 
 def test_inputs_are_to_cost_no_more_than_the_fixed_plan(task, network):
@@ -52,12 +52,12 @@ def test_inputs_are_to_cost_no_more_than_the_fixed_plan(task, network):
 
 
 def test_a_plan_that_is_given_is_the_one_to_start_from(task, network):
-    plan = even_plan(network.graph, 0.1, 0.4)
+    plan = network.space.even_plan({"channels": 0.1, "gates": 0.4})
     assert prepare(task, network, 0.9, limits=LIMITS, plan=plan).plan is plan
     with pytest.raises(PlanError, match="above the largest"):
-        prepare(task, network, 0.9, limits=Limits(0.9, 0.3), plan=plan)
+        prepare(task, network, 0.9, limits=Limits({"runtime_ratio": 0.3}), plan=plan)
     with pytest.raises(PlanError, match="skips nothing"):
-        prepare(task, network, 0.9, limits=LIMITS, plan=even_plan(network.graph, 0.1))
+        prepare(task, network, 0.9, limits=LIMITS, plan=network.space.even_plan({"channels": 0.1}))
     with pytest.raises(ImpossibleBudgetError, match="the smallest is 0"):
         prepare(task, network, 0.01, limits=LIMITS, plan=plan)
 
@@ -78,7 +78,7 @@ def test_each_round_starts_from_the_mean_of_the_last_and_all_rows_cost_the_same(
     assert [(one["round"], one["episodes"]) for one in seen] == [(1, 32), (2, 32)]
     assert order == [2]
     assert found.learned.plan == plans[-1] != start.plan
-    assert {one.static_ratio for one in plans[-1].decisions.values()} == {0.1}
+    assert {one["static_ratio"] for one in plans[-1].decisions.values()} == {0.1}
     assert found.learned.mean_share <= found.learned.share == start.share
     macs = input_outcomes(found.networks["per-input"].model, task.splits.test).macs
     assert macs.mean() == pytest.approx(start.share, rel=0.1)
@@ -86,7 +86,7 @@ def test_each_round_starts_from_the_mean_of_the_last_and_all_rows_cost_the_same(
 
 def test_counts_vary_evenly_around_those_of_a_plan(task, network):
     job = prepare(task, network, 0.7, limits=LIMITS).job
-    plan = even_plan(network.graph, 0.0, 0.5)
+    plan = network.space.even_plan({"gates": 0.5})
     gated = {group.name: group.units for group in network.graph.prunable if group.ungated is None}
     counts = job.varied_counts(plan)
     assert set(counts) == set(gated)

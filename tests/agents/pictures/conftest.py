@@ -26,6 +26,8 @@ def episode() -> Callable[..., Episode]:
             for group, (static, runtime) in (plan or {"a": (0.5, 0.0)}).items()
         }
         reward = {"divergence": 0.1, "total": score - 0.25, "estimated": float(estimated)}
-        return Episode(by, EpisodeResult(ratios, reward, score if labelled else None, macs, 0.4))
+        return Episode(
+            by, EpisodeResult(ratios, reward, score if labelled else None, {"macs": macs, "params": 0.4})
+        )
 
     return make

@@ -11,8 +11,7 @@ LINE = {
     "plan": {"conv1": {"static_ratio": 0.5, "runtime_ratio": 0.25}},
     "reward": {"divergence": 0.2, "total": 0.6},
     "accuracy": 0.8,
-    "macs": 0.5,
-    "params": 0.4,
+    "shares": {"macs": 0.5, "params": 0.4},
 }
 
 
@@ -56,8 +55,8 @@ def test_a_whole_last_line_counts_without_its_line_end(file):
         '{"by": "pp',
         "[]",
         json.dumps({**LINE, "reward": {}}),
-        json.dumps({**LINE, "macs": "half"}),
-        json.dumps({**LINE, "plan": {"a": {}}}),
+        json.dumps({**LINE, "shares": {"macs": "half"}}),
+        json.dumps({**LINE, "plan": {"a": {"static_ratio": "half"}}}),
     ],
 )
 def test_a_damaged_line_before_the_last_is_named(file, line):

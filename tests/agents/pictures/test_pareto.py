@@ -48,7 +48,7 @@ def test_every_plan_is_drawn_in_the_colour_of_its_maker(episode):
             drawn.setdefault(to_hex(dots.get_facecolors()[0]).upper(), []).extend(dots.get_offsets().tolist())
     expected = styles(["random", "ppo", "td3"])
     for maker in expected:
-        mine = [[one.result.macs, one.result.accuracy] for one in episodes if one.by == maker]
+        mine = [[one.result.shares["macs"], one.result.accuracy] for one in episodes if one.by == maker]
         assert drawn[expected[maker].colour] == mine
     assert {"by ppo", "by td3", "by random", "best front"} <= set(texts(figure))
     legend = {line.get_label(): line.get_color() for line in figure.legends[0].get_lines()}

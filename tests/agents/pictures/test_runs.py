@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from prunegym.agents.pictures import Run, ratio_heatmap, run_pictures
+from prunegym.agents.pictures import Run, plans_heatmap, run_pictures
 
 ROWS = {
     "dense": {"accuracy": 0.9, "macs": 1000.0},
@@ -66,7 +66,7 @@ def test_without_labels_marks_are_the_rewards_of_the_same_plans(episode):
 
 def test_the_heat_map_is_of_the_learners_plans_alone(episodes):
     picture = run_pictures(Run({"algo": "cma-es"}, episodes))["heatmap"]
-    expected = ratio_heatmap(["a"], np.array([[[0.3, 0.0]], [[0.4, 0.0]], [[0.6, 0.0]]]))
+    expected = plans_heatmap(["a"], [ratios(0.3), ratios(0.4), ratios(0.6)])
     assert np.array_equal(picture, expected)
 
 

@@ -4,7 +4,7 @@ from prunegym.agents.search import choose_on_validation
 
 def candidate(static_ratio, total=0.0):
     plan = {"layer0.conv": {"static_ratio": static_ratio, "runtime_ratio": 0.0}}
-    return EpisodeResult(plan=plan, reward={"total": total}, accuracy=None, macs=0.5, params=0.5)
+    return EpisodeResult(plan=plan, reward={"total": total}, accuracy=None, shares={"macs": 0.5})
 
 
 def test_validation_chooses_and_not_the_reward(env):

@@ -6,7 +6,7 @@ import pytest
 from prunegym.agents.search import SEARCHES, Space
 from prunegym.pruning.errors import UnknownNameError
 
-GATED = (True, False, False, True, False)
+GATED = np.array([[True, True], [False, True], [False, True], [True, True], [False, True]])  # gates, channels
 LEARNING = sorted(set(SEARCHES) - {"random"})
 
 
@@ -34,7 +34,11 @@ class TestEverySearch:
             assert abs(actions).max() <= 1.0
 
     def test_starts_centred_on_the_uniform_plan(self, name):
-        proposals = [actions for seed in range(40) for actions in SEARCHES[name]([True] * 3, seed).propose()]
+        proposals = [
+            actions
+            for seed in range(40)
+            for actions in SEARCHES[name](np.ones((3, 2), dtype=bool), seed).propose()
+        ]
         assert abs(np.mean(proposals, axis=0)).max() < 0.15
 
     def test_asks_for_no_gate_where_none_fits_and_for_any_elsewhere(self, name):
@@ -72,7 +76,7 @@ class TestEverySearch:
     def test_searches_a_single_number(self, name):
         totals = []
         spent(
-            SEARCHES[name]([False], 0),
+            SEARCHES[name](np.array([[False, True]]), 0),
             lambda actions: totals.append(-abs(actions[0, 1] - 0.3)) or totals[-1],
             100,
         )
@@ -109,7 +113,7 @@ def test_random_search_covers_the_whole_box_evenly():
 
 class TestHillClimbing:
     def climber(self, *totals):
-        search = SEARCHES["hill-climbing"]([True] * 5, 0)
+        search = SEARCHES["hill-climbing"](np.ones((5, 2), dtype=bool), 0)
         for total in totals:
             search.tell(search.propose(), [total])
         return search
@@ -165,7 +169,7 @@ class TestCrossEntropy:
         np.testing.assert_allclose(search.answer(), np.mean(best, axis=0), atol=1e-6)
 
     def test_takes_the_spread_of_the_best_quarter_but_keeps_exploring(self):
-        search = SEARCHES["cross-entropy"]([False], 0)
+        search = SEARCHES["cross-entropy"](np.array([[False, True]]), 0)
         wide = [np.float32([[-1.0, action]]) for action in (-0.5, 0.5, -0.5, 0.5, 0.0)]
         search.tell(wide, [0.0] * 5)
         assert self.spread(search) == pytest.approx(np.sqrt(0.2), rel=0.1)

@@ -178,7 +178,7 @@ def test_an_interruption_leaves_a_run_to_resume_and_the_cluster_to_others(mortal
 def test_what_it_knows_of_plans_goes_along(mortal):
     env = mortal()
     known = env.problem.evaluate(
-        {name: {"static_ratio": 0.1, "runtime_ratio": 0.0} for name in env.group_names}
+        {name: {"static_ratio": 0.1, "runtime_ratio": 0.0} for name in env.site_names}
     )
     hosted = EnvironmentActor([], pack(env), known=[{**known, "plan": {"another": known["plan"]}}])
     assert len(hosted.get_attr("known")) == 2

@@ -4,21 +4,23 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.pruning.apply import Method, apply_plan
 from prunegym.pruning.calibration.statistics import CalibrationInputs, calibrate, real_images
 from prunegym.pruning.graph import find_groups
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.method import Method
+from prunegym.pruning.plan import CompressionPlan
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import assert_untouched, example, snapshot
+from tests.pruning.plans import apply_to
+from tests.pruning.plans import ratios as decision
 
 
 def cut_by(compensation, name, inputs=None, model=None):
     """(dense, cut network, images)"""
     model, images = model or example(name)[0], EXAMPLES[name].images(96)
     graph = find_groups(model, images.shape[1:])
-    plan = PruningPlan({group.name: LayerDecision(0.6) for group in graph.prunable})
+    plan = CompressionPlan({group.name: decision(0.6) for group in graph.prunable})
     calibration = calibrate(graph, inputs or real_images(model, images.split(32)))
-    found = apply_plan(model, graph, plan, calibration, method=Method(compensation=compensation))
+    found = apply_to(model, graph, plan, calibration, method=Method(compensation=compensation))
     return model, found.model, images
 
 

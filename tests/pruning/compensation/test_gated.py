@@ -2,15 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.pruning.apply import Method, apply_plan
 from prunegym.pruning.calibration.statistics import calibrate, real_images
 from prunegym.pruning.compensation.gated import GatedRows, _MaskedReader, refit_reader_
 from prunegym.pruning.compensation.records import PlannedCut
 from prunegym.pruning.graph import find_groups
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.method import Method
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import GatedInput, GateSite, RuntimeGate, as_key, gates_of
 from tests.pruning.example_networks import EXAMPLES, Head, randomised, unit
 from tests.pruning.oracles import example
+from tests.pruning.plans import apply_to
+from tests.pruning.plans import ratios as decision
 from tests.pruning.runtime.test_gates import GATED
 
 DOUBLE = torch.float64
@@ -28,11 +30,11 @@ def test_a_gate_behind_a_gate_is_fitted_to_what_it_will_see(monkeypatch, static)
     model, graph, images = example("plain")
     calibration = calibrate(graph, real_images(model, [images]))
     # the inputs of the second gate are cut where static, and skipped by the first one
-    plan = PruningPlan({"0.0": LayerDecision(static, 0.5), "1.0": LayerDecision(0.0, 0.5)})
+    plan = CompressionPlan({"0.0": decision(static, 0.5), "1.0": decision(0.0, 0.5)})
     seen, choose = {}, RuntimeGate.choose
     with monkeypatch.context() as patch:
         patch.setattr(RuntimeGate, "choose", lambda gate, x: (seen.update({gate: x}), choose(gate, x)))
-        found = apply_plan(model, graph, plan, calibration, method=Method(compensation="least-squares"))
+        found = apply_to(model, graph, plan, calibration, method=Method(compensation="least-squares"))
         (fitted,) = [x for gate, x in seen.items() if len(gate.bias) == 8]
         found.model(images)
     (at_work,) = [x for gate, x in seen.items() if gate is gates_of(found.model).gate_for("1.0")]
@@ -141,10 +143,10 @@ def test_on_its_own_images_a_refit_is_no_worse_than_fills_alone(name, compensati
     images = EXAMPLES[name].images(24)
     calibration = calibrate(graph, real_images(model, [images]))
     gated = next(group for group in graph.prunable if group.ungated is None)
-    plan = PruningPlan({gated.name: LayerDecision(0.0, 0.4)})
+    plan = CompressionPlan({gated.name: decision(0.0, 0.4)})
     errors = {}
     for method in ("none", compensation):
-        found = apply_plan(model, graph, plan, calibration, method=Method(compensation=method))
+        found = apply_to(model, graph, plan, calibration, method=Method(compensation=method))
         errors[method] = reader_error(model, found.model, gated, images)
     assert errors[compensation] <= 1.02 * errors["none"]  # it sees a sample of positions
 
@@ -172,10 +174,10 @@ def test_gates_are_fitted_to_the_worth_of_their_units(compensation):
     graph = find_groups(model, (3, 8, 8))
     images = torch.randn(128, 3, 8, 8) * torch.rand(128, 3, 1, 1) * 3
     calibration = calibrate(graph, real_images(model, [images]))
-    plan = PruningPlan({"0.0": LayerDecision(0.0, 0.5)})
+    plan = CompressionPlan({"0.0": decision(0.0, 0.5)})
     errors = {}
     for method in ("none", compensation):
-        found = apply_plan(model, graph, plan, calibration, method=Method(compensation=method))
+        found = apply_to(model, graph, plan, calibration, method=Method(compensation=method))
         errors[method] = reader_error(model, found.model, graph.group("0.0"), images)
     assert errors[compensation] < 0.9 * errors["none"]
     assert len({tuple(mask) for mask in gates_of(found.model).gate_for("0.0").mask.tolist()}) > 1
@@ -183,9 +185,9 @@ def test_gates_are_fitted_to_the_worth_of_their_units(compensation):
 
 def test_a_reader_that_has_nowhere_to_put_a_mean_keeps_its_weights():
     model, graph, images = example("bias-free")
-    plan = PruningPlan({"0.0": LayerDecision(0.0, 0.5)})
+    plan = CompressionPlan({"0.0": decision(0.0, 0.5)})
     calibration = calibrate(graph, real_images(model, [images]))
-    found = apply_plan(model, graph, plan, calibration, method=Method(compensation="least-squares"))
+    found = apply_to(model, graph, plan, calibration, method=Method(compensation="least-squares"))
     reader = graph.group("0.0").readers[0].owner
     assert found.model.get_submodule(reader).bias is None
     assert torch.equal(found.model.get_submodule(reader).weight, model.get_submodule(reader).weight)

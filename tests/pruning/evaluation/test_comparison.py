@@ -3,17 +3,16 @@ import torch
 
 import prunegym.pruning.evaluation.comparison
 from prunegym.pruning.calibration.statistics import real_images
-from prunegym.pruning.cost import CostModel
 from prunegym.pruning.data import Images
 from prunegym.pruning.evaluation.comparison import measure_rows, measure_side_by_side, typical_image
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.per_input import PER_INPUT, PerInputPolicy
-from prunegym.pruning.runtime.prices import InputPrices
 from prunegym.pruning.runtime.slicing import OneByOne
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import counted_macs, counted_params, example
+from tests.pruning.plans import cost_of, ratios
 from tests.pruning.runtime.test_gates import compressed
 from tests.pruning.runtime.test_per_input import telling_apart
 
@@ -35,9 +34,9 @@ def rows(monkeypatch):
         labels = network.model(images).argmax(1)
     labels[0] = (labels[0] + 1) % 5
     plans = {
-        "dense": PruningPlan(),
-        "cut": PruningPlan({"a.0": LayerDecision(0.5)}),
-        "gated": PruningPlan({"a.0": LayerDecision(0.5, 0.5)}),
+        "dense": CompressionPlan(),
+        "cut": CompressionPlan({"a.0": ratios(0.5)}),
+        "gated": CompressionPlan({"a.0": ratios(0.5, 0.5)}),
     }
     found = measure_rows(network, plans, Images(images, labels))
     return found, timed, images
@@ -84,7 +83,7 @@ def deciding(images):
     """(what came of a network that decides for each input, the multiply-adds of each image)"""
     model, graph, _ = example("padded")
     found = compressed("padded", 0.0, 0.4)
-    prices = InputPrices.from_cost(CostModel(graph, model), found.widths)
+    prices = cost_of(model, graph).input_prices(found.levels)
     with torch.no_grad():
         _, counts = telling_apart(found.model, images, prices=prices)
     return found, prices.macs(counts.numpy())
@@ -132,6 +131,6 @@ def test_a_network_that_decides_is_measured_beside_those_that_do_not():
     )
     (ratios,) = (one for one in found.model.modules() if isinstance(one, PerInputPolicy))
     assert rows.evaluations["own"].macs == round(sum(macs) / 20) + ratios.macs
-    assert rows.evaluations["fixed"].macs == network.cost.macs(found.widths)
+    assert rows.evaluations["fixed"].macs == network.cost.price("macs", found.levels)
     assert all(one.latency_ms > 0 for one in rows.evaluations.values())
     assert rows.gated["own"] == rows.gated["fixed"] == len(ratios.units)

@@ -7,14 +7,13 @@ import torch
 from safetensors.torch import load, save_file
 from torch import nn
 
-from prunegym.pruning.cost import CostModel
 from prunegym.pruning.data import Images
 from prunegym.pruning.errors import DataError
 from prunegym.pruning.evaluation.evaluate import Evaluation, evaluate, weights_bytes
 from prunegym.pruning.metrics import accuracy, divergence, predictions
-from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example
+from tests.pruning.plans import cost_of
 from tests.pruning.runtime.test_gates import compressed
 from tests.pruning.runtime.test_outcomes import share_of
 from tests.pruning.runtime.test_per_input import telling_apart
@@ -84,12 +83,12 @@ def test_an_evaluation_measures_accuracy_parameters_and_bytes():
 def test_the_multiply_adds_of_a_network_that_decides_for_each_input_are_measured():
     images = EXAMPLES["padded"].images(30)
     dense, graph, _ = example("padded")
-    found, cost = compressed("padded", 0.0, 0.4), CostModel(graph, dense)
+    found, cost = compressed("padded", 0.0, 0.4), cost_of(dense, graph)
     model = found.model
     with torch.no_grad():
-        ratios, counts = telling_apart(model, images, prices=InputPrices.from_cost(cost, found.widths))
+        ratios, counts = telling_apart(model, images, prices=cost.input_prices(found.levels))
         labels = model(images).argmax(1)
-    macs = (share_of(counts, ratios) * cost.macs(cost.dense)).tolist()
+    macs = (share_of(counts, ratios) * cost.price("macs", cost.dense)).tolist()
     labels[:3] = (labels[:3] + 1) % 5
     found = evaluate(model, Images(images, labels), macs=77)
     assert found.macs == pytest.approx(sum(macs) / len(macs), abs=0.51)

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunegym.pruning.cost import CostModel, Widths
 from prunegym.pruning.graph import find_groups
 from prunegym.pruning.surgery.cutting import cut
 from tests.pruning.example_networks import Head, randomised, unit
 from tests.pruning.oracles import counted_macs, counted_params, random_kept, silenced_output
+from tests.pruning.plans import cost_of, levels_of
 
 IMAGE = (3, 8, 8)
 SETTINGS = settings(max_examples=60, database=None)
@@ -180,6 +180,6 @@ def test_any_cut_of_any_network_equals_silencing_and_costs_what_was_predicted(mo
     torch.testing.assert_close(small(images), expected, rtol=1e-4, atol=1e-5 * max(1.0, scale))
     assert set(small.state_dict()) == set(model.state_dict())
     counts = np.array([len(kept[group.name]) for group in graph.prunable], dtype=np.int64)
-    cost, widths = CostModel(graph, model), Widths(counts, counts)
-    assert cost.macs(widths) == counted_macs(small, images[0])
-    assert cost.params(widths) == counted_params(small)
+    cost, widths = cost_of(model, graph), levels_of(counts, counts)
+    assert cost.price("macs", widths) == counted_macs(small, images[0])
+    assert cost.price("params", widths) == counted_params(small)

@@ -16,6 +16,7 @@ from tests.pruning.oracles import assert_untouched, counted_macs, example, snaps
 UNITS = {  # of every prunable group, by hand
     "plain": {"0.0": 6, "1.0": 8},
     "residual": {"stem.0": 6, "a.0": 8},
+    "blocks": {"0.0": 6, "1.first.0": 5, "2.0.branch.0.0": 8, "2.1.first.0": 4, "3.0": 7},
     "padded": {
         "conv1": 4,
         "layer1.0.conv1": 4,

@@ -236,7 +236,7 @@ def test_a_network_prices_latency_once_it_has_a_table(small):
     model, graph, _, device = small
     network = PrunableNetwork(model, real_images(model, [example("residual")[2]]), protect=["a.0"])
     with pytest.raises(BudgetError, match="enable_latency_prices_"):
-        network.cost.latency(network.cost.dense)
+        network.cost.price("latency", network.cost.dense)
     network.enable_latency_prices_(latency_table(model, graph, time_of=device))
     took = 1e6 * additive(model, example("residual")[2][:1])
-    assert network.cost.latency(network.cost.dense) == pytest.approx(took, abs=2)
+    assert network.cost.price("latency", network.cost.dense) == pytest.approx(took, abs=2)

@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from prunegym.pruning.apply import Method
 from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.evaluation.evaluate import Evaluation
+from prunegym.pruning.method import Method
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.networks.registry import resolve_network
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.storage.compressed import Manifest, load_compressed, save_compressed
 from prunegym.pruning.surgery.cutting import cut
 from tests.pruning.example_networks import randomised
 from tests.pruning.oracles import counted_macs, random_kept, silenced_output
+from tests.pruning.plans import ratios
 
 pytestmark = pytest.mark.conformance
 
@@ -67,7 +68,7 @@ def test_cutting_it_equals_silencing(network):
 def test_it_is_smaller_saved_and_loaded(network, tmp_path):
     name, found = network
     (images,) = found.calibration.inputs.batches
-    plan = PruningPlan({group.name: LayerDecision(0.5) for group in found.graph.prunable})
+    plan = CompressionPlan({group.name: ratios(0.5) for group in found.graph.prunable})
     compressed = found.apply(plan)
     assert counted_macs(compressed.model, images[0]) <= ZOO[name][1] * counted_macs(found.model, images[0])
     evaluation = Evaluation(accuracy=None, macs=0, params=0, bytes=0, agreement=0.0)

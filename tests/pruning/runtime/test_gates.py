@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.pruning.apply import Method, apply_plan
+from prunegym.pruning.apply import rebuild_
 from prunegym.pruning.calibration.statistics import calibrate, real_images
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.method import Method
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import (
     GATES,
     GateSite,
@@ -21,9 +22,11 @@ from prunegym.pruning.runtime.gates import (
     gates_of,
     pooled_input,
 )
-from prunegym.pruning.surgery.cutting import rebuild_
+from prunegym.pruning.storage.compressed import records_of
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import affordable, example, silenced_output
+from tests.pruning.plans import apply_to
+from tests.pruning.plans import ratios as decision
 
 GATED = [name for name in EXAMPLES if any(group.ungated is None for group in example(name)[1].prunable)]
 
@@ -37,10 +40,10 @@ def without_gradients():
 def compressed(name, static, runtime, compensation="none"):
     """A network carried out with the same ratios for every group that takes them."""
     model, graph, images = example(name)
-    plan = PruningPlan({g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in graph.prunable})
+    plan = CompressionPlan({g.name: decision(static, 0.0 if g.ungated else runtime) for g in graph.prunable})
     calibration = calibrate(graph, real_images(model, [images]))
     with affordable(name, compensation):
-        return apply_plan(model, graph, plan, calibration, method=Method(compensation=compensation))
+        return apply_to(model, graph, plan, calibration, method=Method(compensation=compensation))
 
 
 def without_fills(found):
@@ -53,7 +56,9 @@ def without_fills(found):
 def kept_units_of(found, name):
     """The units that the cut left of each group, seen by its first writer's outputs."""
     graph = example(name)[1]
-    cuts = {one.owner: set(one.kept) for one in found.structure.cuts if one.axis == "out"}
+    cuts = {
+        one["owner"]: set(one["kept"]) for one in found.records["channels"]["cuts"] if one["axis"] == "out"
+    }
     kept = {}
     for group in graph.prunable:
         writer = group.writers[0]
@@ -130,9 +135,8 @@ class TestEveryGatedExample:
         found = compressed(name, 0.3, 0.4, "least-squares")
         sites = tuple(GateSite.from_dict(json.loads(json.dumps(site.to_dict()))) for site in found.gates)
         assert sites == found.gates
-        needed = graph if found.structure.form == "graph" else None
-        again = rebuild_(EXAMPLES[name].model(seed=9), needed, found.structure).eval()
-        attach_gates_(again, RuntimeGates(sites))
+        records = json.loads(json.dumps(records_of(found)))
+        again = rebuild_(EXAMPLES[name].model(seed=9), graph.input_shape, records, found.biases).eval()
         again.load_state_dict(found.model.state_dict(), strict=True)
         assert torch.equal(again(images), found.model(images))
 

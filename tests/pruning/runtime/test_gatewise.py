@@ -3,14 +3,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunegym.pruning.apply import apply_plan
 from prunegym.pruning.calibration.statistics import calibrate, real_images
 from prunegym.pruning.graph import find_groups
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import detach_gates_, gates_of
 from prunegym.pruning.runtime.gatewise import GatewiseExecution
 from tests.pruning.example_networks import EXAMPLES, Head, randomised, unit
 from tests.pruning.oracles import snapshot
+from tests.pruning.plans import apply_to
+from tests.pruning.plans import ratios as decision
 from tests.pruning.runtime.test_gates import GATED, compressed
 from tests.pruning.runtime.test_per_input import attached
 
@@ -90,7 +91,7 @@ def test_what_is_stepped_through_differs_among_images_and_has_every_form():
         found = compressed(name, STATIC, RUNTIME, "least-squares")
         ratios = deciding(found.model, EXAMPLES[name].images(7))
         telling += len(torch.stack(ratios.decided, dim=1).unique(dim=0)) > 1
-        forms.add(found.structure.form)
+        forms.add(found.records["channels"]["form"])
     assert forms == {"module", "graph"}
     assert telling > 0.9 * len(GATED)
 
@@ -127,8 +128,8 @@ class Parallel(nn.Module):
 def test_branches_that_are_in_flight_at_once():
     model, images = randomised(Parallel()), EXAMPLES["plain"].images(9)
     graph = find_groups(model, (3, 6, 6))
-    plan = PruningPlan({name: LayerDecision(0.2, RUNTIME) for name in ("late.0", "early.0")})
-    model = apply_plan(model, graph, plan, calibrate(graph, real_images(model, [images]))).model
+    plan = CompressionPlan({name: decision(0.2, RUNTIME) for name in ("late.0", "early.0")})
+    model = apply_to(model, graph, plan, calibrate(graph, real_images(model, [images]))).model
     ratios = deciding(model, images)
     assert {site.group for site in gates_of(model).sites} == {"late.0", "early.0"}
     expected = run_by_itself(model, ratios, images)

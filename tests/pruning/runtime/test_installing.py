@@ -1,13 +1,12 @@
 import pytest
 import torch
 
-from prunegym.pruning.cost import CostModel
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.installing import attach_per_input_policy_
 from prunegym.pruning.runtime.per_input import FEATURES, InputSummary, find_per_input_policy
-from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
+from tests.pruning.plans import cost_of
 from tests.pruning.runtime.test_gates import GATED, compressed
 
 LARGEST = 0.9
@@ -23,7 +22,7 @@ def installed(name, images, *, static=0.2, hidden=(6, 4)):
     """(a network that decides for each input, what decides)"""
     model, graph, _ = example(name)
     found = compressed(name, static, 0.4, "least-squares")
-    prices = InputPrices.from_cost(CostModel(graph, model), found.widths)
+    prices = cost_of(model, graph).input_prices(found.levels)
     ratios = attach_per_input_policy_(
         found.model, images, model(images), prices=prices, hidden=hidden, largest=LARGEST
     )
@@ -60,7 +59,7 @@ def test_images_in_flight_are_forgotten_and_the_network_keeps_its_mode():
     found = compressed("padded", 0.0, 0.4)
     model, graph, _ = example("padded")
     found.model.train()
-    prices = InputPrices.from_cost(CostModel(graph, model), found.widths)
+    prices = cost_of(model, graph).input_prices(found.levels)
     attach_per_input_policy_(found.model, images, model(images), prices=prices, hidden=(4,), largest=0.9)
     gates = gates_of(found.model)
     assert [gates.gate_for(site.group).pooled for site in gates.sites] == [None] * len(gates.sites)

@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from prunegym.pruning.cost import CostModel, Widths
 from prunegym.pruning.data import Images
 from prunegym.pruning.plan import kept_units
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
 from prunegym.pruning.runtime.per_input import per_input_policy_of
-from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import example, snapshot
+from tests.pruning.plans import cost_of, levels_of
 from tests.pruning.runtime.test_gates import compressed
 from tests.pruning.runtime.test_per_input import LARGEST, telling_apart
 
@@ -27,7 +26,7 @@ def deciding():
     """(a network that decides for each input, how, images that come in several batches, their counts)"""
     found, images = compressed(NAME, 0.0, 0.4, "least-squares"), EXAMPLES[NAME].images(300)
     model, graph, _ = example(NAME)
-    prices = InputPrices.from_cost(CostModel(graph, model), found.widths)
+    prices = cost_of(model, graph).input_prices(found.levels)
     ratios, counts = telling_apart(found.model, images, prices=prices)
     return found.model, ratios, Images(images, torch.arange(300) % 5), counts
 
@@ -35,16 +34,16 @@ def deciding():
 def share_of(counts, ratios):
     """The share of the dense network's multiply-adds, [images], for these units, the policy's included."""
     model, graph, _ = example(NAME)
-    cost, found = CostModel(graph, model), []
+    cost, found = cost_of(model, graph), []
     gated = np.array([group.ungated is None for group in graph.prunable])
     inputs = np.array([graph.layers[group.layers[0]].cin for group in graph.prunable])
     for row in counts.tolist():
-        executed = cost.dense.kept.copy()
+        executed = cost.dense["channels"].copy()
         executed[gated] = row
-        whole = gated & (executed == cost.dense.kept)  # the gate is there although all units run
+        whole = gated & (executed == cost.dense["channels"])  # the gate is there although all units run
         gates = int((inputs * executed)[whole].sum())
-        found.append(cost.macs(Widths(cost.dense.kept, executed)) + gates + ratios.macs)
-    return torch.tensor(found).double() / cost.macs(cost.dense)
+        found.append(cost.price("macs", levels_of(cost.dense["channels"], executed)) + gates + ratios.macs)
+    return torch.tensor(found).double() / cost.price("macs", cost.dense)
 
 
 def test_outcomes_are_those_of_every_image(deciding):

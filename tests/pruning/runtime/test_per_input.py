@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.pruning.cost import Bilinear
 from prunegym.pruning.plan import kept_units
+from prunegym.pruning.products import SumOfProducts
 from prunegym.pruning.runtime.gates import GateSite, gates_of
 from prunegym.pruning.runtime.per_input import (
     FEATURES,
@@ -44,8 +44,8 @@ def priced(sites, shares=None):
     """Prices by which gates have these shares of 1000 multiply-adds; even ones if none are given."""
     whole = np.array([1000 * share for share in shares or [1 / len(sites)] * len(sites)])
     per_unit = np.diag(whole / [site.units for site in sites])
-    ones, none = np.ones(len(sites)), np.zeros((len(sites), len(sites)))
-    return InputPrices(2000, 300, Bilinear(ones, ones, none, np.zeros(len(sites)), per_unit))
+    ones = np.ones(len(sites))
+    return InputPrices(2000, 300, SumOfProducts(ones, np.zeros((1, len(sites))), per_unit[None]))
 
 
 def attached(model, hidden=(8,), prices=None):

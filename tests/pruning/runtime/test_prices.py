@@ -3,17 +3,17 @@ import json
 import numpy as np
 import pytest
 
-from prunegym.pruning.cost import CostModel, Widths
 from prunegym.pruning.runtime.prices import InputPrices
 from tests.pruning.oracles import example
+from tests.pruning.plans import cost_of, levels_of
 from tests.pruning.runtime.test_gates import GATED
 
 
-def random_widths(graph, rng):
-    """Widths by which every group that takes a gate and has two units left is gated."""
+def random_levels(graph, rng):
+    """Levels by which every group that takes a gate and has two units left is gated."""
     kept = np.array([int(rng.integers(min(2, group.units), group.units + 1)) for group in graph.prunable])
     gated = np.array([group.ungated is None for group in graph.prunable]) & (kept > 1)
-    return Widths(kept, np.where(gated, kept - 1, kept)), gated
+    return levels_of(kept, np.where(gated, kept - 1, kept)), gated
 
 
 @pytest.mark.conformance
@@ -21,23 +21,23 @@ def random_widths(graph, rng):
 @pytest.mark.parametrize("seed", range(3))
 def test_an_input_costs_what_the_cost_model_says_of_its_counts(name, seed):
     model, graph, _ = example(name)
-    cost, rng = CostModel(graph, model), np.random.default_rng(seed)
-    widths, gated = random_widths(graph, rng)
-    prices = InputPrices.from_cost(cost, widths)
-    rows = [rng.integers(1, widths.kept[gated]) for _ in range(6)]
+    cost, rng = cost_of(model, graph), np.random.default_rng(seed)
+    levels, gated = random_levels(graph, rng)
+    prices = cost.input_prices(levels)
+    rows = [rng.integers(1, levels["channels"][gated]) for _ in range(6)]
     expected = []
     for row in rows:
-        executed = widths.kept.copy()
+        executed = levels["channels"].copy()
         executed[gated] = row
-        expected.append(cost.macs(Widths(widths.kept, executed)))
+        expected.append(cost.price("macs", levels_of(levels["channels"], executed)))
     assert prices.macs(np.array(rows)) == pytest.approx(expected, abs=1e-6)
-    assert prices.dense == cost.macs(cost.dense)
+    assert prices.dense == cost.price("macs", cost.dense)
 
 
 def plain_prices():
     """Of a plan that keeps (4, 8) units and gates both groups."""
     model, graph, _ = example("plain")
-    return InputPrices.from_cost(CostModel(graph, model), Widths(np.array([4, 8]), np.array([2, 5])))
+    return cost_of(model, graph).input_prices(levels_of(np.array([4, 8]), np.array([2, 5])))
 
 
 def test_a_plain_network_by_hand():
@@ -64,8 +64,8 @@ def test_a_gates_share_is_what_its_group_could_save_by_hand():
 @pytest.mark.parametrize("name", GATED)
 def test_shares_of_all_gates_add_up(name):
     model, graph, _ = example(name)
-    widths, gated = random_widths(graph, np.random.default_rng(0))
-    shares = InputPrices.from_cost(CostModel(graph, model), widths).gate_shares(widths.kept[gated])
+    levels, gated = random_levels(graph, np.random.default_rng(0))
+    shares = cost_of(model, graph).input_prices(levels).gate_shares(levels["channels"][gated])
     assert shares.shape == (gated.sum(),)
     assert (shares > 0).all()
     assert shares.sum() == pytest.approx(1)
@@ -76,11 +76,11 @@ def test_shares_of_all_gates_add_up(name):
 def test_to_json_and_back_is_equal(name):
     model, graph, _ = example(name)
     rng = np.random.default_rng(1)
-    widths, gated = random_widths(graph, rng)
-    prices = InputPrices.from_cost(CostModel(graph, model), widths)
+    levels, gated = random_levels(graph, rng)
+    prices = cost_of(model, graph).input_prices(levels)
     data = json.loads(json.dumps(prices.to_dict()))
     again = InputPrices.from_dict(data)
-    rows = rng.integers(1, widths.kept[gated] + 1, (5, gated.sum()))
+    rows = rng.integers(1, levels["channels"][gated] + 1, (5, gated.sum()))
     assert again.macs(rows).tolist() == prices.macs(rows).tolist()
     assert (again.dense, again.fixed) == (prices.dense, prices.fixed)
     assert again.to_dict() == data

@@ -7,18 +7,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.pruning.apply import Method, apply_plan
 from prunegym.pruning.calibration.statistics import calibrate, real_images
-from prunegym.pruning.cost import CostModel
 from prunegym.pruning.graph import find_groups
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.method import Method
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime import slicing
 from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, gates_of
 from prunegym.pruning.runtime.per_input import find_per_input_policy
-from prunegym.pruning.runtime.prices import InputPrices
 from prunegym.pruning.runtime.slicing import deployed
 from tests.pruning.example_networks import EXAMPLES, randomised
 from tests.pruning.oracles import example, snapshot
+from tests.pruning.plans import apply_to, cost_of
+from tests.pruning.plans import ratios as decision
 from tests.pruning.runtime.test_gates import GATED, compressed
 from tests.pruning.runtime.test_per_input import attached, telling_apart
 
@@ -58,16 +58,16 @@ def test_deploying_leaves_the_network_as_it_is(name):
 @pytest.mark.parametrize("static", [0.0, 0.3])
 def test_the_multiply_adds_of_a_deployed_network_are_those_predicted(name, static):
     model, graph, images = example(name)
-    plan = PruningPlan({g.name: LayerDecision(static, 0.0 if g.ungated else 0.4) for g in graph.prunable})
+    plan = CompressionPlan({g.name: decision(static, 0.0 if g.ungated else 0.4) for g in graph.prunable})
     method = Method(compensation="least-squares")
-    found = apply_plan(model, graph, plan, calibrate(graph, real_images(model, [images])), method=method)
+    found = apply_to(model, graph, plan, calibrate(graph, real_images(model, [images])), method=method)
     network = deployed(found.model, EXAMPLES[name].input_shape)
     counts = []
     for image in EXAMPLES[name].images(3):
         with FlopCounterMode(display=False) as counter:
             network(image[None])
         counts.append(counter.get_total_flops() / 2)
-    assert counts == [CostModel(graph, model).macs(found.widths)] * 3
+    assert counts == [cost_of(model, graph).price("macs", found.levels)] * 3
 
 
 @pytest.mark.parametrize("compensation", ["none", "least-squares"])
@@ -99,13 +99,13 @@ def test_a_fresh_policy_deploys_to_the_fixed_plan(name):
 @pytest.mark.parametrize("static", [0.0, 0.3])
 def test_each_image_costs_the_multiply_adds_of_its_own_counts(name, static):
     model, graph, images = example(name)
-    plan = PruningPlan({g.name: LayerDecision(static, 0.0 if g.ungated else 0.4) for g in graph.prunable})
+    plan = CompressionPlan({g.name: decision(static, 0.0 if g.ungated else 0.4) for g in graph.prunable})
     method = Method(compensation="least-squares")
-    found = apply_plan(model, graph, plan, calibrate(graph, real_images(model, [images])), method=method)
+    found = apply_to(model, graph, plan, calibrate(graph, real_images(model, [images])), method=method)
     images = EXAMPLES[name].images(5)
-    cost = CostModel(graph, model)
-    ratios, _ = telling_apart(found.model, images, prices=InputPrices.from_cost(cost, found.widths))
-    predicted = ratios.cost() * cost.macs(cost.dense)
+    cost = cost_of(model, graph)
+    ratios, _ = telling_apart(found.model, images, prices=cost.input_prices(found.levels))
+    predicted = ratios.cost() * cost.price("macs", cost.dense)
     network = deployed(found.model, EXAMPLES[name].input_shape)
     counted = []
     for image in images:
@@ -229,8 +229,8 @@ def test_modules_of_two_names_are_replaced_by_both(static, runtime):
     model = randomised(Aliased()).eval()
     graph, images = find_groups(model, (3, 6, 6)), torch.randn(5, 3, 6, 6)
     calibration = calibrate(graph, real_images(model, [images]))
-    decisions = {g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in graph.prunable}
-    found = apply_plan(model, graph, PruningPlan(decisions), calibration)
+    decisions = {g.name: decision(static, 0.0 if g.ungated else runtime) for g in graph.prunable}
+    found = apply_to(model, graph, CompressionPlan(decisions), calibration)
     assert bool(found.gates) == (runtime > 0)
     sliced = deployed(found.model, (3, 6, 6))
     torch.testing.assert_close(sliced(images), found.model(images), rtol=1e-4, atol=1e-4)
@@ -241,6 +241,6 @@ def test_a_transposed_convolution_with_groups_is_no_depthwise_one():
     graph, images = find_groups(model, (4, 5, 5)), torch.randn(6, 4, 5, 5)
     calibration = calibrate(graph, real_images(model, [images]))
     (group,) = [group for group in graph.prunable if group.ungated is None]
-    found = apply_plan(model, graph, PruningPlan({group.name: LayerDecision(0.0, 0.5)}), calibration)
+    found = apply_to(model, graph, CompressionPlan({group.name: decision(0.0, 0.5)}), calibration)
     sliced = deployed(found.model, (4, 5, 5))
     torch.testing.assert_close(sliced(images), found.model(images), rtol=1e-4, atol=1e-4)

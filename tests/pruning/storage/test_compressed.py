@@ -17,7 +17,7 @@ from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.errors import PruningError
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.per_input import find_per_input_policy
 from prunegym.pruning.runtime.slicing import deployed
@@ -29,6 +29,7 @@ from prunegym.pruning.storage.compressed import (
 )
 from tests.pruning.example_networks import EXAMPLES
 from tests.pruning.oracles import counted_params
+from tests.pruning.plans import ratios
 from tests.pruning.runtime.test_per_input import telling_apart
 
 
@@ -47,8 +48,8 @@ def saved(folder, network_file, name, static=0.5, runtime=0.0, hidden=None):
     chosen = EXAMPLES[name]
     model = chosen.model()
     network = PrunableNetwork(model, real_images(model, [chosen.images(8)]))
-    plan = PruningPlan(
-        {g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in network.graph.prunable}
+    plan = CompressionPlan(
+        {g.name: ratios(static, 0.0 if g.ungated else runtime) for g in network.graph.prunable}
     )
     compressed = network.apply(plan)
     if hidden is not None:
@@ -88,7 +89,7 @@ def saved(folder, network_file, name, static=0.5, runtime=0.0, hidden=None):
 )
 def test_what_is_loaded_gives_the_same_output_bit_for_bit(tmp_path, network_file, name, form, runtime):
     compressed, manifest = saved(tmp_path / "c", network_file, name, runtime=runtime)
-    assert compressed.structure.form == form
+    assert compressed.records["channels"]["form"] == form
     loaded = load_compressed(str(tmp_path / "c"), network=manifest.network)
     images = EXAMPLES[name].images(5)
     with torch.no_grad():
@@ -103,10 +104,10 @@ def test_what_is_loaded_gives_the_same_output_bit_for_bit(tmp_path, network_file
 def test_gates_and_gained_biases_are_among_what_is_saved(tmp_path, network_file):
     compressed, _ = saved(tmp_path / "c", network_file, "bias-free", runtime=0.4)
     assert compressed.gates
-    assert compressed.structure.biases
+    assert compressed.biases
     record = json.loads((tmp_path / "c" / "structure.json").read_text())
-    assert len(record["gates"]) == len(compressed.gates)
-    assert record["structure"]["biases"] == list(compressed.structure.biases)
+    assert len(record["techniques"]["gates"]["sites"]) == len(compressed.gates)
+    assert record["biases"] == list(compressed.biases)
 
 
 @pytest.mark.parametrize("hidden", [(8,), (5, 3)])
@@ -131,7 +132,10 @@ def test_a_policy_of_its_inputs_travels_along(tmp_path, network_file, name, hidd
 
 def test_a_network_without_a_policy_says_so(tmp_path, network_file):
     _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4)
-    assert json.loads((tmp_path / "c" / "structure.json").read_text())["per_input"] is None
+    assert (
+        json.loads((tmp_path / "c" / "structure.json").read_text())["techniques"]["gates"]["per_input"]
+        is None
+    )
     assert (
         find_per_input_policy(gates_of(load_compressed(tmp_path / "c", network=manifest.network).model))
         is None
@@ -175,7 +179,7 @@ print(sorted(others & set(sys.modules)))
 )
 def test_a_damaged_policy_is_refused_on_one_line(tmp_path, network_file, damage):
     _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4, hidden=(8,))
-    alter(tmp_path / "c", per_input=damage)
+    alter_technique(tmp_path / "c", "gates", per_input=damage)
     with pytest.raises(
         PruningError, match=r"structure\.json is damaged \(.*\); write the folder anew$"
     ) as caught:
@@ -187,7 +191,7 @@ def test_a_record_without_the_entry_is_refused(tmp_path, network_file):
     _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4)
     path = tmp_path / "c" / "structure.json"
     record = json.loads(path.read_text())
-    del record["per_input"]
+    del record["techniques"]["gates"]["per_input"]
     path.write_text(json.dumps(record))
     with pytest.raises(PruningError, match=r"damaged \(KeyError: 'per_input'\)"):
         load_compressed(tmp_path / "c", network=manifest.network)
@@ -197,22 +201,23 @@ def test_a_record_without_the_entry_is_refused(tmp_path, network_file):
 def test_a_policy_of_another_shape_than_its_weights_is_refused(tmp_path, network_file, declared):
     _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4, hidden=(8,))
     if declared is not None:
-        declared = {**json.loads((tmp_path / "c" / "structure.json").read_text())["per_input"], **declared}
-    alter(tmp_path / "c", per_input=declared)
+        record = json.loads((tmp_path / "c" / "structure.json").read_text())
+        declared = {**record["techniques"]["gates"]["per_input"], **declared}
+    alter_technique(tmp_path / "c", "gates", per_input=declared)
     with pytest.raises(PruningError, match="does not fit the network"):
         load_compressed(tmp_path / "c", network=manifest.network)
 
 
 def test_what_a_record_asks_for_is_not_allocated_before_it_is_refused(tmp_path, network_file):
     _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4, hidden=(8,))
-    record = json.loads((tmp_path / "c" / "structure.json").read_text())
+    gates = json.loads((tmp_path / "c" / "structure.json").read_text())["techniques"]["gates"]
     huge = {
-        "per_input": {**record["per_input"], "hidden": [10**7]},  # 0.6 GB of weights
-        "gates": [{**gate, "inputs": 10**8} for gate in record["gates"]],
+        "per_input": {**gates["per_input"], "hidden": [10**7]},  # 0.6 GB of weights
+        "sites": [{**site, "inputs": 10**8} for site in gates["sites"]],
     }
     before = peak_memory()
     for key, value in huge.items():
-        alter(tmp_path / "c", **{**record, key: value})
+        alter_technique(tmp_path / "c", "gates", **{**gates, key: value})
         with pytest.raises(PruningError, match=r"its gates have \d+ entries, the weights file \d+ bytes"):
             load_compressed(tmp_path / "c", network=manifest.network)
     assert peak_memory() - before < 100 * 2**20
@@ -220,15 +225,18 @@ def test_what_a_record_asks_for_is_not_allocated_before_it_is_refused(tmp_path, 
 
 def test_a_record_that_makes_a_network_which_does_not_run_is_refused(tmp_path, network_file):
     _, manifest = saved(tmp_path / "c", network_file, "padded", runtime=0.4)
-    record = json.loads((tmp_path / "c" / "structure.json").read_text())
-    pads = {name: value + 1 for name, value in record["structure"]["constants"].items()}
+    records = json.loads((tmp_path / "c" / "structure.json").read_text())["techniques"]
+    pads = {name: value + 1 for name, value in records["channels"]["constants"].items()}
     assert pads
     damaged = {
-        "structure": {**record["structure"], "constants": pads},
-        "gates": [{**gate, "executed": gate["units"] + 1} for gate in record["gates"]],
+        "channels": {**records["channels"], "constants": pads},
+        "gates": {
+            **records["gates"],
+            "sites": [{**site, "executed": site["units"] + 1} for site in records["gates"]["sites"]],
+        },
     }
     for key, value in damaged.items():
-        alter(tmp_path / "c", **{**record, key: value})
+        alter(tmp_path / "c", techniques={**records, key: value})
         with pytest.raises(PruningError, match=r"structure\.json is damaged \(RuntimeError: "):
             load_compressed(tmp_path / "c", network=manifest.network)
 
@@ -272,11 +280,23 @@ def alter(folder, **changed):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
 
 
+def alter_technique(folder, technique, **changed):
+    records = json.loads((folder / "structure.json").read_text())["techniques"]
+    alter(folder, techniques={**records, technique: {**records[technique], **changed}})
+
+
+def test_a_technique_that_this_release_does_not_know_is_refused(tmp_path, network_file):
+    _, manifest = saved(tmp_path / "c", network_file, "residual")
+    alter(tmp_path / "c", techniques={"channelss": {}})
+    with pytest.raises(PruningError, match=r"no technique named 'channelss'. Did you mean 'channels'"):
+        load_compressed(tmp_path / "c", network=manifest.network)
+
+
 def test_another_version_is_refused(tmp_path, network_file):
     _, manifest = saved(tmp_path / "c", network_file, "residual")
-    for version in (0, 2, "3", None):
+    for version in (0, 3, "4", None):
         alter(tmp_path / "c", version=version)
-        with pytest.raises(PruningError, match="not a compressed network of version 3"):
+        with pytest.raises(PruningError, match="not a compressed network of version 4"):
             load_compressed(tmp_path / "c", network=manifest.network)
 
 

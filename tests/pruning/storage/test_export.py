@@ -11,10 +11,11 @@ from torch import nn
 from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.errors import ExportError, UnknownNameError
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.storage import export
 from prunegym.pruning.storage.export import compare, export_network
 from tests.pruning.example_networks import EXAMPLES
+from tests.pruning.plans import ratios
 from tests.pruning.runtime.test_per_input import telling_apart
 
 
@@ -22,8 +23,8 @@ def compressed(name, static=0.3, runtime=0.0, hidden=None):
     chosen = EXAMPLES[name]
     model = chosen.model()
     network = PrunableNetwork(model, real_images(model, [chosen.images(8)]))
-    plan = PruningPlan(
-        {g.name: LayerDecision(static, 0.0 if g.ungated else runtime) for g in network.graph.prunable}
+    plan = CompressionPlan(
+        {g.name: ratios(static, 0.0 if g.ungated else runtime) for g in network.graph.prunable}
     )
     made = network.apply(plan).model.eval()
     if hidden is not None:

@@ -176,19 +176,11 @@ def test_cuts_of_several_groups_meet_on_one_axis():
     assert cuts["norm", "out"] == (0, 4, 6)
 
 
-def test_a_gained_bias_is_rebuilt():
-    structure = Structure((AxisCut("1.0", "out", (0, 2)), AxisCut("2.2", "in", (0, 2))), biases=("1.0",))
-    again = rebuild_(EXAMPLES["bias-free"].model(), None, structure)
-    assert again[1][0].bias.shape == (2,)
-    assert again[0][0].bias is None
-
-
 @pytest.mark.parametrize(
     "structure",
     [
         Structure((AxisCut("nowhere", "out", (0,)),)),
         Structure((AxisCut("0.0", "out", (99,)),)),
-        Structure(biases=("0.2",)),
     ],
 )
 def test_a_structure_of_another_network_is_refused_in_one_line(structure):

@@ -11,7 +11,7 @@ from prunegym.pruning.data import Images, load_splits
 from prunegym.pruning.errors import PruningError, UnknownNameError
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.networks.registry import resolve_network
-from prunegym.pruning.plan import LayerDecision, PruningPlan
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, as_key, attach_gates_, gates_of
 from prunegym.pruning.training.batch_norms import reestimate_
 from prunegym.pruning.training.dense import train_dense
@@ -24,6 +24,7 @@ from prunegym.pruning.training.finetuning import (
 )
 from prunegym.pruning.training.loop import TrainingConfig
 from tests.pruning.oracles import assert_untouched, snapshot
+from tests.pruning.plans import ratios
 from tests.pruning.runtime.test_per_input import telling_apart
 
 
@@ -47,8 +48,8 @@ def compressed(teacher, splits):
 
     def compress(static, runtime=0.0):
         groups = network.graph.prunable
-        plan = {group.name: LayerDecision(static, 0.0 if group.ungated else runtime) for group in groups}
-        return network.apply(PruningPlan(plan)).model
+        plan = {group.name: ratios(static, 0.0 if group.ungated else runtime) for group in groups}
+        return network.apply(CompressionPlan(plan)).model
 
     return compress
 
@@ -531,7 +532,7 @@ class WithAuxiliaryHead(nn.Module):
 def test_what_runs_in_training_alone_takes_no_part(splits):
     model = WithAuxiliaryHead().eval()
     network = PrunableNetwork(model, real_images(model, [splits.calibration.images]))
-    small = network.apply(PruningPlan({"stem.0": LayerDecision(0.5, 0.0)})).model
+    small = network.apply(CompressionPlan({"stem.0": ratios(0.5, 0.0)})).model
     before, dropped = snapshot(small), []
     small.stem[3].register_forward_hook(lambda dropout, args, output: dropped.append(dropout.training))
     finetune_(small, few(splits.train), FinetuningConfig(epochs=1))

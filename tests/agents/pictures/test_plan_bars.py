@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from prunegym.agents.pictures import ratio_bars_figure
+from prunegym.agents.pictures import plan_bars_figure
 from prunegym.agents.pictures.canvas import figure_pixels
 
 
@@ -17,14 +17,14 @@ def bars(figure, label):
 
 
 def test_static_and_runtime_add_up_to_what_does_not_run():
-    figure = ratio_bars_figure(["a", "b"], plan(0.5, 0.2), {"a": {"static_ratio": 0.6, "runtime_ratio": 0.5}})
+    figure = plan_bars_figure(["a", "b"], plan(0.5, 0.2), {"a": {"static_ratio": 0.6, "runtime_ratio": 0.5}})
     assert bars(figure, "uniform") == [(0, pytest.approx(0.6))] * 2
     assert bars(figure, "learned") == [(0, 0.6), (0, 0.0)]  # the group that is not named is left alone
     assert bars(figure, "skipped") == [(0.6, pytest.approx(0.2)), (0.0, 0.0)]
 
 
 def test_without_gates_nothing_is_said_of_them():
-    figure = ratio_bars_figure(["a", "b"], plan(0.5), plan(0.4), name="cma-es")
+    figure = plan_bars_figure(["a", "b"], plan(0.5), plan(0.4), name="cma-es")
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["uniform", "cma-es: removed (static)"]
 
@@ -32,7 +32,7 @@ def test_without_gates_nothing_is_said_of_them():
 @pytest.mark.parametrize("count", [1, 9, 60])
 def test_every_label_is_whole_and_clear_of_the_next(count):
     groups = [f"features.denseblock{n}.denselayer{n}.conv$1$" for n in range(count)]
-    figure = ratio_bars_figure(groups, plan(0.5, groups=groups), plan(0.4, 0.1, groups=groups))
+    figure = plan_bars_figure(groups, plan(0.5, groups=groups), plan(0.4, 0.1, groups=groups))
     height, width, _ = figure_pixels(figure).shape
     labels = figure.axes[0].get_yticklabels()
     assert not any(label.get_parse_math() for label in labels)
@@ -45,8 +45,18 @@ def test_every_label_is_whole_and_clear_of_the_next(count):
     assert legend.y1 <= height
 
 
+def test_every_further_technique_has_a_panel_of_its_own():
+    chosen = {"a": {"static_ratio": 0.2, "depth": 1.0}, "b": {"static_ratio": 0.2}}
+    figure = plan_bars_figure(["a", "b"], plan(0.5), chosen)
+    widths, depth = figure.axes
+    assert depth.get_xlabel() == "depth"
+    assert [bar.get_width() for bar in depth.containers[1]] == [1.0, 0.0]
+    assert [bar.get_width() for bar in depth.containers[0]] == [0.0, 0.0]  # of the uniform plan
+    assert depth.get_ylim() == widths.get_ylim()
+
+
 def test_the_first_group_is_at_the_top():
-    figure = ratio_bars_figure(["a", "b"], plan(0.5), plan(0.4))
+    figure = plan_bars_figure(["a", "b"], plan(0.5), plan(0.4))
     low, high = figure.axes[0].get_ylim()
     assert low > high
     assert np.array_equal(figure.axes[0].get_yticks(), [0, 1])
