@@ -13,7 +13,6 @@ from prunegym.envs.budget import Limits
 from prunegym.envs.budget_projection import smallest_shares
 from prunegym.pruning.cost import CostModel
 from prunegym.pruning.decisions import DecisionSpace, technique_kinds
-from prunegym.pruning.errors import PlanError
 from prunegym.pruning.graph.patterns import restrict
 from prunegym.pruning.latency import LatencyPrices, cached_table
 from prunegym.pruning.method import Method
@@ -84,10 +83,9 @@ def describe(
 def _cost(subject: Subject, latency: LatencyPrices | None) -> CostModel | None:
     """Return the prices of plans; None where nothing can be decided."""
     technique_kinds(subject.method.techniques)  # an unknown name is refused
-    try:
-        return CostModel(DecisionSpace(subject), latency=latency)
-    except PlanError:
+    if not subject.graph.prunable and not set(subject.method.techniques) - {"channels", "gates"}:
         return None
+    return CostModel(DecisionSpace(subject), latency=latency)
 
 
 def site_summary(network: PrunableNetwork, loo_gain: NDArray[np.float64]) -> list[dict[str, Any]]:

@@ -36,12 +36,14 @@ TECHNIQUE_FEATURES: Mapping[str, str] = {
     "mean": "likewise over the sites decided, weighted by their multiply-adds",
     "even": "likewise in the even plan of this and all later sites; of techniques that the even plan uses",
 }
-MEASURE_FEATURES: Mapping[str, str] = {
+MEASURE_FEATURES: Mapping[str, str] = {  # but for `budget`, 0 where a measure is not told of, see `Observer`
     "budget": "the share that may remain; 1 where there is no budget",
-    "share": "square root of the share of the dense price saved if the site vanished; 0 without a price",
-    "now": "share of the dense price if all later sites were left alone; 0 without a price",
-    "to_come": "share of the dense price that this and the later sites could save; 0 without a price",
+    "share": "square root of the share of the dense price saved if the site vanished",
+    "now": "share of the dense price if all later sites were left alone",
+    "to_come": "share of the dense price that this and the later sites could save",
 }
+ALWAYS_TOLD = ("macs",)  # measures that features tell of whatever the budget is
+SHARES_TOLD = ("macs", "params")  # of which they tell the sites' shares whatever it is
 CONTEXT = ("available", "budget", "even")  # prefixes of the features that are no standard scores
 
 
@@ -68,19 +70,22 @@ class Progress:
     step: int  # sites decided
     levels: Levels  # of all sites; those not decided are neutral
     even: Mapping[str, Amount]  # technique -> amount in the even plan of the sites from here on
-    budget: Budget
     loo_gain: NDArray[np.float64]  # see `UniformBaseline`
 
 
 class Observer:
     """Computes the features; what does not change within an episode is computed once.
 
+    Features tell of the measures that the budget names, and of those in ALWAYS_TOLD: what an agent would see
+    of the others is nearly the same numbers again, and it learns the worse for them (docs/decisions.md, D45).
+
     Args:
         network: the network whose sites are observed.
+        budget: the budget of the episode.
     """
 
-    def __init__(self, network: PrunableNetwork) -> None:
-        self._space, self._cost = network.space, network.cost
+    def __init__(self, network: PrunableNetwork, budget: Budget) -> None:
+        self._space, self._cost, self._budget = network.space, network.cost, budget
         self.names = observation_names(self._space.techniques)
         self._place = {name: index for index, name in enumerate(self.names)}
         self._shares = {name: self._cost.vanishing_shares(name) for name in MEASURES}
@@ -104,10 +109,10 @@ class Observer:
                 features[place[f"mean_{technique.key}"]] = compressed[:done] @ weights / weights.sum()
             if technique.family:
                 features[place[f"even_{technique.key}"]] = technique.scaled(progress.even[technique.name])
-        now = self._cost.shares(levels)
-        for name in MEASURES:
-            features[place[f"budget_{name}"]] = progress.budget.shares.get(name, 1.0)
-            features[place[f"now_{name}"]] = now.get(name, 0.0)
+        told = {*ALWAYS_TOLD, *self._budget.shares}
+        now = self._cost.shares(levels, told)
+        for name in told:
+            features[place[f"now_{name}"]] = now[name]
             features[place[f"to_come_{name}"]] = self._to_come[name][done]
         for name, value in _loo_gain_features(progress.loo_gain, self._shares["macs"], step).items():
             features[place[name]] = value
@@ -126,7 +131,9 @@ class Observer:
             for name, values in technique.features(network.foresight).items():
                 features[:, self._place[f"{technique.key}_{name}"]] = values
         for name, shares in self._shares.items():
-            features[:, self._place[f"share_{name}"]] = np.sqrt(np.maximum(shares, 0.0))
+            features[:, self._place[f"budget_{name}"]] = self._budget.shares.get(name, 1.0)
+            if name in self._budget.shares or name in SHARES_TOLD:
+                features[:, self._place[f"share_{name}"]] = np.sqrt(np.maximum(shares, 0.0))
         return features
 
 

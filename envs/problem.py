@@ -97,8 +97,7 @@ class EpisodeContext:
         return self._expected.for_plan(levels)
 
     def _features(self, step: int, levels: Levels, even: Mapping[str, Amount]) -> NDArray[np.float32]:
-        budget, loo_gain = self.projection.budget, self.baseline.loo_gain
-        return self._observer.observe(Progress(step, levels, even, budget, loo_gain))
+        return self._observer.observe(Progress(step, levels, even, self.baseline.loo_gain))
 
     @cached_property
     def _normalizer(self) -> ObservationNormalizer:
@@ -224,7 +223,7 @@ class PruningProblem:
         if key not in self._contexts:
             projection = _projection(self.network, budget, self.limits)
             baseline = self.baselines.baseline_for(projection)
-            observer = Observer(self.network)
+            observer = Observer(self.network, budget)
             self._contexts[key] = EpisodeContext(self.network, projection, baseline, observer)
         return self._contexts[key]
 

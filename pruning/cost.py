@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TypeAlias
 
@@ -74,12 +74,11 @@ class CostModel:
         """
         return MEASURES[measure].price(self, self.quantities(levels))
 
-    def shares(self, levels: Levels) -> dict[str, float]:
-        """Return what a plan costs as shares of the dense network, by each measure that has a price."""
+    def shares(self, levels: Levels, measures: Iterable[str] | None = None) -> dict[str, float]:
+        """Return the shares of the dense network that a plan leaves, by priced measures; None: all."""
         quantities = self.quantities(levels)
-        return {
-            name: MEASURES[name].price(self, quantities) / whole for name, whole in self._dense_prices.items()
-        }
+        names = self.prices if measures is None else measures
+        return {name: MEASURES[name].price(self, quantities) / self._dense_prices[name] for name in names}
 
     def quantities(self, levels: Levels) -> Quantities:
         """Return what prices depend on, as the techniques in use give it for a plan."""
