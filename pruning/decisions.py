@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from prunegym.pruning.errors import PlanError
+from prunegym.pruning.method import DEFAULT_METHOD
 from prunegym.pruning.plan import Amount, CompressionPlan
 from prunegym.pruning.products import Counts
 from prunegym.pruning.registry import nearest_hint, unknown_name
@@ -22,7 +23,8 @@ class DecisionSpace:
 
     Raises:
         UnknownNameError: there is no such technique.
-        PlanError: no technique is named, or there is nothing to decide anywhere.
+        PlanError: no technique is named, there is nothing to decide anywhere, or a technique not on by
+            default can decide nowhere.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -34,6 +36,13 @@ class DecisionSpace:
         )
         if not self.sites:
             raise PlanError(f"there is nothing to decide: {_reasons(subject, kinds, refusals)}")
+        for kind in kinds:
+            if kind.name not in DEFAULT_METHOD.techniques and len(refusals[kind.name]) == len(subject.sites):
+                site, reason = next(iter(refusals[kind.name].items()))
+                raise PlanError(
+                    f"the technique {kind.name} can decide nowhere here: at {site}, {reason}, and so "
+                    "on; leave it out of the techniques"
+                )
         self.techniques = tuple(kind(subject, self.sites) for kind in kinds)  # in the order of actions
         self.staged = tuple(sorted(self.techniques, key=lambda technique: technique.stage))
         self.available = {

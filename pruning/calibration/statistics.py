@@ -228,11 +228,12 @@ def _gradients(survey: Survey) -> Mapping[str, Tensor]:
         return {}
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
     device = next(model.parameters()).device
-    outputs: dict[str, Tensor] = {}
+    outputs: list[tuple[str, Tensor]] = []  # of each call
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, y: Tensor) -> None:
-            outputs[name] = y
+    def keep(name: str) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: Any, y: Tensor) -> Tensor:
+            outputs.append((name, y))
+            return y.clone()  # what follows may change it in place
 
         return hook
 
@@ -242,12 +243,13 @@ def _gradients(survey: Survey) -> Mapping[str, Tensor]:
             for batch in survey.inputs.batches:
                 logits = model(batch.to(device)).flatten(1)
                 loss = functional.cross_entropy(logits, logits.argmax(1), reduction="sum")
-                seen = [name for name in layers if name in outputs]
-                for name, gradient in zip(
-                    seen, torch.autograd.grad(loss, [outputs[name] for name in seen]), strict=True
-                ):
-                    module = model.get_submodule(name)
-                    found[name].append(root_mean_square(by_channel(module, gradient)))
+                gradients = torch.autograd.grad(loss, [y for _, y in outputs])
+                by_layer: dict[str, list[Tensor]] = {}
+                for (name, _), gradient in zip(outputs, gradients, strict=True):
+                    by_layer.setdefault(name, []).append(by_channel(model.get_submodule(name), gradient))
+                for name, parts in by_layer.items():
+                    found[name].append(root_mean_square(torch.cat(parts, dim=2)))
+                outputs.clear()
     finally:
         for handle in handles:
             handle.remove()
@@ -314,10 +316,20 @@ def _run(
     watch: Callable[[str, Tensor, Tensor], None],
 ) -> None:
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda module, args, y: watch(name, args[0], y)
+        return lambda module, args, y: watch(name, before.pop(name, args[0]), y)
+
+    before: dict[str, Tensor] = {}
+
+    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            before[name] = args[0].clone()  # a block may change its input in place
+
+        return hook
 
     device = next(model.parameters()).device
+    blocks = [name for name in names if any(True for _ in model.get_submodule(name).children())]
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    handles += [model.get_submodule(name).register_forward_pre_hook(remember(name)) for name in blocks]
     try:
         for batch in batches:
             model(batch.to(device))

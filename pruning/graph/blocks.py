@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from prunegym.pruning.graph.records import ChannelGraph, ChannelGroup, Member
+from prunegym.pruning.graph.tracing import example_image
+from prunegym.pruning.modes import evaluating
 
 STACK = "nn_module_stack"  # the entry of a node's `meta` that says in which modules it was traced
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -45,7 +48,8 @@ def find_blocks(model: nn.Module, graph: ChannelGraph) -> BlockSearch:
     """Return the residual blocks of a network: the innermost submodules around a residual sum.
 
     A block can be left out where one tensor enters it and one leaves it, and its sum adds the input itself.
-    Channel groups must not begin inside and go on outside, since they are named after their first writer.
+    Channel groups must not begin inside and go on outside, since they are named after their first writer;
+    nor may the network share the block's tensors. What remains is tried: the network is run without it.
 
     Args:
         model: the dense network.
@@ -69,6 +73,10 @@ def find_blocks(model: nn.Module, graph: ChannelGraph) -> BlockSearch:
             found[name] = block
         else:
             refused[name] = block
+    found = {name: block for name, block in found.items() if name not in refused}
+    if not _runs_without(model, graph, found):
+        alone = [name for name in found if not _runs_without(model, graph, [name])]
+        refused |= dict.fromkeys(alone, "the forward around it does not run without it")
     return BlockSearch(tuple(block for name, block in found.items() if name not in refused), refused)
 
 
@@ -142,8 +150,31 @@ def _block(
         owners = [writer.owner for writer in group.writers]
         if inside(name, owners[0]) and not all(inside(name, owner) for owner in owners):
             return f"the channel group {group.name} begins in it and goes on after it"
+    outside = {id(one) for key, one in _tensors(model) if not inside(name, key)}
+    if any(id(one) in outside for key, one in _tensors(model) if inside(name, key)):
+        return "the network uses its tensors elsewhere too"
     layers = tuple(layer for layer in graph.layers if inside(name, layer))
     return ResidualBlock(name, layers, source.name, result.name) if layers else "it holds no layer"
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+@torch.no_grad()
+def _runs_without(model: nn.Module, graph: ChannelGraph, names: Iterable[str]) -> bool:
+    """Return whether a network runs without blocks and gives what it does if they pass their input on."""
+    example, shorter = example_image(model, graph.input_shape), copy.deepcopy(model)
+    skipped = copy.deepcopy(model)
+    for name in names:
+        shorter.set_submodule(name, nn.Identity())
+        skipped.get_submodule(name).register_forward_hook(lambda _, args, output: args[0].clone())
+    try:
+        with evaluating(shorter, skipped):
+            outputs = [pytree.tree_leaves(network(example.clone())) for network in (shorter, skipped)]
+            return all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
+    except Exception:  # user code may ask a block for anything
+        return False
 
 
 def _past_nothing(model: nn.Module, node: fx.Node) -> fx.Node:

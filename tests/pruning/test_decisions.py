@@ -102,6 +102,13 @@ def test_nothing_to_decide_is_refused_with_the_reasons():
         space("mlp", techniques=())
 
 
+def test_a_technique_that_can_decide_nowhere_is_refused_with_the_first_reason():
+    message = r"depth can decide nowhere here: at 0\.0, no residual block that can go begins there"
+    with pytest.raises(PlanError, match=message):
+        space("plain", techniques=("channels", "depth"))
+    assert space("layer-scale").sites  # gates, on by default, need not find a place
+
+
 def test_an_unknown_technique_is_refused_with_the_nearest():
     with pytest.raises(UnknownNameError, match=r"no technique named 'channel'. Did you mean 'channels'"):
         space("mlp", techniques=("channel",))

@@ -8,10 +8,12 @@ from torch import nn
 
 from prunegym.pruning.calibration import collectors, moments
 from prunegym.pruning.calibration.moments import FullCovariance, SampledCovariance
-from prunegym.pruning.calibration.statistics import calibrate, real_images
+from prunegym.pruning.calibration.statistics import STATISTICS, USUAL, calibrate, real_images
 from prunegym.pruning.calibration.unfolding import POSITIONS_PER_IMAGE, unfolded
-from prunegym.pruning.errors import DataError
+from prunegym.pruning.errors import DataError, UnknownNameError
 from prunegym.pruning.graph import find_groups
+from prunegym.pruning.method import Method
+from prunegym.pruning.network import PrunableNetwork
 from tests.pruning.example_networks import EXAMPLES, Head, randomised, unit
 from tests.pruning.oracles import assert_untouched, example, snapshot
 
@@ -249,3 +251,87 @@ def test_a_convolution_that_pads_by_itself_is_unfolded_as_its_kernel_sees_it(pad
     assert rows.shape == (1, 2 * 8 * 6, 27)
     output = rows[0] @ layer.weight.flatten(1).T + layer.bias
     torch.testing.assert_close(output.view(2, 8, 6, 4).permute(0, 3, 1, 2), layer(x))
+
+
+class TestWhatIsAskedFor:
+    def test_is_collected_and_nothing_else(self):
+        model, graph, images = example("plain")
+        found = calibrate(graph, real_images(model, [images]), statistics=["means"])
+        assert list(found.statistics) == ["means"]
+        with pytest.raises(LookupError, match="the statistic 'moments' was not collected; name it among"):
+            found.moments  # noqa: B018
+        with pytest.raises(UnknownNameError, match=r"no statistic named 'mean'\. Did you mean 'means'"):
+            calibrate(graph, real_images(model, [images]), statistics=["mean"])
+
+    def test_is_the_same_whatever_else_is(self):
+        model, graph, images = example("residual")
+        usual = calibrate(graph, real_images(model, [images]))
+        more = calibrate(graph, real_images(model, [images]), statistics=list(STATISTICS))
+        for name, of_layer in usual.rows.items():
+            assert torch.equal(of_layer, more.rows[name])
+        for name, one in usual.moments.items():
+            assert torch.equal(one.mean, more.moments[name].mean)
+
+    @pytest.mark.parametrize("name", ["plain", "residual", "depthwise", "transposed", "tokens"])
+    def test_moments_of_all_layers_are_those_of_readers_and_of_the_others(self, name):
+        model, graph, images = example(name)
+        found = calibrate(graph, real_images(model, [images]), statistics=["layer_moments"])
+        layers = {one for one in graph.layers if not isinstance(model.get_submodule(one), nn.ConvTranspose2d)}
+        assert found["layer_moments"].keys() == layers
+        assert found.moments.keys() < found["layer_moments"].keys()
+        assert all(found["layer_moments"][one] is moments for one, moments in found.moments.items())
+        first = next(iter(layers - found.moments.keys()))
+        x = unfolded(model.get_submodule(first), inputs_of(model, first, images), generator())
+        torch.testing.assert_close(
+            found["layer_moments"][first].mean, x.mean(1).double(), rtol=1e-4, atol=1e-5
+        )
+
+    def test_ranges_are_the_smallest_and_largest_values_of_each_channel(self):
+        model, graph, images = example("plain")
+        found = calibrate(graph, real_images(model, [images[:1], images[1:]]), statistics=["ranges"])[
+            "ranges"
+        ]
+        for name in graph.layers:
+            x = inputs_of(model, name, images)
+            channels = x.movedim(1, 0).flatten(1)
+            torch.testing.assert_close(found[name], torch.stack([channels.amin(1), channels.amax(1)]))
+
+    def test_gradients_are_those_of_the_networks_own_answer(self):
+        model, graph, images = example("plain")
+        before = snapshot(model)
+        found = calibrate(graph, real_images(model, [images[:1], images[1:]]), statistics=["gradients"])
+        assert_untouched(model, before)
+        assert all(parameter.grad is None for parameter in model.parameters())
+        hidden = model[0](images).detach().requires_grad_(True)  # behind the first convolution's ReLU
+        logits = model[2](model[1](hidden))
+        loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, hidden)
+        convolution, norm = model[0][0], model[0][1]
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        with torch.no_grad():
+            through = gradient * (hidden > 0) * scale[:, None, None]
+            expected = through.square().mean((2, 3)).sqrt()
+        torch.testing.assert_close(found["gradients"]["0.0"], expected, rtol=1e-4, atol=1e-7)
+        assert found["gradients"].keys() == graph.layers.keys()
+        assert convolution.weight.requires_grad
+
+    def test_is_asked_for_by_what_reads_it(self):
+        model, images = EXAMPLES["plain"].model(), EXAMPLES["plain"].images()
+        asked = lambda **method: set(  # noqa: E731
+            PrunableNetwork(
+                model, real_images(model, [images]), method=Method(**method)
+            ).calibration.statistics
+        )
+        assert asked() == set(USUAL)
+        assert asked(techniques=("channels",)) == {"moments"}
+        assert asked(techniques=("channels", "depth")) == {"moments", "blocks"}
+
+
+def inputs_of(model, name, images):
+    """What a layer reads."""
+    seen = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    return seen[0]
