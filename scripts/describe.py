@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prunegym.envs.budget_projection import rounded_up
 from prunegym.envs.description import describe
@@ -35,32 +35,38 @@ def run(argv: Sequence[str]) -> None:
         print(json.dumps(record, indent=2))
         return
     prunable = sum(group["frozen"] is None for group in record["groups"])
+    sites = {site["name"]: site for site in record["sites"]}
+    further = [name for name in config.method.techniques if name != "channels"]  # those are pruned or frozen
     rows = []
     for group in record["groups"]:
         layers, share = group["layers"], group["macs_share"]
         writers = ", ".join(layers[:2]) + (f" and {len(layers) - 2} more" if len(layers) > 2 else "")
-        gate = "-" if group["frozen"] else f"no: {group['ungated']}" if group["ungated"] else "yes"
+        admitted = [_admitted(sites.get(group["name"]), name) for name in further]
         saved = "-" if share is None else f"{share:.1%}"
-        rows.append([group["name"], str(group["units"]), writers, saved, gate, group["frozen"] or ""])
+        rows.append([group["name"], str(group["units"]), writers, saved, *admitted, group["frozen"] or ""])
     print_table(
         f"{prunable} prunable channel groups, {record['macs'] / 1e6:.3f} M MACs",
-        ("group", "units", "writers", "MACs saved", "runtime gate", "frozen"),
+        ("group", "units", "writers", "MACs saved", *further, "frozen"),
         rows,
-        left=("group", "writers", "runtime gate", "frozen"),
+        left=("group", "writers", *further, "frozen"),
     )
-    further = [
-        site for site in record["sites"] if site["name"] not in {group["name"] for group in record["groups"]}
-    ]
-    if further:
-        names = [name for name in further[0] if name != "name"]
+    alone = [site for name, site in sites.items() if all(name != group["name"] for group in record["groups"])]
+    if alone:
         print_table(
-            f"{len(further)} further sites, of single layers",
-            ("site", *names),
-            [[site["name"], *(site[name] or "yes" for name in names)] for site in further],
-            left=("site", *names),
+            f"{len(alone)} further sites, of single layers",
+            ("site", *further),
+            [[site["name"], *(_admitted(site, name) for name in further)] for site in alone],
+            left=("site", *further),
         )
     for name, (smallest, _) in record["budgets"].items():
         console().print(f"budget {name}: {rounded_up(smallest)} to 1 can be reached")
+
+
+def _admitted(site: Mapping[str, str | None] | None, technique: str) -> str:
+    """Return whether a technique can decide at a group's site, and if not, why."""
+    if site is None:
+        return "-"
+    return f"no: {site[technique]}" if site[technique] else "yes"
 
 
 if __name__ == "__main__":
