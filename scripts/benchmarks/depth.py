@@ -14,6 +14,7 @@ from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.errors import PruningError
 from prunegym.pruning.latency.timing import measure_latency
 from prunegym.pruning.method import Method
+from prunegym.pruning.metrics import divergence, predictions
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.plan import CompressionPlan
@@ -49,10 +50,12 @@ def _measure_trained(name: str, config: BenchmarkConfig) -> dict[str, Any]:
     losses = foreseen(network)
     ranked = sorted(losses, key=lambda site: losses[site])
     dense = accuracy_on(task.model, task.splits.test)
-    drops = []
+    expected, _ = predictions(task.model, task.splits.test.batches())
+    apart = []
     for site in progress_bar(ranked, shown=config.progress, desc=name, unit="block", leave=False):
-        drops.append(dense - accuracy_on(network.apply(removing([site])).model, task.splits.test))
-    correlation = rank_correlation(np.array([losses[site] for site in ranked]), np.array(drops))
+        logits, _ = predictions(network.apply(removing([site])).model, task.splits.test.batches())
+        apart.append(divergence(logits, expected))
+    correlation = rank_correlation(np.array([losses[site] for site in ranked]), np.array(apart))
     models, rows = {"dense": task.model}, {"dense": {"macs": 1.0, "accuracy": dense}}
     for count in COUNTS:
         plan = removing(ranked[:count])
@@ -129,7 +132,7 @@ def show(record: Mapping[str, Any]) -> None:
         print_table(name, ("removed", "MACs", "latency", *kinds), cells)
         if "correlation" in found:
             ranks = f"{found['correlation']:.2f}"
-            print(f"rank correlation of foreseen loss and lost accuracy, block by block: {ranks}")
+            print(f"rank correlation of a block's foreseen loss with the divergence without it: {ranks}")
 
 
 def _share(value: float | None) -> str:
