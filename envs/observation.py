@@ -77,7 +77,7 @@ class Observer:
     """Computes the features; what does not change within an episode is computed once.
 
     Features tell of the measures that the budget names, and of those in ALWAYS_TOLD: what an agent would see
-    of the others is nearly the same numbers again, and it learns the worse for them (docs/decisions.md, D45).
+    of the others is nearly the same numbers again (docs/decisions.md, D45).
 
     Args:
         network: the network whose sites are observed.
