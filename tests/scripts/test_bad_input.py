@@ -163,7 +163,10 @@ def test_a_file_that_holds_no_results_is_not_added_to(refused, tmp_path, text):
     [
         (["reward", "--out", "results.json"], "--out goes with data-free, runtime, per-input, search, "),
         (["env", "--table", "x.md"], "--table goes with coverage; leave it out with env"),
-        (["search", "--seed", "1"], "--seed goes with env, runtime, coverage, depth, reward; leave it out with sea"),
+        (
+            ["search", "--seed", "1"],
+            "--seed goes with env, runtime, coverage, depth, reward; leave it out with sea",
+        ),
         (["data-free", "--episodes", "9"], "leave it out with data-free"),
         (["transfer", "--networks", "cifar_resnet20"], "leave it out with transfer"),
         (["search", "--networks", "cifar_resnet32"], "are those of its cells here: cifar_resnet20, cifar_re"),

@@ -1,5 +1,6 @@
 """The examples of docs/extending.md: each is run, and a technique of a stranger's goes the whole way."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -94,8 +95,13 @@ class TestATechnique:
     def technique(self):
         run("@TECHNIQUES.register")
 
-    @pytest.mark.parametrize("network", ["plain", "blocks", "depthwise", "padded"])
-    @pytest.mark.parametrize("beside", [(), ("channels",), ("channels", "depth")], ids=len)
+    @pytest.mark.parametrize(
+        ("network", "beside"),
+        [
+            *itertools.product(["plain", "blocks", "depthwise", "padded"], [(), ("channels",)]),
+            *itertools.product(["blocks", "padded"], [("channels", "depth")]),
+        ],
+    )
     def test_does_what_every_technique_must(self, network, beside):
         case = Case(network, (*beside, "kernel_size"))
         conformance.check_neutral_is_the_identity(case)

@@ -316,7 +316,7 @@ class TestWhatIsAskedFor:
         assert convolution.weight.requires_grad
 
     def test_is_asked_for_by_what_reads_it(self):
-        model, images = EXAMPLES["plain"].model(), EXAMPLES["plain"].images()
+        model, images = EXAMPLES["blocks"].model(), EXAMPLES["blocks"].images()
         asked = lambda **method: set(  # noqa: E731
             PrunableNetwork(
                 model, real_images(model, [images]), method=Method(**method)
