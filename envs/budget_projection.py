@@ -54,7 +54,7 @@ class BudgetProjection:
         self.most = {name: one for rungs in self._ladders for name, one in rungs[-1].items()}
         self.least: Levels = self.space.even_levels(self.most)  # every family at its most
         self._even: dict[tuple[tuple[str, Amount], ...], Levels] = {}  # amounts everywhere -> levels
-        for name, share in smallest_shares(cost, limits).items():
+        for name, share in cost.shares(self.least).items():
             if name in budget.shares and share > budget.shares[name]:
                 raise ImpossibleBudgetError(
                     f"budget {name}={budget.shares[name]:g} cannot be reached: the smallest is "

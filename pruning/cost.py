@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from prunegym.pruning.decisions import DecisionSpace
 from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.measures import MEASURES
-from prunegym.pruning.products import Axes, Counts, Factor, Quantities, Term, sum_of
+from prunegym.pruning.products import FLOAT_BITS, Axes, Counts, Factor, Quantities, Term, sum_of
 from prunegym.pruning.runtime.prices import InputPrices
 from prunegym.pruning.surgery.cutting import bare_tensor
 from prunegym.pruning.technique import Levels
 
 TABULATED = ("macs", "params", "bytes", "bops")  # measures whose prices are sums of products
-FLOAT_BITS = 32
 
 # nanoseconds, from the units kept of each group, [groups], and 1 for each layer that is there, [layers]
 LatencyPrice: TypeAlias = Callable[[Counts, Counts], int]
@@ -49,11 +48,10 @@ class CostModel:
         dense = self.quantities(self.dense)
         self._columns = tuple(name for name in dense if name in used)
         ends = np.cumsum([len(dense[name]) for name in self._columns]).tolist()
-        columns = {
+        self._slices = {
             name: slice(end - len(dense[name]), end) for name, end in zip(self._columns, ends, strict=True)
         }
-        self._sums = {name: sum_of(terms, columns) for name, terms in self._terms.items()}
-        self._slices = columns
+        self._sums = {name: sum_of(terms, self._slices) for name, terms in self._terms.items()}
 
     @property
     def dense(self) -> Levels:

@@ -29,9 +29,7 @@ class Measure:
     price: Callable[[Prices, Quantities], int]
     lacking: Callable[[Prices], str | None]  # why there is no price, and how to get one; None: there is one
     needs_table: bool = False  # whether its price comes from a latency table
-    unpriced: tuple[
-        str, ...
-    ] = ()  # techniques that it cannot price, which a budget on it therefore turns off
+    unpriced: tuple[str, ...] = ()  # techniques that it cannot price; a budget on it turns them off
 
 
 MEASURES: Registry[Measure] = Registry("measure")

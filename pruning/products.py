@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from prunegym.pruning.graph import ChannelGraph
 
+FLOAT_BITS = 32  # of a weight, and of an activation, as the measure `bops` counts those not quantised
+
 Array: TypeAlias = NDArray[np.float64]
 Counts: TypeAlias = NDArray[np.int64]  # whole numbers, so that plans and prices are exact
 Quantities: TypeAlias = Mapping[str, Counts]  # what prices depend on, by name: a vector each

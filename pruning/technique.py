@@ -69,9 +69,8 @@ class Foresight:
     """What calibration tells of the sites of a network before any plan is applied."""
 
     units: Counts  # of each site's group, 1 without one: [sites]
-    error_curves: NDArray[
-        np.float64
-    ]  # loss of its readers at CURVE_RATIOS, 0 without a group: [sites, ratios]
+    # loss of its readers at CURVE_RATIOS, 0 without a group: [sites, ratios]
+    error_curves: NDArray[np.float64]
     macs_shares: NDArray[np.float64]  # of the dense MACs, saved if the site vanished: [sites]
     calibration: Calibration
 

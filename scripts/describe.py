@@ -35,6 +35,7 @@ def run(argv: Sequence[str]) -> None:
         print(json.dumps(record, indent=2))
         return
     prunable = sum(group["frozen"] is None for group in record["groups"])
+    groups = {group["name"] for group in record["groups"]}
     sites = {site["name"]: site for site in record["sites"]}
     further = [name for name in config.method.techniques if name != "channels"]  # those are pruned or frozen
     rows = []
@@ -50,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
         rows,
         left=("group", "writers", *further, "frozen"),
     )
-    alone = [site for name, site in sites.items() if all(name != group["name"] for group in record["groups"])]
+    alone = [site for name, site in sites.items() if name not in groups]
     if alone:
         print_table(
             f"{len(alone)} further sites, of single layers",

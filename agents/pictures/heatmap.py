@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from prunegym.agents.pictures.plan_table import compression
 from prunegym.envs.results import PlainPlan
 from prunegym.pruning.techniques import TECHNIQUES, techniques_of
 
@@ -52,13 +53,6 @@ def plans_heatmap(sites: Sequence[str], plans: Sequence[PlainPlan]) -> NDArray[n
         _draw_episode_axis_(draw, left, top + height, episodes=len(plans))
         _draw_scale_(canvas, draw, left + MAP_WIDTH + GAP, top, height)
     return np.asarray(canvas)
-
-
-def compression(sites: Sequence[str], plans: Sequence[PlainPlan], technique: str) -> NDArray[np.float64]:
-    """Return how far plans compress sites by a technique, [sites, plans] in [0, 1]; NaN where undecided."""
-    kind = TECHNIQUES[technique]
-    amounts = [[plan.get(site, {}).get(kind.key) for plan in plans] for site in sites]
-    return np.array([[np.nan if one is None else kind.scaled(one) for one in row] for row in amounts])
 
 
 def colours(ratios: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunegym.agents.pictures.canvas import in_percent, new_axes
+from prunegym.agents.pictures.plan_table import compression
 from prunegym.envs.results import PlainPlan
 from prunegym.pruning.techniques import TECHNIQUES, techniques_of
 
@@ -56,8 +57,9 @@ def plan_bars_figure(
     for index, one in enumerate(others):
         panel = figure.add_subplot(grid[1 + index], sharey=axes)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.barh(rows, compression(sites, uniform, one), height=0.84, color=PALE)
-        panel.barh(rows, compression(sites, chosen, one), height=0.46, color=OTHERS[index % len(OTHERS)])
+        even, mine = np.nan_to_num(compression(sites, [uniform, chosen], one)).T
+        panel.barh(rows, even, height=0.84, color=PALE)
+        panel.barh(rows, mine, height=0.46, color=OTHERS[index % len(OTHERS)])
         panel.tick_params(axis="y", labelleft=False)
         panel.set_xlabel(TECHNIQUES[one].key.replace("_", " "))
         _dress_(panel)
@@ -71,12 +73,6 @@ def shares(sites: Sequence[str], plan: PlainPlan) -> tuple[NDArray[np.float64], 
     static = np.array([entry.get("static_ratio", 0.0) for entry in entries])
     runtime = np.array([entry.get("runtime_ratio", 0.0) for entry in entries])
     return static, (1.0 - static) * runtime
-
-
-def compression(sites: Sequence[str], plan: PlainPlan, technique: str) -> NDArray[np.float64]:
-    """Return how far a technique compresses each site, from 0, not at all, to 1: [sites]."""
-    kind = TECHNIQUES[technique]
-    return np.array([kind.scaled(plan.get(site, {}).get(kind.key, kind.neutral)) for site in sites])
 
 
 def _dress_(axes: Axes) -> None:

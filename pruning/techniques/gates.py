@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunegym.pruning.compensation import COMPENSATIONS
 from prunegym.pruning.graph.sites import Site
 from prunegym.pruning.plan import Amount, kept_units
-from prunegym.pruning.products import Axes, Factor, Quantities, Term
+from prunegym.pruning.products import FLOAT_BITS, Axes, Factor, Quantities, Term
 from prunegym.pruning.runtime.fitting import cut_gates, fit_gates_, gate_site
 from prunegym.pruning.runtime.gates import GateSite, RuntimeGates, attach_gates_, detach_gates_, gates_of
 from prunegym.pruning.runtime.per_input import PerInputPolicy, find_per_input_policy
@@ -30,8 +30,6 @@ from prunegym.pruning.technique import (
     Technique,
     Work,
 )
-
-FLOAT32_BITS = 32  # of weights and of activations, as `bops` counts them
 
 
 @TECHNIQUES.register("gates")
@@ -99,9 +97,8 @@ class Gates(Technique):
 
     def priced(self, measure: str, terms: list[Term]) -> list[Term]:
         """See Technique: adds what the gates themselves cost; see `RuntimeGate` for their tensors."""
-        factor = {"macs": 1.0, "params": 1.0, "bytes": _bytes(self.subject), "bops": FLOAT32_BITS**2}.get(
-            measure
-        )
+        per_entry = {"macs": 1.0, "params": 1.0, "bytes": _bytes(self.subject), "bops": FLOAT_BITS**2}
+        factor = per_entry.get(measure)
         if factor is None:
             return terms
         gates = []

@@ -10,6 +10,7 @@ import torch
 
 from prunegym.agents.pictures.ranks import rank_correlation
 from prunegym.envs import static_plan
+from prunegym.pruning.apply import Compressed
 from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.errors import PruningError
 from prunegym.pruning.latency.timing import measure_latency
@@ -59,20 +60,14 @@ def _measure_trained(name: str, config: BenchmarkConfig) -> dict[str, Any]:
     models, rows = {"dense": task.model}, {"dense": {"macs": 1.0, "accuracy": dense}}
     for count in COUNTS:
         plan = removing(ranked[:count])
-        small = network.apply(plan)
-        share = network.cost.shares(small.levels)["macs"]
-        thin = network.apply(static_plan(network, share, max_static_ratio=MAX_STATIC_RATIO))
+        for row, small in beside_widths(network, plan).items():
+            models[row] = small.model
+            rows[row] = {
+                "macs": network.cost.shares(small.levels)["macs"],
+                "accuracy": accuracy_on(small.model, task.splits.test),
+            }
         bare = network.apply(plan, method=NONE).model
-        models |= {f"{count} blocks": small.model, f"widths, as {count} blocks": thin.model}
-        rows[f"{count} blocks"] = {
-            "macs": share,
-            "accuracy": accuracy_on(small.model, task.splits.test),
-            "not refitted": accuracy_on(bare, task.splits.test),
-        }
-        rows[f"widths, as {count} blocks"] = {
-            "macs": network.cost.shares(thin.levels)["macs"],
-            "accuracy": accuracy_on(thin.model, task.splits.test),
-        }
+        rows[f"{count} blocks"]["not refitted"] = accuracy_on(bare, task.splits.test)
     image = task.splits.test.images[:1].to(next(task.model.parameters()).device)
     return {"rows": _timed(rows, models, image), "correlation": correlation, "losses": losses}
 
@@ -86,12 +81,9 @@ def _measure_untrained(config: BenchmarkConfig) -> dict[str, Any]:
     sites = list(foreseen(network))
     models, rows = {"dense": model}, {"dense": {"macs": 1.0}}
     for count in (1, 2, 4):
-        small = network.apply(removing(sites[-count:]))
-        share = network.cost.shares(small.levels)["macs"]
-        thin = network.apply(static_plan(network, share, max_static_ratio=MAX_STATIC_RATIO))
-        models |= {f"{count} blocks": small.model, f"widths, as {count} blocks": thin.model}
-        rows[f"{count} blocks"] = {"macs": share}
-        rows[f"widths, as {count} blocks"] = {"macs": network.cost.shares(thin.levels)["macs"]}
+        for row, small in beside_widths(network, removing(sites[-count:])).items():
+            models[row] = small.model
+            rows[row] = {"macs": network.cost.shares(small.levels)["macs"]}
     return {"rows": _timed(rows, models, images[:1].to(next(model.parameters()).device))}
 
 
@@ -109,6 +101,14 @@ def foreseen(network: PrunableNetwork) -> dict[str, float]:
 def removing(sites: list[str]) -> CompressionPlan:
     """Return the plan that removes the blocks that begin at some sites."""
     return CompressionPlan({site: {"depth": 1.0} for site in sites})
+
+
+def beside_widths(network: PrunableNetwork, plan: CompressionPlan) -> dict[str, Compressed]:
+    """Return, by row of the table, the networks without some blocks and with all layers narrower instead."""
+    name, small = f"{len(plan.decisions)} blocks", network.apply(plan)
+    share = network.cost.shares(small.levels)["macs"]
+    thin = network.apply(static_plan(network, share, max_static_ratio=MAX_STATIC_RATIO))
+    return {name: small, f"widths, as {name}": thin}
 
 
 def _timed(

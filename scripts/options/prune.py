@@ -17,6 +17,7 @@ from prunegym.scripts.options.pruning import (
     PruningConfig,
     add_budget_flag,
     add_pruning_flags,
+    amount_flag,
     pruning_config,
     read_single_budget,
 )
@@ -63,7 +64,7 @@ def build_parser() -> Parser:
     )
     for kind in TECHNIQUES.values():
         parser.add_argument(
-            f"--{kind.key.replace('_', '-')}",
+            amount_flag(kind),
             type=float,
             metavar="R",
             help=f"of every site where {kind.name} can decide, instead of a budget: {kind.help}",
@@ -83,7 +84,7 @@ def parse(argv: Sequence[str]) -> PruneConfig:
     amounts = {kind: getattr(flags, kind.key) for kind in TECHNIQUES.values()}
     given = {kind.name: amount for kind, amount in amounts.items() if amount is not None}
     for kind, amount in amounts.items():
-        flag = f"--{kind.key.replace('_', '-')}"
+        flag = amount_flag(kind)
         if amount is not None and (flags.plan or flags.policy):
             raise UsageError(f"{flag} replaces --plan and --policy; give one of them")
         if amount is not None and kind.name not in flags.techniques:

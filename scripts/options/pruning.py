@@ -13,6 +13,7 @@ from prunegym.pruning.criteria import CRITERIA
 from prunegym.pruning.decisions import technique_kinds
 from prunegym.pruning.measures import MEASURES
 from prunegym.pruning.method import DEFAULT_METHOD, Method
+from prunegym.pruning.technique import Technique
 from prunegym.pruning.techniques import TECHNIQUES
 from prunegym.scripts.options.network import add_eval_data_flag, add_score_flag
 from prunegym.scripts.options.parser import Parser, UsageError, positive
@@ -30,6 +31,16 @@ class PruningConfig:
     limits: Limits
     only: tuple[str, ...] = ()  # patterns of layers to admit
     protect: tuple[str, ...] = ()  # patterns of layers to freeze
+
+
+def amount_flag(kind: type[Technique]) -> str:
+    """Return the flag that sets a technique's amount."""
+    return f"--{kind.key.replace('_', '-')}"
+
+
+def limit_flag(kind: type[Technique]) -> str:
+    """Return the flag that limits a technique's amount."""
+    return f"--max-{kind.key.replace('_', '-')}"
 
 
 def add_pruning_flags(parser: Parser, *, per_input: bool = False) -> None:
@@ -51,7 +62,6 @@ def add_pruning_flags(parser: Parser, *, per_input: bool = False) -> None:
     add_eval_data_flag(parser)
     if not per_input:
         add_score_flag(parser)
-    if not per_input:
         parser.add_argument(
             "--techniques",
             nargs="+",
@@ -64,7 +74,7 @@ def add_pruning_flags(parser: Parser, *, per_input: bool = False) -> None:
         kind = TECHNIQUES[name]
         usual = MAX_PER_INPUT_RATIO if per_input else kind.limit
         parser.add_argument(
-            f"--max-{kind.key.replace('_', '-')}",
+            limit_flag(kind),
             type=float,
             metavar="R",
             help=f"the farthest that {kind.key} may go at a site (default {usual:g}): {kind.help}",
@@ -104,7 +114,7 @@ def pruning_config(flags: argparse.Namespace) -> PruningConfig:
     for kind in TECHNIQUES.values():
         if given[kind.key] is not None and kind not in kinds:
             raise UsageError(
-                f"--max-{kind.key.replace('_', '-')} limits the technique {kind.name}, which is not on; add "
+                f"{limit_flag(kind)} limits the technique {kind.name}, which is not on; add "
                 f"--techniques {' '.join([*names, kind.name])}"
             )
     usual = {kind.key: MAX_PER_INPUT_RATIO for kind in kinds} if per_input else {}
@@ -149,7 +159,7 @@ def read_budget(flags: argparse.Namespace) -> Budget | BudgetRange:
             limit = getattr(flags, f"max_{kind.key}", None)
             if limit is not None and limit != kind.neutral:
                 raise UsageError(
-                    f"--max-{kind.key.replace('_', '-')} {limit:g} asks for {name}, which {measure} has "
+                    f"{limit_flag(kind)} {limit:g} asks for {name}, which {measure} has "
                     f"no price for; leave it out with a {measure} budget"
                 )
     return budget

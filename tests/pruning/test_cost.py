@@ -113,6 +113,21 @@ def test_a_plain_network_by_hand():
     assert cost.price("bytes", levels) == 4 * params + 4 * 2 * (4 + 8) + 2 * 8
 
 
+def test_what_vanishes_with_each_group_of_a_plain_network_by_hand():
+    model, graph, _ = example("plain")
+    first, second, last = 9 * 3 * 6 * 36, 9 * 6 * 8 * 9, 8 * 5
+    whole = first + second + last
+    expected = [(first + second) / whole, (second + last) / whole]
+    assert cost_of(model, graph).vanishing_shares("macs").tolist() == pytest.approx(expected)
+
+
+def test_in_double_precision_every_tensor_but_the_counters_takes_twice_the_bytes():
+    model, graph, _ = example("plain")
+    single, double = cost_of(model, graph), cost_of(copy.deepcopy(model).double(), graph)
+    levels, counters = levels_of([4, 8], [2, 8]), 2 * 8  # those of BatchNorm are of 8 bytes in both
+    assert double.price("bytes", levels) == 2 * (single.price("bytes", levels) - counters) + counters
+
+
 def test_what_gates_have_a_part_in_by_hand():
     model, graph, _ = example("plain")
     prices = cost_of(model, graph).input_prices(levels_of([4, 8], [2, 8]))

@@ -9,9 +9,9 @@ from prunegym.agents.pictures.heatmap import (
     SCALE,
     TOP,
     colours,
-    compression,
     plans_heatmap,
 )
+from prunegym.agents.pictures.plan_table import compression
 
 
 def ratios(static=0.0, runtime=0.0):
