@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from prunegym.agents.errors import CheckpointError
 from prunegym.agents.interface import EpisodicEnvironment
 from prunegym.agents.rollout import EpisodeResult
-from prunegym.pruning.errors import PruningError
+from prunegym.pruning.errors import PlanError, PruningError
+from prunegym.pruning.plan import CompressionPlan
+from prunegym.pruning.techniques import check_amounts
 
 EPISODES = "episodes.jsonl"  # the log's name in the folder of a run
 
@@ -30,16 +32,19 @@ class Episode(NamedTuple):
             KeyError: a key is missing.
             TypeError: a value is of the wrong type.
             ValueError: a value is of the wrong type.
+            PlanError: an amount of the plan makes no sense.
         """
         accuracy = data["accuracy"]
+        plan = {
+            site: {str(key): float(amount) for key, amount in dict(decision).items()}
+            for site, decision in dict(data["plan"]).items()
+        }
+        check_amounts(CompressionPlan(plan))
         data["reward"]["total"]  # must be there: episodes are compared by it
         return cls(
             by=str(data["by"]),
             result=EpisodeResult(
-                plan={
-                    site: {str(key): float(amount) for key, amount in dict(decision).items()}
-                    for site, decision in dict(data["plan"]).items()
-                },
+                plan=plan,
                 reward={part: float(value) for part, value in dict(data["reward"]).items()},
                 accuracy=None if accuracy is None else float(accuracy),
                 shares={str(measure): float(share) for measure, share in dict(data["shares"]).items()},
@@ -134,7 +139,7 @@ def read_episodes(path: Path) -> list[Episode]:
             raise _damaged(path, line_number, error) from error
         try:
             episodes.append(Episode.from_dict(data))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, PlanError) as error:
             raise _damaged(path, line_number, error) from error
     return episodes
 

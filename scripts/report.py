@@ -15,6 +15,8 @@ from prunegym.agents.episode_log import EPISODES, read_episodes
 from prunegym.agents.pictures import Run, png, read_inputs, read_updates, reasons, run_pictures, words
 from prunegym.agents.pictures.page import bullets, element, page, picture, table
 from prunegym.agents.pictures.plan_table import plan_cells
+from prunegym.envs.results import PlainPlan
+from prunegym.pruning.errors import PlanError
 from prunegym.pruning.files import read_json, written_whole
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.techniques import check_amounts
@@ -107,14 +109,14 @@ def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
     if not (folder / CONFIG).is_file():
         raise UsageError(f"{folder} holds no run ({CONFIG} is missing); name a folder that train wrote")
     plan, metrics, inputs = folder / "plan.json", folder / METRICS, folder / INPUTS
-    record = _read(metrics, lambda path: _checked(read_json(path))) if metrics.exists() else {}
+    record = _read(metrics, lambda path: _checked(path, read_json(path))) if metrics.exists() else {}
     found = Run(
         config=_read(folder / CONFIG, lambda path: dict(read_json(path))),
         episodes=read_episodes(folder / EPISODES),
         finished=bool(record),
         rows=record.get("rows", {}),
         plans=record.get("plans", {}),
-        plan=CompressionPlan.load(plan).to_dict() if plan.exists() else None,
+        plan=_checked_plan(plan, CompressionPlan.load(plan)) if plan.exists() else None,
         updates=_read(folder / UPDATES, read_updates),
         inputs=_read(inputs, read_inputs) if inputs.exists() else None,
     )
@@ -128,24 +130,24 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
         raise UsageError(f"{path} is damaged ({error!r}); run train again, or restore it") from error
 
 
-def _checked(data: Any) -> dict[str, Any]:
+def _checked(path: Path, data: Any) -> dict[str, Any]:
     """Return metrics of which everything that the page takes is known to be of its kind."""
     rows = {
         name: {key: None if row.get(key) is None else float(row[key]) for key in COLUMNS}
         for name, row in data["rows"].items()
     }
     sites = [_checked_site(site) for site in data.get("sites", [])]
-    plans = {name: CompressionPlan(plan) for name, plan in data.get("plans", {}).items()}
-    for plan in plans.values():
-        check_amounts(plan)
+    plans = {name: _checked_plan(path, CompressionPlan(plan)) for name, plan in data.get("plans", {}).items()}
     gated = {name: int(count) for name, count in data.get("gated_groups", {}).items()}
-    return {
-        **data,
-        "rows": rows,
-        "sites": sites,
-        "plans": {name: plan.to_dict() for name, plan in plans.items()},
-        "gated_groups": gated,
-    }
+    return {**data, "rows": rows, "sites": sites, "plans": plans, "gated_groups": gated}
+
+
+def _checked_plan(path: Path, plan: CompressionPlan) -> PlainPlan:
+    try:
+        check_amounts(plan)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
+    return plan.to_dict()
 
 
 def _checked_site(site: Any) -> dict[str, Any]:

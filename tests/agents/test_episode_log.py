@@ -64,6 +64,13 @@ def test_an_earlier_damaged_line_is_refused_by_its_number(log, damage):
         list(log.entries())
 
 
+def test_a_line_whose_plan_makes_no_sense_is_refused(log):
+    whole = lines(log)
+    log.path.write_bytes(whole[0] + whole[1].replace(b'"static_ratio": 0.1', b'"static_ratio": 2') + whole[2])
+    with pytest.raises(CheckpointError, match=r"line 2 is damaged \(.*static_ratio must lie in \[0, 1\)"):
+        list(log.entries())
+
+
 def test_bytes_that_are_no_text_are_passed_over_at_the_end(log):
     log.path.write_bytes(b"".join(lines(log)) + b"\x00\xff\x00")
     assert len(list(log.entries())) == 5

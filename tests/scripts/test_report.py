@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prunegym.pruning.plan import CompressionPlan
 from prunegym.scripts.report import read_run, write_pictures
 
 pytestmark = pytest.mark.runs
@@ -382,6 +383,11 @@ def test_an_episode_that_is_damaged_is_refused(refused, folder):
 def test_a_damaged_file_is_named(refused, folder, name, content):
     (folder / name).write_text(content, encoding="latin-1")
     assert name in refused("report", folder)
+
+
+def test_an_amount_of_the_plan_that_makes_no_sense_is_refused(refused, folder):
+    CompressionPlan({"conv1": {"static_ratio": 2.0}}).save(folder / "plan.json")
+    assert "plan.json: site 'conv1': static_ratio must lie in [0, 1)" in refused("report", folder)
 
 
 @pytest.mark.parametrize(
