@@ -210,7 +210,7 @@ def test_a_script_asked_to_end_says_in_one_line_how_to_go_on(flags, tmp_path):
 def test_a_cut_off_checkpoint_is_refused_and_the_run_left_as_it_is(run_cli, flags, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole("ppo"), run)
-    (model,) = (run / "checkpoint").glob("model-*.zip")
+    model = run / "checkpoint" / "state.safetensors"
     model.write_bytes(model.read_bytes()[:5000])
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     outcome = run_cli(*flags, *LEARNERS["ppo"], "--out", run, "--resume")
@@ -351,7 +351,7 @@ class TestPerInput:
         self, run_cli, command, uninterrupted, monkeypatch, tmp_path
     ):
         run = shutil.copytree(uninterrupted(), tmp_path / "run")
-        (model,) = (run / "checkpoint" / "round-1").glob("model-*.zip")
+        model = run / "checkpoint" / "round-1" / "state.safetensors"
         model.write_bytes(model.read_bytes()[:5000])
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         monkeypatch.setattr("sys.argv", ["another", "command"])
