@@ -76,7 +76,8 @@ def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
         yield temporary
     finally:
         os.close(lock)
-        _remove(temporary)
+        with suppress(OSError):
+            remove(temporary)
 
 
 def _made_and_locked(path: Path, *, folder: bool) -> tuple[Path, int]:
@@ -101,16 +102,17 @@ def _remove_if_abandoned(temporary: Path) -> None:
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(temporary)
+        remove(temporary)
     except OSError:  # its process is at work
         pass
     finally:
         os.close(lock)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 

@@ -16,7 +16,6 @@ from prunegym.envs import InputPruningVectorEnv
 from prunegym.envs.results import PlanScorer
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.scripts.cli import main, run_verb
-from prunegym.scripts.run_folder import claimed
 from tests.scripts.conftest import QUICK, start
 from tests.scripts.killing import Running
 
@@ -273,13 +272,6 @@ def test_a_run_at_work_is_left_alone(run_cli, flags, whole, tmp_path, flag):
     time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
     assert run_cli(*command, "--resume").code == 0
     check_equal(out, whole("ppo"))
-
-
-def test_a_cache_that_cannot_be_written_hinders_no_run(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("PRUNEGYM_CACHE", str(tmp_path / "file" / "cache"))
-    with claimed(tmp_path / "run"):
-        assert not (tmp_path / "run").exists()
 
 
 class TestPerInput:
