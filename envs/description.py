@@ -46,7 +46,8 @@ def describe(
         `macs_share` (of the dense MACs, saved if it vanished; None where it is frozen), `frozen` (None or the
         reason) and `ungated` (None, or why it takes no gate). `sites`, each with `name` and, by technique
         that is on, None or why it cannot decide there. `budgets`: measure -> [smallest share, 1]; latency is
-        among them once its table was measured on the network's device.
+        among them once its table was measured on the network's device. `unfollowed`: the `layers` in modules
+        that were left whole, by name, each with the reason, and their `macs_share`.
 
     Raises:
         PruningError: the network cannot be traced, a pattern matches nothing, or a name is unknown.
@@ -76,6 +77,7 @@ def describe(
         "macs": graph.macs,
         "groups": groups,
         "sites": [] if cost is None else cost.space.describe(),
+        "unfollowed": {"layers": dict(graph.unfollowed), "macs_share": graph.other_macs / max(1, graph.macs)},
         "budgets": {name: [share, 1.0] for name, share in reachable.items()},
     }
 

@@ -61,6 +61,13 @@ def run(argv: Sequence[str]) -> None:
         )
     for name, (smallest, _) in record["budgets"].items():
         console().print(f"budget {name}: {rounded_up(smallest)} to 1 can be reached")
+    if layers := record["unfollowed"]["layers"]:
+        share = f"{record['unfollowed']['macs_share']:.1%}"
+        console().print(
+            f"In modules that were not followed lie {len(layers)} of the layers, {share} of the MACs:"
+        )
+        for name, reason in layers.items():
+            console().print(f"  {name}: {reason}")
 
 
 def _admitted(site: Mapping[str, str | None] | None, technique: str) -> str:

@@ -7,13 +7,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import nn
+from torch import fx, nn
 
 from prunegym.pruning.graph import layers, notation, reshaping  # noqa: F401  (file their rules)
+from prunegym.pruning.graph.operators import UNTRACED
 from prunegym.pruning.graph.propagation import ChannelPropagation, Slot, propagate
 from prunegym.pruning.graph.records import ChannelGraph, ChannelGroup, Member
 from prunegym.pruning.graph.rules import rule_for
-from prunegym.pruning.graph.tracing import trace_program
+from prunegym.pruning.graph.tracing import LAYERS, trace_program
 
 Unit = dict[int, list[int]]  # slot number -> positions of the unit in it
 
@@ -40,7 +41,19 @@ def find_groups(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
         other_macs=max(
             0, propagation.counted_macs - sum(layer.macs for layer in propagation.layers.values())
         ),
+        unfollowed=_unfollowed(traced),
     )
+
+
+def _unfollowed(traced: fx.GraphModule) -> dict[str, str]:
+    """Return the layers in modules that were not followed, by qualified name, and why they were not."""
+    return {
+        f"{node.target}.{name}": node.meta[UNTRACED]
+        for node in traced.graph.nodes
+        if node.op == "call_module" and UNTRACED in node.meta
+        for name, module in traced.get_submodule(str(node.target)).named_modules()
+        if isinstance(module, LAYERS)
+    }
 
 
 def _freeze_shared_parameters(traced: nn.Module, propagation: ChannelPropagation) -> None:

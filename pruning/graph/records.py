@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import fx
@@ -108,6 +108,7 @@ class ChannelGraph:
     program: fx.Graph
     input_shape: tuple[int, ...]  # of one image
     other_macs: int = 0  # of convolutions and linear maps that are no layers of torch's own; never cut
+    unfollowed: Mapping[str, str] = field(default_factory=dict)  # layers in modules left whole -> why
     protected: frozenset[str] = frozenset()  # layers that the user wants left alone
 
     @property

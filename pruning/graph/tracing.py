@@ -18,6 +18,8 @@ from prunegym.pruning.graph.operators import UNTRACED, OpaqueParts, stopping_lin
 
 BATCH = 2  # more than one, so that no rule can take the batch for a channel dimension
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 _VARIED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *BATCH_NORMS)
 # functions and methods that read no entries of a tensor
 _SIZES = (

@@ -13,11 +13,11 @@ from torch import Tensor, fx, nn
 
 from prunegym.pruning.errors import PruningError
 from prunegym.pruning.graph import ChannelGraph
+from prunegym.pruning.graph.tracing import TRANSPOSED
 from prunegym.pruning.modes import evaluating
 
 KeptUnits = Mapping[str, Tensor]  # group -> numbers of the kept units, ascending; unnamed: all are kept
 Form = Literal["module", "graph"]
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _SIZES = {nn.PReLU: "num_parameters", nn.GroupNorm: "num_channels"}  # attributes; of others num_features
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 

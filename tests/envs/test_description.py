@@ -47,3 +47,18 @@ def test_limits_decide_what_can_be_reached(network):
     )
     with pytest.raises(PruningError, match="compensation"):
         smallest(method=Method(compensation="least-square"))
+
+
+def test_layers_in_modules_that_are_not_followed_are_named():
+    example = EXAMPLES["untraceable-block"]
+    model, images = example.model(), example.images(1, 0)
+    found = describe(model, images.shape[1:])
+    reason = "Branching is not followed: it branches on what a tensor holds"
+    assert found["unfollowed"]["layers"] == {"block.1.conv": reason}
+    inside = counted_macs(model.block[1], model.block[0](model.inner(model.stem(images)))[0])
+    assert found["unfollowed"]["macs_share"] == inside / counted_macs(model, images[0])
+
+
+def test_where_all_is_followed_there_are_none(network):
+    model, images = network
+    assert describe(model, images.shape[1:])["unfollowed"] == {"layers": {}, "macs_share": 0.0}
