@@ -5,10 +5,23 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+MAX_DEPTH = 50  # of the lists and objects in a JSON file; those of any record are nested a dozen deep
+_START_BYTES = 256
+_FOREIGN = {  # the beginning, in lower case, of files that are given by mistake -> what they are
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run git lfs pull",
+    b"<!doctype html": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+    b"\x89png": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"%pdf": "a PDF document",
+    b"\x1f\x8b": "compressed by gzip; unpack it",
+    b"\x93numpy": "a single NumPy array",
+}
 
 
 @contextmanager
@@ -56,13 +69,55 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not JSON, holds NaN or infinity, a key twice, or is nested too deeply to read.
+        ValueError: see `parse_json`.
     """
-    text = path.read_text(encoding="utf-8")
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_with_unique_keys)
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        if found := foreign_content(path):
+            raise ValueError(f"it is {found}") from error
+        raise
+
+
+def parse_json(text: bytes) -> Any:
+    """Return the data in JSON text, UTF-8.
+
+    Raises:
+        ValueError: it is not JSON, holds NaN, infinity or half a surrogate pair, a key twice, or is nested
+            more than MAX_DEPTH deep.
+    """
+    try:
+        data = json.loads(
+            text.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_with_unique_keys
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    if b"\\ud" in text.lower():
+        try:
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
+        except (UnicodeEncodeError, RecursionError) as error:
+            raise ValueError("it holds half of a surrogate pair, which is no character") from error
+    level, depth = [data], 0
+    while level := [part for node in level for part in _parts(node)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError("it is nested too deeply")
+    return data
+
+
+def _parts(node: Any) -> Collection[Any]:
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list) else ()
+
+
+def foreign_content(path: Path) -> str | None:
+    """Return what a file of something else is, with the way out, or None; for files that cannot be read."""
+    with path.open("rb") as file:
+        start = file.read(_START_BYTES).lstrip().lower()
+    if path.stat().st_size == 0:
+        return "an empty file; copy or download it anew"
+    return next((found for signature, found in _FOREIGN.items() if start.startswith(signature)), None)
 
 
 def _refuse_constant(name: str) -> float:
