@@ -20,7 +20,6 @@ _FOREIGN = {  # the beginning, in lower case, of files that are given by mistake
     b"\xff\xd8\xff": "a JPEG image",
     b"%pdf": "a PDF document",
     b"\x1f\x8b": "compressed by gzip; unpack it",
-    b"\x93numpy": "a single NumPy array",
 }
 
 

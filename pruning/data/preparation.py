@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from prunegym.pruning.data.pixels import normalised
 from prunegym.pruning.errors import DataError, one_line
+from prunegym.pruning.files import foreign_content
 from prunegym.pruning.networks.registry import NetworkSpec
 
 _MODES = {1: "L", 3: "RGB"}  # by channels
@@ -30,10 +31,15 @@ def read_image(path: Path, network: NetworkSpec) -> Tensor:
             f"but {network.name} takes {network.input_shape[0]}"
         )
     try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait forever
+            raise OSError("it is no ordinary file")
         with Image.open(path) as file:
             deep = file.mode.startswith(("I", "F"))
             image = file.convert(mode)
     except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
+        found = foreign_content(path) if isinstance(error, UnidentifiedImageError) else None
+        if found and not found.endswith("image"):
+            raise DataError(f"{path} is {found}") from error
         raise DataError(
             f"{path} cannot be read as an image ({one_line(error)}); repair it or remove it"
         ) from error
