@@ -9,6 +9,7 @@ from functools import partial
 
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from prunegym.pruning.errors import PruningError, UnknownNameError, one_line
 from prunegym.pruning.networks.mobilenet import MobileNetV2
@@ -202,4 +203,14 @@ def _built(spec: str, factory: Callable[[], object]) -> nn.Module:
         raise PruningError(f"{spec}: the factory raised {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise PruningError(f"{spec}: the factory must return a torch.nn.Module, got {type(model).__name__}")
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise PruningError(f"{spec}: the size of {name} is not known yet; give the layer its sizes")
+        if tensor.is_meta:
+            raise PruningError(
+                f"{spec}: {name} is on the meta device and has no values; build the network on the CPU"
+            )
+    if not any(True for _ in model.parameters()):
+        raise PruningError(f"{spec}: {type(model).__name__} has no parameters, so nothing can be compressed")
     return model

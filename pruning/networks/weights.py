@@ -19,7 +19,8 @@ from prunegym.pruning.files import foreign_content
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _ALONE = "save the state dict alone: torch.save(model.state_dict(), FILE)"
 _ASKS_FOR_CODE = ("Unsupported operand", "GLOBAL", "unrecognized function", "allowlisted")  # in torch's words
-_WHOLE = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_FLOATS, _WHOLE = "of floats", "of whole numbers"
+_WHOLE_TYPES = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _LISTED = 5  # names in a message; a wrong architecture misses hundreds
 
 
@@ -142,16 +143,18 @@ def _misfit(value: Tensor, own: Tensor) -> str | None:
         return "nested" if value.is_nested else "sparse"
     if value.is_meta:
         return "without values, since it was saved on the meta device"
-    kinds = [_kind(tensor.dtype) for tensor in (value, own)]
-    return None if kinds[0] == kinds[1] else f"{kinds[0]}, not {kinds[1]}"
+    kind, wanted = _kind(value.dtype), _kind(own.dtype)
+    # who changes the precision of a whole state dict changes that of its counters
+    counter = kind == _FLOATS and wanted == _WHOLE and torch.equal(value, value.round())
+    return None if kind == wanted or counter else f"{kind}, not {wanted}"
 
 
 def _kind(dtype: torch.dtype) -> str:
     if dtype.is_complex or dtype is torch.bool:
         return "complex" if dtype.is_complex else "of truth values"
     if dtype.is_floating_point:
-        return "of floats"
-    return "of whole numbers" if dtype in _WHOLE else "quantized"
+        return _FLOATS
+    return _WHOLE if dtype in _WHOLE_TYPES else "quantized"
 
 
 def _some(names: Collection[object]) -> str:

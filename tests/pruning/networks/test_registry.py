@@ -126,6 +126,9 @@ def test_nonsense_preprocessing_is_refused(given, words):
         resolve_network("cifar_resnet20", **given)
 
 
+LAYERS = "from torch import nn\nmake = "
+
+
 class TestNetworksFromAFile:
     def test_are_built_with_plain_preprocessing(self, tmp_path):
         factory_file(tmp_path, "from torch import nn\nWIDTH = 7\n", "neighbour_of_net.py")
@@ -166,6 +169,13 @@ class TestNetworksFromAFile:
             ("import no_such_package_at_all", "cannot be executed: ModuleNotFoundError"),
             ("raise SystemExit(3)", "cannot be executed: SystemExit"),
             ("def make(:", "cannot be executed: SyntaxError"),
+            (
+                f"{LAYERS}lambda: nn.Linear(2, 2, device='meta')",
+                "weight is on the meta device and has no values",
+            ),
+            (f"{LAYERS}lambda: nn.BatchNorm1d(2, affine=False, device='meta')", "is on the meta device"),
+            (f"{LAYERS}lambda: nn.LazyLinear(2)", "the size of weight is not known yet"),
+            (f"{LAYERS}nn.Flatten", "Flatten has no parameters"),
         ],
     )
     def test_that_do_not_work_are_refused_in_one_line(self, tmp_path, text, words):

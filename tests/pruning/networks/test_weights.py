@@ -244,7 +244,11 @@ def test_a_tensor_of_another_kind_is_named(tmp_path, make, words):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_floats_of_another_precision_load(tmp_path, dtype):
     state = good_state() | {"linear.weight": torch.ones(2, 4)}
-    data = {name: value.to(dtype) if name == "linear.weight" else value for name, value in state.items()}
+    state["bn.num_batches_tracked"] += 3
+    data = {
+        name: value.to(dtype) if name in ("linear.weight", "bn.num_batches_tracked") else value
+        for name, value in state.items()
+    }
     assert_loads(saved(data, tmp_path / "w.pt"), state)
 
 
