@@ -18,7 +18,7 @@ from torch import nn
 from prunegym.pruning.apply import rebuild_
 from prunegym.pruning.errors import PruningError, one_line
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files import read_json, write_json
+from prunegym.pruning.files import foreign_content, read_json, write_json
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.plan import CompressionPlan
@@ -173,9 +173,10 @@ def _read_record(folder: Path) -> Mapping[str, Any]:
     if unknown := set(record) - _ENTRIES:
         raise PruningError(f"{path} holds the unknown entry {min(unknown)!r}; write the folder anew")
     if digest != record.get("weights_sha256"):
-        raise PruningError(
-            f"{folder / WEIGHTS} is not the file that {STRUCTURE} describes; write the folder anew"
+        found = foreign_content(folder / WEIGHTS) or (
+            f"not the file that {STRUCTURE} describes; write the folder anew"
         )
+        raise PruningError(f"{folder / WEIGHTS} is {found}")
     return record
 
 

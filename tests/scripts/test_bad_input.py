@@ -344,7 +344,7 @@ def test_a_damaged_policy(refused, flags, finished_run, tmp_path):
     shutil.copy(finished_run / "policy" / "policy.json", folder)
     tensors = folder / "policy.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-9])
-    assert "cannot read the policy" in refused("prune", *flags, "--policy", folder)
+    assert "is not the file that policy.json describes" in refused("prune", *flags, "--policy", folder)
 
 
 def altered_policy(finished_run, folder, change):
@@ -388,7 +388,7 @@ def test_a_policy_to_go_on_from(refused, flags, finished_run, tmp_path):
     tensors = policy / "policy.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-9])
     for also in ([], ["--budget", "macs=0.4..0.6"]):
-        assert "cannot read the policy" in refused("train", *flags, "--init-policy", policy, *also)
+        assert "is not the file that policy.json" in refused("train", *flags, "--init-policy", policy, *also)
 
 
 def test_a_policy_to_go_on_from_is_not_overwritten(refused, material, finished_run, tmp_path):
