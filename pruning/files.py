@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 MAX_DEPTH = 50  # of the lists and objects in a JSON file; those of any record are nested a dozen deep
 _START_BYTES = 256
@@ -55,6 +59,34 @@ def cache_folder() -> Path:
     if folder := os.environ.get("PRUNEGYM_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunegym"
+
+
+def read_cached(path: Path) -> bytes | None:
+    """Return what `write_cached` put into a file of the cache; None if it is not there, or damaged."""
+    try:
+        checksum, _, content = path.read_bytes().partition(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        logger.warning("%s cannot be read and is left aside: %s", path, error)
+        return None
+    if checksum != _checksum(content):
+        logger.warning("%s is damaged and left aside", path)
+        return None
+    return content
+
+
+def write_cached(path: Path, content: bytes) -> None:
+    """Put into a file of the cache its checksum, a newline, and the content; if that fails, only warn."""
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_bytes(_checksum(content) + b"\n" + content)
+    except OSError as error:  # a read-only home must not stop the work
+        logger.warning("%s is not cached and will be made again next time: %s", path, error)
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def write_json(path: Path, data: Any) -> None:
