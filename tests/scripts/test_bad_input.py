@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -503,6 +504,25 @@ def test_a_line_stays_short_whatever_a_file_holds(refused, flags, tmp_path):
     line = refused("prune", *flags, "--plan", tmp_path / "plan.json")
     assert len(line) < 3000
     assert "site 'stem.0': static_ratio must be a finite number" in line
+
+
+@pytest.mark.parametrize("where", ["flag", "yaml", "working folder"])
+def test_a_name_that_is_no_utf_8_is_refused_before_it_is_recorded(
+    refused, flags, material, tmp_path, monkeypatch, where
+):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shutil.copy(material.data, folder / "data.npz")
+    argv = ["--data", f"npz:{folder / 'data.npz'}"]
+    if where == "yaml":
+        (tmp_path / "c.yaml").write_text(r'data: "npz:caf\udce9/data.npz"')
+        argv = ["--config", tmp_path / "c.yaml"]
+        flags = [part for part in flags if part != "--data" and not str(part).startswith("npz:")]
+    elif where == "working folder":
+        monkeypatch.chdir(folder)
+        argv = ["--data", "npz:data.npz"]
+    assert r"caf\udce9" in (line := refused("prune", *flags, *argv))
+    assert "is no UTF-8; rename the file or folder" in line
 
 
 def test_a_yaml_file_that_is_missing(refused, tmp_path):
