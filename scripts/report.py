@@ -136,7 +136,9 @@ def _checked(path: Path, data: Any) -> dict[str, Any]:
         name: {key: None if row.get(key) is None else float(row[key]) for key in COLUMNS}
         for name, row in data["rows"].items()
     }
-    if not all(row["macs"] > 0 for row in rows.values()):  # others are shown as shares of the dense network's
+    if not all(
+        (row["macs"] or 0) > 0 for row in rows.values()
+    ):  # others are shown as shares of the dense network's
         raise ValueError("rows need MACs above 0")
     sites = [_checked_site(site) for site in data.get("sites", [])]
     plans = {name: _checked_plan(path, CompressionPlan(plan)) for name, plan in data.get("plans", {}).items()}
