@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import prunegym.scripts.report
 from prunegym.scripts.options import train
 from tests.scripts.conftest import QUICK
 
@@ -622,4 +624,77 @@ class TestPerInput:
         line = refused("train-per-input", *flags, "--plan", plan, "--budget", "macs=0.5", code=3)
         assert (
             "with runtime ratios of 0.9 at every gate of the plan; raise one of them, or the budget" in line
+        )
+
+
+JUNK = {  # as it stands in a file
+    **{
+        text: text
+        for text in ("null", "true", "-1", "0.5", "1e300", "NaN", '""', "[]", "{}", '["x"]', '{"x": 1}')
+    },
+    "a huge number": "1" + "0" * 400,
+    "a number too long to read": "1" * 5000,
+    "a huge text": f'"{"x" * 10**6}"',
+    "half a character": r'"\ud800"',
+    "a path": '"../../../etc/passwd"',
+    "deep": "[" * 300 + "]" * 300,
+    "deeper": "[" * 10**5 + "]" * 10**5,
+}
+MARK = "to be replaced"
+
+
+def places(data, place=()):
+    """Yield the place of each part of nested data; of long lists, the ends alone."""
+    yield place
+    if isinstance(data, dict):
+        parts = list(data.items())
+    else:
+        parts = list(enumerate(data))[:: max(1, len(data) - 1)] if isinstance(data, list) else []
+    for key, part in parts:
+        yield from places(part, (*place, key))
+
+
+def mutated(data, place, junk):
+    """Return JSON text of the data with junk in one place; without the part, where junk is None."""
+    holder = data = json.loads(json.dumps({"": data}))
+    *way, last = ("", *place)
+    for key in way:
+        holder = holder[key]
+    if junk is None and place:
+        del holder[last]
+    else:
+        holder[last] = MARK
+    return json.dumps(data[""]).replace(json.dumps(MARK), junk or "")
+
+
+@pytest.mark.parametrize(
+    ("record", "argv"),
+    [
+        ("compressed/structure.json", ["evaluate", "--compressed", "RUN", "--model", "MODEL"]),
+        ("compressed/structure.json", ["describe", "--compressed", "RUN", "--model", "MODEL"]),
+        ("plan.json", ["prune", "FLAGS", "--plan", "RUN/plan.json"]),
+        ("policy/policy.json", ["prune", "FLAGS", "--policy", "RUN/policy"]),
+        ("metrics.json", ["report", "RUN"]),
+        ("config.json", ["report", "RUN"]),
+        ("episodes.jsonl", ["report", "RUN"]),
+    ],
+)
+def test_a_record_with_junk_in_one_place_is_refused_in_one_line_or_fits(
+    run_cli, material, flags, finished_run, tmp_path, monkeypatch, record, argv
+):
+    monkeypatch.setattr(prunegym.scripts.report, "run_pictures", lambda run: {})  # each takes a second
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    whole = (run / record).read_text()
+    first, *others = whole.splitlines() if record.endswith("l") else [whole]
+    data = json.loads(first)
+    cases = [(place, junk) for place in places(data) for junk in (None, *JUNK.values())]
+    command = [part.replace("RUN", str(run)).replace("MODEL", material.model) for part in argv]
+    command[1:2] = flags if command[1] == "FLAGS" else command[1:2]
+    for place, junk in random.Random(0).sample(cases, 24):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        (run / record).write_text("\n".join([mutated(data, place, junk), *others]))
+        code, _, err = run_cli(*command)
+        assert code == 0 or (code == 2 and err.startswith("prunegym: ") and err.count("\n") == 1), (
+            place,
+            junk,
         )
