@@ -15,6 +15,7 @@ from prunegym.pruning.files import foreign_content
 from prunegym.pruning.networks.registry import NetworkSpec
 
 _MODES = {1: "L", 3: "RGB"}  # by channels
+_MAX_ASPECT = 100  # of the longer side to the shorter
 _MARGIN = 8 / 7  # by which the shorter side exceeds the crop: 256 pixels for 224, as is usual
 
 
@@ -22,7 +23,8 @@ def read_image(path: Path, network: NetworkSpec) -> Tensor:
     """Return the image in a file as a network reads it: [C, H, W], float32, normalised.
 
     Raises:
-        DataError: the file is no image of bytes, or damaged, or the network has no use for it.
+        DataError: the file is no image of bytes, or damaged, or far too narrow, or the network has no use
+            for it.
     """
     mode = _MODES.get(network.input_shape[0])
     if mode is None:
@@ -46,6 +48,10 @@ def read_image(path: Path, network: NetworkSpec) -> Tensor:
     if deep:
         raise DataError(
             f"{path} has more than 8 bits per channel; convert it, since brighter pixels would be cut"
+        )
+    if max(image.size) > _MAX_ASPECT * min(image.size):  # scaled, it could fill the memory
+        raise DataError(
+            f"{path} is {image.width} by {image.height} pixels, too narrow to crop; repair it or remove it"
         )
     return prepared(image, network)
 

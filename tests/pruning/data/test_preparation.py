@@ -111,6 +111,10 @@ class TestRefusedFiles:
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
         assert "cannot be read as an image" in self.refusal(path)
 
+    def test_an_image_too_narrow_to_scale(self, tmp_path):
+        Image.new("L", (1, 60_000)).save(tmp_path / "a.png")
+        assert "is 1 by 60000 pixels, too narrow to crop" in self.refusal(tmp_path / "a.png")
+
     def test_more_than_8_bits(self, tmp_path):
         Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16)).save(tmp_path / "a.png")
         assert "more than 8 bits" in self.refusal(tmp_path / "a.png", GREY)
