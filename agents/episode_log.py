@@ -11,11 +11,13 @@ from prunegym.agents.errors import CheckpointError
 from prunegym.agents.interface import EpisodicEnvironment
 from prunegym.agents.rollout import EpisodeResult
 from prunegym.pruning.errors import PlanError, PruningError
-from prunegym.pruning.files import written_whole
+from prunegym.pruning.files import parse_json, written_whole
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.techniques import check_amounts
 
 EPISODES = "episodes.jsonl"  # the log's name in the folder of a run
+LONGEST_NAME = 200  # of a method, in characters
+LARGEST_NUMBER = 1e30  # of a score, a loss or a share, either way
 
 
 class Episode(NamedTuple):
@@ -30,26 +32,18 @@ class Episode(NamedTuple):
 
         Raises:
             KeyError: a key is missing.
-            TypeError: a value is of the wrong type.
-            ValueError: a value is of the wrong type.
+            OverflowError, TypeError, ValueError: a value is of the wrong type, or beyond any reason.
             PlanError: an amount of the plan makes no sense.
         """
-        accuracy = data["accuracy"]
-        plan = {
-            site: {str(key): float(amount) for key, amount in dict(decision).items()}
-            for site, decision in dict(data["plan"]).items()
-        }
+        accuracy, by = data["accuracy"], data["by"]
+        if not isinstance(by, str) or len(by) > LONGEST_NAME:
+            raise ValueError(f"the method must be a name of at most {LONGEST_NAME} characters")
+        plan = {site: _numbers(decision) for site, decision in dict(data["plan"]).items()}
         check_amounts(CompressionPlan(plan))
-        data["reward"]["total"]  # must be there: episodes are compared by it
-        return cls(
-            by=str(data["by"]),
-            result=EpisodeResult(
-                plan=plan,
-                reward={part: float(value) for part, value in dict(data["reward"]).items()},
-                accuracy=None if accuracy is None else float(accuracy),
-                shares={str(measure): float(share) for measure, share in dict(data["shares"]).items()},
-            ),
-        )
+        reward, shares = _numbers(data["reward"]), _numbers(data["shares"])
+        reward["total"], shares["macs"]  # must be there: episodes are compared by them
+        accuracy = None if accuracy is None else _number(accuracy)
+        return cls(by, EpisodeResult(plan, reward, accuracy, shares))
 
 
 class EpisodeLog:
@@ -94,7 +88,7 @@ class EpisodeLog:
         for number, episode in enumerate(self.entries(), start=1):
             try:
                 environment.remember(episode.result.to_dict())
-            except PruningError as error:  # a plan that the network cannot have
+            except (KeyError, StopIteration, TypeError, PruningError) as error:  # of another network
                 raise _damaged(self.path, number, error) from error
         self.keep(by, count)
 
@@ -131,16 +125,29 @@ def read_episodes(path: Path) -> list[Episode]:
     episodes = []
     for line_number, line in enumerate(lines, start=1):
         try:
-            data = json.loads(line)
-        except (ValueError, RecursionError) as error:  # no JSON, or no text at all
+            data = parse_json(line)
+        except ValueError as error:  # no JSON, or no text at all
             if line_number == len(lines):
                 break
             raise _damaged(path, line_number, error) from error
         try:
             episodes.append(Episode.from_dict(data))
-        except (KeyError, TypeError, ValueError, PlanError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError, PlanError) as error:
             raise _damaged(path, line_number, error) from error
     return episodes
+
+
+def _numbers(data: Any) -> dict[str, float]:
+    return {name: _number(value) for name, value in dict(data).items()}
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str):
+        raise TypeError(f"{value!r} is no number")
+    number = float(value)
+    if not abs(number) <= LARGEST_NUMBER:  # nor is a NaN
+        raise ValueError(f"{value!r} is beyond any reason")
+    return number
 
 
 def _damaged(path: Path, line_number: int, error: Exception) -> CheckpointError:

@@ -117,6 +117,8 @@ def load_task(
         classes = count_classes(trained, spec)
         if real is not None:
             check_labels(real, classes)
+    else:
+        _output(trained, spec)
     splits: ImageSplits | SyntheticSplits
     if real is not None and data.spec != "none":
         splits = real
@@ -145,25 +147,35 @@ def trains_itself(model: str, images: str | None) -> bool:
     return model == "digits_resnet" and images in (None, "digits")
 
 
-@torch.inference_mode()
 def count_classes(model: nn.Module, network: NetworkSpec) -> int:
     """Return how many logits a network gives for one image.
 
     Raises:
         DataError: it does not run on an image of that shape, or its output is not one row of logits.
     """
-    parameter = next(model.parameters())
-    image = torch.zeros((1, *network.input_shape)).to(parameter)
-    try:
-        logits = model(image)
-    except Exception as error:  # a stranger's forward may raise anything
-        raise DataError(
-            f"{network.name} does not run on an image of shape {list(network.input_shape)} "
-            f"({one_line(error)}); give the right --input-size"
-        ) from error
+    logits = _output(model, network)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise DataError(f"{network.name} must return logits of shape [images, classes] for a batch of images")
     return logits.shape[1]
+
+
+@torch.inference_mode()
+def _output(model: nn.Module, network: NetworkSpec) -> Any:
+    """Return what a network gives for one image.
+
+    Raises:
+        DataError: it does not run on an image of that shape, float32 as all images are.
+    """
+    image = torch.zeros((1, *network.input_shape), device=next(model.parameters()).device)
+    try:
+        return model(image)
+    except Exception as error:  # a stranger's forward may raise anything
+        others = {parameter.dtype for parameter in model.parameters()} - {image.dtype}
+        way_out = "build it in float32, as images are" if others else "give the right --input-size"
+        raise DataError(
+            f"{network.name} does not run on an image of shape {list(network.input_shape)} "
+            f"({one_line(error)}); {way_out}"
+        ) from error
 
 
 def task_problem(task: Task, **settings: Any) -> PruningProblem:

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.partial", re.DOTALL)  # names of what is being written
+MAX_DEPTH = 50  # of the lists and objects in a JSON file; those of any record are nested a dozen deep
+_START_BYTES = 256
+_FOREIGN = {  # the beginning, in lower case, of files that are given by mistake -> what they are
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run git lfs pull",
+    b"<!doctype html": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+    b"\x89png": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"%pdf": "a PDF document",
+    b"\x1f\x8b": "compressed by gzip; unpack it",
+}
 
 
 @contextmanager
@@ -127,6 +142,34 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunegym"
 
 
+def read_cached(path: Path) -> bytes | None:
+    """Return what `write_cached` put into a file of the cache; None if it is not there, or damaged."""
+    try:
+        checksum, _, content = path.read_bytes().partition(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        logger.warning("%s cannot be read and is left aside: %s", path, error)
+        return None
+    if checksum != _checksum(content):
+        logger.warning("%s is damaged and left aside", path)
+        return None
+    return content
+
+
+def write_cached(path: Path, content: bytes) -> None:
+    """Put into a file of the cache its checksum, a newline, and the content; if that fails, only warn."""
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_bytes(_checksum(content) + b"\n" + content)
+    except OSError as error:  # a read-only home must not stop the work
+        logger.warning("%s is not cached and will be made again next time: %s", path, error)
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as JSON with a final newline; NaN is refused, since JSON has none."""
     with written_whole(path) as temporary:
@@ -138,13 +181,55 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not JSON, holds NaN or infinity, a key twice, or is nested too deeply to read.
+        ValueError: see `parse_json`.
     """
-    text = path.read_text(encoding="utf-8")
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_with_unique_keys)
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        if found := foreign_content(path):
+            raise ValueError(f"it is {found}") from error
+        raise
+
+
+def parse_json(text: bytes) -> Any:
+    """Return the data in JSON text, UTF-8.
+
+    Raises:
+        ValueError: it is not JSON, holds NaN, infinity or half a surrogate pair, a key twice, or is nested
+            more than MAX_DEPTH deep.
+    """
+    try:
+        data = json.loads(
+            text.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_with_unique_keys
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    if b"\\ud" in text.lower():
+        try:
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
+        except (UnicodeEncodeError, RecursionError) as error:
+            raise ValueError("it holds half of a surrogate pair, which is no character") from error
+    level, depth = [data], 0
+    while level := [part for node in level for part in _parts(node)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError("it is nested too deeply")
+    return data
+
+
+def _parts(node: Any) -> Collection[Any]:
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list) else ()
+
+
+def foreign_content(path: Path) -> str | None:
+    """Return what a file of something else is, with the way out, or None; for files that cannot be read."""
+    with path.open("rb") as file:
+        start = file.read(_START_BYTES).lstrip().lower()
+    if path.stat().st_size == 0:
+        return "an empty file; copy or download it anew"
+    return next((found for signature, found in _FOREIGN.items() if start.startswith(signature)), None)
 
 
 def _refuse_constant(name: str) -> float:

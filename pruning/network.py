@@ -43,7 +43,7 @@ class PrunableNetwork:
 
     Raises:
         UntraceableModelError: the network cannot be traced.
-        WeightsError: a weight or a BatchNorm statistic is NaN or infinite.
+        WeightsError: a weight or a BatchNorm statistic is NaN or infinite, or has no value at all.
         UnknownNameError: a pattern matches no layer, or the method names an unknown part.
         PlanError: nothing is left to prune.
         DataError: activations are not finite.
@@ -63,6 +63,8 @@ class PrunableNetwork:
         COMPENSATIONS[method.compensation]
         technique_kinds(method.techniques)
         for name, tensor in model.state_dict().items():
+            if tensor.is_meta:
+                raise WeightsError(f"{name} is on the meta device and has no values; load its weights first")
             if not torch.isfinite(tensor).all():
                 raise WeightsError(f"{name} holds NaN or infinity; the training that wrote it diverged")
         self.model = model

@@ -84,9 +84,14 @@ class CompressionPlan:
             data: Any = read_json(path)
         except (OSError, ValueError) as error:
             raise PlanError(f"cannot read the plan {path}: {error}") from error
-        if not isinstance(data, dict) or data.get("version") != PLAN_VERSION:
+        version = data.get("version") if isinstance(data, dict) else None
+        if type(version) is not int or version != PLAN_VERSION:
             raise PlanError(
                 f"{path} is not a compression plan of version {PLAN_VERSION}; write it anew with this release"
+            )
+        if unknown := set(data) - {"version", "decisions"}:
+            raise PlanError(
+                f"{path}: a plan has 'version' and 'decisions', but no {min(unknown)!r}; remove it"
             )
         decisions = data.get("decisions")
         if not isinstance(decisions, dict):

@@ -126,7 +126,7 @@ def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
 def _read(path: Path, load: Callable[[Path], Any]) -> Any:
     try:
         return load(path)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # not what was written
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:  # not as written
         raise UsageError(f"{path} is damaged ({error!r}); run train again, or restore it") from error
 
 
@@ -136,6 +136,10 @@ def _checked(path: Path, data: Any) -> dict[str, Any]:
         name: {key: None if row.get(key) is None else float(row[key]) for key in COLUMNS}
         for name, row in data["rows"].items()
     }
+    if not all(
+        (row["macs"] or 0) > 0 for row in rows.values()
+    ):  # others are shown as shares of the dense network's
+        raise ValueError("rows need MACs above 0")
     sites = [_checked_site(site) for site in data.get("sites", [])]
     plans = {name: _checked_plan(path, CompressionPlan(plan)) for name, plan in data.get("plans", {}).items()}
     gated = {name: int(count) for name, count in data.get("gated_groups", {}).items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
@@ -23,8 +22,13 @@ from prunegym.agents.learning.algorithms import ALGORITHMS
 from prunegym.envs.action import ActionMode
 from prunegym.envs.observation import context_features
 from prunegym.pruning.errors import UnknownNameError, one_line
+from prunegym.pruning.files import foreign_content, read_json, write_json
 
 POLICY_VERSION = 4
+CHECKSUM = "weights_sha256"  # the entry of the description with the hash of the file of tensors
+# no sensible weight is beyond it; logits and values of larger ones could overflow
+LARGEST_WEIGHT = 1e6
+LARGEST_LOG_STD = 20.0
 TENSORS = "policy.safetensors"
 DESCRIPTION = "policy.json"
 NET_ARCH = "policy_kwargs.net_arch"
@@ -44,7 +48,7 @@ class Policy:
     @property
     def digest(self) -> str:
         """Hash that identifies the weights."""
-        return hashlib.sha256((self.folder / TENSORS).read_bytes()).hexdigest()[:16]
+        return str(self.description[CHECKSUM])[:16]
 
     def check_size(self) -> None:
         """Refuse a description of larger or more layers than there are tensors, before memory is allocated.
@@ -116,7 +120,6 @@ def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: 
         tensors["action_net.weight"][untrained] = 0.0
         tensors["action_net.bias"][untrained] = -0.5
         tensors["log_std"][untrained] = -1.0
-    save_file(tensors, folder / TENSORS)
     description = {
         "version": POLICY_VERSION,
         "algorithm": family,
@@ -125,7 +128,7 @@ def save_policy(model: BaseAlgorithm, env: GymEnv, folder: Path, *, learned_on: 
         "shape": {key: model.policy_kwargs[key] for key in SHAPE if key in model.policy_kwargs},
         "learned_on": dict(learned_on),
     }
-    _write_description(folder, description)
+    _write(folder, description, tensors)
 
 
 def save_mean_policy(policies: Sequence[Policy], folder: Path, *, learned_on: Mapping[str, Any]) -> None:
@@ -139,18 +142,21 @@ def save_mean_policy(policies: Sequence[Policy], folder: Path, *, learned_on: Ma
     Raises:
         PolicyError: a policy is not linear, or not like the first.
     """
-    descriptions = [{**policy.description, "learned_on": dict(learned_on)} for policy in policies]
+    descriptions = [
+        {**policy.description, "learned_on": dict(learned_on), CHECKSUM: None} for policy in policies
+    ]
     for policy, description in zip(policies, descriptions, strict=True):
         if description["shape"]["net_arch"] or description != descriptions[0]:
             raise PolicyError(f"{policy.folder}: only linear policies of one kind have a mean; train others")
     names = policies[0].tensors
     means = {name: torch.stack([policy.tensors[name] for policy in policies]).mean(0) for name in names}
-    save_file(means, folder / TENSORS)
-    _write_description(folder, descriptions[0])
+    _write(folder, descriptions[0], means)
 
 
-def _write_description(folder: Path, description: Mapping[str, Any]) -> None:
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+def _write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    weights = save(dict(tensors))
+    (folder / TENSORS).write_bytes(weights)
+    write_json(folder / DESCRIPTION, {**description, CHECKSUM: hashlib.sha256(weights).hexdigest()})
 
 
 def load_policy(folder: Path, env: GymEnv) -> Policy:
@@ -170,7 +176,7 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
     description = _read_description(folder / DESCRIPTION)
     tensors = None
     if known_techniques(folder, description) != list(episodic_environment(env).techniques):
-        found = _read_tensors(folder / TENSORS)
+        found = _read_tensors(folder, description)
         try:
             description, tensors = with_techniques(folder, description, found, env)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -187,7 +193,7 @@ def load_policy(folder: Path, env: GymEnv) -> Policy:
         ALGORITHMS[str(description["algorithm"])]
     except UnknownNameError as error:
         raise PolicyError(f"{folder / DESCRIPTION}: {error}") from error
-    policy = Policy(folder, description, _read_tensors(folder / TENSORS) if tensors is None else tensors)
+    policy = Policy(folder, description, _read_tensors(folder, description) if tensors is None else tensors)
     policy.check_size()
     return policy
 
@@ -313,17 +319,17 @@ def fitting_hyperparameters(
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        description = read_json(path)
+    except (OSError, ValueError) as error:
         raise PolicyError(
             f"cannot read the policy {path}: {one_line(error)}; name the folder of a policy, or builtin"
         ) from error
     version = description.get("version") if isinstance(description, dict) else None
-    if version != POLICY_VERSION:
+    if type(version) is not int or version != POLICY_VERSION:
         raise PolicyError(
             f"{path}: expected a policy of version {POLICY_VERSION}, got {version!r}; train it anew"
         )
-    missing = {"algorithm", "observation", "action", "shape"} - set(description)
+    missing = {"algorithm", "observation", "action", "shape", CHECKSUM} - set(description)
     if missing:
         raise PolicyError(f"{path}: {', '.join(sorted(missing))} missing; copy the policy anew")
     shape = description["shape"]
@@ -342,14 +348,26 @@ def _is_shape(shape: Any) -> bool:
     return all(type(count) is int and count > 0 for count in counts)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = folder / TENSORS
     try:
-        tensors = load_file(path)
+        weights = path.read_bytes()
+        if hashlib.sha256(weights).hexdigest() != description[CHECKSUM]:
+            found = (
+                foreign_content(path) or f"not the file that {DESCRIPTION} describes; copy the policy anew"
+            )
+            raise PolicyError(f"{path} is {found}")
+        tensors = load(weights)
     except (OSError, SafetensorError) as error:
         raise PolicyError(
             f"cannot read the policy {path}: {one_line(error)}; copy the policy anew"
         ) from error
-    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    bad = [name for name, tensor in tensors.items() if not _is_sensible(name, tensor)]
     if bad:
-        raise PolicyError(f"{path}: {', '.join(bad)} not finite; copy the policy anew")
+        raise PolicyError(f"{path}: {', '.join(bad)} not finite, or far too large; train the policy anew")
     return tensors
+
+
+def _is_sensible(name: str, tensor: Tensor) -> bool:
+    largest = LARGEST_LOG_STD if name.endswith("log_std") else LARGEST_WEIGHT
+    return tensor.is_floating_point() and bool((tensor.abs() <= largest).all())  # false of a NaN

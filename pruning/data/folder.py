@@ -55,9 +55,17 @@ def _listed(part: Path, classes: list[str], request: Request) -> tuple[ImageFile
     """Return the images of all classes, and their labels."""
     names: list[str] = []
     counts = []
+    seen: dict[str, str] = {}  # the folders so far: where they are -> their path below `part`
     for name in classes:
         files = []  # relative to `part`
-        for root, _, entries in os.walk(part / name, followlinks=True):
+        for root, _, entries in os.walk(part / name, followlinks=True):  # subsets are often made of links
+            real = os.path.realpath(root)
+            if real in seen:
+                raise DataError(
+                    f"{root} is {seen[real]} again, by way of a link, and its images would count twice; "
+                    "remove the link"
+                )
+            seen[real] = root
             inside = os.path.relpath(root, part)
             files += [os.path.join(inside, entry) for entry in entries if entry.lower().endswith(_ENDINGS)]
         if not files:

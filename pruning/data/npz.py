@@ -14,6 +14,7 @@ from prunegym.pruning.data.kinds import KINDS, Request
 from prunegym.pruning.data.pixels import StoredPixels, check_size
 from prunegym.pruning.data.splits import ImageSplits, draw_splits
 from prunegym.pruning.errors import DataError
+from prunegym.pruning.files import foreign_content
 from prunegym.pruning.networks.registry import NetworkSpec
 
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -35,16 +36,29 @@ def npz(place: Path, request: Request) -> ImageSplits:
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name the .npz file in it, or use folder:DIR for image files")
     if not path.is_file():
         raise DataError(f"there is no data file {path}")
+    key = None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            held = archive.files
-            arrays = {key: archive[key] for key in _KEYS if key in held}
+            held, arrays = archive.files, {}
+            for key in _KEYS:
+                if key in held:
+                    arrays[key] = archive[key]
     except Exception as error:  # a damaged archive fails in a dozen ways, by where it is damaged
-        raise DataError(
-            f"{path} is truncated, damaged, or no archive of plain arrays; write it with numpy.savez"
-        ) from error
+        if "allow_pickle" in str(error) and key is not None:
+            raise DataError(
+                f"{path}: {key} holds Python objects, and loading them could run code; save plain numbers"
+            ) from error
+        found = foreign_content(path) or (
+            "truncated, damaged, or no archive of plain arrays; write it with numpy.savez"
+        )
+        raise DataError(f"{path} is {found}") from error
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # bytes: a file of another kind in the archive
+            raise DataError(f"{path}: {key} is no array; write the file with numpy.savez")
     missing = [key for key in _KEYS if key not in arrays]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(held) or 'nothing'}")
@@ -57,7 +71,7 @@ def _checked(
     """Return the pixels of one part, uint8 [N, C, H, W], and its labels, int64 [N]."""
     pixels = _checked_pixels(arrays[f"{part}_images"], network, f"{path}: {part}_images")
     labels, place = arrays[f"{part}_labels"], f"{path}: {part}_labels"
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # to NumPy, spans of time are integers too
         raise DataError(f"{place} must be whole numbers [N], but is {labels.dtype} {list(labels.shape)}")
     if len(labels) == 0:
         raise DataError(f"{place} is empty")

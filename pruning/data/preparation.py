@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from prunegym.pruning.data.pixels import normalised
 from prunegym.pruning.errors import DataError, one_line
+from prunegym.pruning.files import foreign_content
 from prunegym.pruning.networks.registry import NetworkSpec
 
 _MODES = {1: "L", 3: "RGB"}  # by channels
+_MAX_ASPECT = 100  # of the longer side to the shorter
 _MARGIN = 8 / 7  # by which the shorter side exceeds the crop: 256 pixels for 224, as is usual
 
 
@@ -21,7 +23,8 @@ def read_image(path: Path, network: NetworkSpec) -> Tensor:
     """Return the image in a file as a network reads it: [C, H, W], float32, normalised.
 
     Raises:
-        DataError: the file is no image of bytes, or damaged, or the network has no use for it.
+        DataError: the file is no image of bytes, or damaged, or far too narrow, or the network has no use
+            for it.
     """
     mode = _MODES.get(network.input_shape[0])
     if mode is None:
@@ -30,16 +33,25 @@ def read_image(path: Path, network: NetworkSpec) -> Tensor:
             f"but {network.name} takes {network.input_shape[0]}"
         )
     try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait forever
+            raise OSError("it is no ordinary file")
         with Image.open(path) as file:
             deep = file.mode.startswith(("I", "F"))
             image = file.convert(mode)
     except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
+        found = foreign_content(path) if isinstance(error, UnidentifiedImageError) else None
+        if found and not found.endswith("image"):
+            raise DataError(f"{path} is {found}") from error
         raise DataError(
             f"{path} cannot be read as an image ({one_line(error)}); repair it or remove it"
         ) from error
     if deep:
         raise DataError(
             f"{path} has more than 8 bits per channel; convert it, since brighter pixels would be cut"
+        )
+    if max(image.size) > _MAX_ASPECT * min(image.size):  # scaled, it could fill the memory
+        raise DataError(
+            f"{path} is {image.width} by {image.height} pixels, too narrow to crop; repair it or remove it"
         )
     return prepared(image, network)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,8 +40,21 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Evaluation:
-        """Build an evaluation from what `to_dict` returned."""
-        return cls(**data)
+        """Build an evaluation from what `to_dict` returned.
+
+        Raises:
+            OverflowError, TypeError, ValueError: it is no such data.
+        """
+        found = cls(**data)
+        for name, value in data.items():
+            whole = name in ("macs", "params", "bytes")
+            if value is None and not whole:
+                continue
+            if type(value) not in ((int,) if whole else (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+            if (value < 0 and name != "score") or (value > 1 and name in ("accuracy", "agreement")):
+                raise ValueError(f"{name} cannot be {value!r}")
+        return found
 
 
 def weights_bytes(model: nn.Module) -> int:

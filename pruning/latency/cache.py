@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import platform
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunegym.pruning.files import cache_folder, read_json, write_json
+from prunegym.pruning.files import cache_folder, parse_json, read_cached, write_cached
 from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.latency.layers import LayerGrid, TimeOf, layer_grids
 from prunegym.pruning.latency.measuring import brief_time, measure_table
@@ -20,8 +19,6 @@ from prunegym.pruning.latency.records import LatencyTable
 from prunegym.pruning.surgery.equalization import fuse_batch_norms
 
 VERSION = 1  # another way to measure gives other tables
-
-logger = logging.getLogger(__name__)
 
 
 def latency_table(
@@ -47,10 +44,7 @@ def latency_table(
     if not remeasure and (known := _read(path)) is not None:
         return known
     table = measure_table(model, graph, grids, key, time_of=time_of, progress=progress)
-    try:
-        write_json(path, table.to_dict())
-    except OSError as error:  # a read-only home must not stop the work
-        logger.warning("the latency table is not cached and will be measured again next time: %s", error)
+    write_cached(path, json.dumps(table.to_dict()).encode())
     return table
 
 
@@ -96,14 +90,9 @@ def device_name(device: torch.device) -> str:
 def table_path(key: dict[str, Any]) -> Path:
     """Return the file in the cache for the table of a key."""
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    return cache_folder() / f"latency-{digest}.json"
+    return cache_folder() / f"latency-{digest}"
 
 
 def _read(path: Path) -> LatencyTable | None:
-    if not path.exists():
-        return None
-    try:
-        return LatencyTable.from_dict(read_json(path))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        logger.warning("the latency table %s is unusable and left aside: %s", path, error)
-        return None
+    content = read_cached(path)
+    return None if content is None else LatencyTable.from_dict(parse_json(content))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from prunegym.pruning.errors import PruningError, UnknownNameError, one_line
 from prunegym.pruning.networks.mobilenet import MobileNetV2
@@ -20,6 +20,7 @@ from prunegym.pruning.registry import Registry, unknown_name
 from prunegym.pruning.user_functions import named_function
 
 Shape = tuple[int, int, int]
+_LARGEST_MEAN, _LARGEST_STD = 1e6, 1e6  # far beyond any normalisation; images stay finite in float32
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class NetworkSpec:
     transform: Callable[[Image], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.input_shape) != 3 or min(self.input_shape) < 1:
+        whole = all(type(size) is int and size > 0 for size in self.input_shape)
+        if len(self.input_shape) != 3 or not whole:
             raise PruningError(
                 f"network {self.name!r}: the input size must be three positive numbers, "
                 f"channels, height and width; got {tuple(self.input_shape)}"
@@ -46,9 +48,16 @@ class NetworkSpec:
                 f"network {self.name!r}: mean and std need one number per input channel ({channels}), "
                 f"got {len(self.mean)} and {len(self.std)}"
             )
-        if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
+        # a NaN fails every comparison
+        if not all(abs(value) <= _LARGEST_MEAN for value in self.mean):
             raise PruningError(
-                f"network {self.name!r}: mean must be finite and std positive, got {self.mean} and {self.std}"
+                f"network {self.name!r}: a mean, of pixels in [0, 1], must lie within "
+                f"{_LARGEST_MEAN:g} of 0, got {self.mean}"
+            )
+        if not all(1 / _LARGEST_STD <= value <= _LARGEST_STD for value in self.std):
+            raise PruningError(
+                f"network {self.name!r}: a standard deviation must lie in "
+                f"[{1 / _LARGEST_STD:g}, {_LARGEST_STD:g}], got {self.std}"
             )
 
 
@@ -194,4 +203,14 @@ def _built(spec: str, factory: Callable[[], object]) -> nn.Module:
         raise PruningError(f"{spec}: the factory raised {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise PruningError(f"{spec}: the factory must return a torch.nn.Module, got {type(model).__name__}")
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise PruningError(f"{spec}: the size of {name} is not known yet; give the layer its sizes")
+        if tensor.is_meta:
+            raise PruningError(
+                f"{spec}: {name} is on the meta device and has no values; build the network on the CPU"
+            )
+    if not any(True for _ in model.parameters()):
+        raise PruningError(f"{spec}: {type(model).__name__} has no parameters, so nothing can be compressed")
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prunegym.pruning.errors import WeightsError
+from prunegym.pruning.files import foreign_content
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_ALONE = "save the state dict alone: torch.save(model.state_dict(), FILE)"
+_ASKS_FOR_CODE = ("Unsupported operand", "GLOBAL", "unrecognized function", "allowlisted")  # in torch's words
+_FLOATS, _WHOLE = "of floats", "of whole numbers"
+_WHOLE_TYPES = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _LISTED = 5  # names in a message; a wrong architecture misses hundreds
 
 
@@ -40,29 +46,51 @@ def load_weights_(model: nn.Module, path: Path) -> None:
 
 
 def _read(path: Path) -> Any:
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; name the weights file in it")
     if not path.is_file():
         raise WeightsError(f"there is no weights file {path}")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the file's pickle protocol and the like
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "unsupported" in str(error).lower():
-            raise WeightsError(
-                f"{path} holds more than tensors, and loading it could run its code; "
-                "save the state dict alone: torch.save(model.state_dict(), FILE)"
-            ) from error
-        raise _damaged(path) from error
+            with path.open("rb") as file:  # by its name, torch would choose for itself what it is
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in a dozen ways, KeyError among them
-        raise _damaged(path) from error
+        raise WeightsError(f"{path} {_fault(path, error)}") from error
 
 
-def _damaged(path: Path) -> WeightsError:
-    return WeightsError(
-        f"{path} is truncated, damaged, or no weights file; expected .safetensors or what torch.save wrote"
-    )
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors does, whatever its name: a length, then a JSON object."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _fault(path: Path, error: Exception) -> str:
+    """Return what is wrong with a file that cannot be loaded, and the way out."""
+    if found := foreign_content(path):
+        return f"is {found}"
+    if "TorchScript" in str(error):
+        return f"is a TorchScript archive; {_ALONE}"
+    archive = zipfile.is_zipfile(path)
+    if archive and not _holds_pickle(path):
+        return "is a zip archive that torch.save did not write; unpack it and name the weights file in it"
+    # in a pickle, an operand that torch does not support asks for more than tensors; elsewhere it is garbage
+    words = _ASKS_FOR_CODE if archive or _is_pickle(path) else _ASKS_FOR_CODE[1:]
+    if isinstance(error, pickle.UnpicklingError) and any(word in str(error) for word in words):
+        return f"holds more than tensors, and loading it could run its code; {_ALONE}"
+    return "is truncated, damaged, or no weights file; expected safetensors or what torch.save wrote"
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
+
+
+def _holds_pickle(archive: Path) -> bool:
+    with zipfile.ZipFile(archive) as file:
+        return any(name.endswith("data.pkl") for name in file.namelist())
 
 
 def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
@@ -86,6 +114,9 @@ def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Pat
     )
     if parts:
         raise WeightsError(f"{path} does not fit the network; {'; '.join(parts)}")
+    strange = [f"{name} is {kind}" for name, value in state.items() if (kind := _misfit(value, own[name]))]
+    if strange:
+        raise WeightsError(f"{path}: {_some(strange)}; save plain tensors of the network's own types")
     wrong = [
         f"{name} is {list(value.shape)}, the network has {list(own[name].shape)}"
         for name, value in state.items()
@@ -104,6 +135,26 @@ def _check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: 
             raise WeightsError(
                 f"{path}: {name} holds a negative variance ({stored.min():g}); the file is damaged"
             )
+
+
+def _misfit(value: Tensor, own: Tensor) -> str | None:
+    """Return why a tensor cannot take the place of the network's own, or None if it can."""
+    if value.is_nested or value.layout is not torch.strided:
+        return "nested" if value.is_nested else "sparse"
+    if value.is_meta:
+        return "without values, since it was saved on the meta device"
+    kind, wanted = _kind(value.dtype), _kind(own.dtype)
+    # who changes the precision of a whole state dict changes that of its counters
+    counter = kind == _FLOATS and wanted == _WHOLE and torch.equal(value, value.round())
+    return None if kind == wanted or counter else f"{kind}, not {wanted}"
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_complex or dtype is torch.bool:
+        return "complex" if dtype.is_complex else "of truth values"
+    if dtype.is_floating_point:
+        return _FLOATS
+    return _WHOLE if dtype in _WHOLE_TYPES else "quantized"
 
 
 def _some(names: Collection[object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from prunegym.pruning.surgery.cutting import TRANSPOSED
+from prunegym.pruning.surgery.cutting import TRANSPOSED, axis_size
 
 GATES = "runtime_gates"  # the submodule that holds a network's gates
 SHARPNESS = 2.0  # of the straight-through sigmoid, per standard deviation of an image's scores
@@ -42,10 +43,39 @@ class GateSite:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GateSite:
-        """Build a site from what `to_dict` returned, also after a round trip through JSON."""
+        """Build a site from what `to_dict` returned, also after a round trip through JSON.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: it is no such data.
+        """
         roles = ("outputs", "readers")
         places = {role: {name: tuple(units) for name, units in data[role].items()} for role in roles}
-        return cls(**{**data, **places})
+        site = cls(**{**data, **places})
+        numbers = [site.inputs, site.units, site.executed]
+        for units in (*site.outputs.values(), *site.readers.values()):
+            numbers += units
+            counts = Counter(unit for unit in units if unit != -1)
+            if set(counts) != set(range(site.units)) or len(set(counts.values())) != 1:
+                raise ValueError(
+                    f"the gate of {site.group} must have all its units in {units}, each as often"
+                )
+        if not all(type(number) is int for number in numbers) or not 1 <= site.executed <= site.units:
+            raise ValueError(f"the gate of {site.group} cannot run {site.executed!r} of {site.units!r} units")
+        return site
+
+    def check_fit(self, model: nn.Module) -> None:
+        """Refuse a network whose layers are not as the site says.
+
+        Raises:
+            AttributeError: it lacks a layer.
+            ValueError: a layer is of another size, or the writer is not among the outputs.
+        """
+        sizes = {("in", self.writer): self.inputs}
+        for axis, places in (("out", self.outputs), ("in", self.readers)):
+            sizes |= {(axis, name): len(units) for name, units in places.items()}
+        wrong = [name for (axis, name), size in sizes.items() if axis_size(model, name, axis) != size]
+        if wrong or self.writer not in self.outputs:
+            raise ValueError(f"the gate of {self.group} does not fit {', '.join(wrong) or self.writer}")
 
 
 class RuntimeGate(nn.Module):

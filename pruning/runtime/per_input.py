@@ -177,9 +177,19 @@ class PerInputPolicy(nn.Module):
 
     @classmethod
     def from_dict(cls, sites: Sequence[GateSite], data: Mapping[str, Any]) -> PerInputPolicy:
-        """Build a policy from what `to_dict` returned; its tensors are those of a new one."""
-        prices = InputPrices.from_dict(data["prices"])
-        return cls(sites, prices, hidden=data["hidden"], largest=float(data["largest"]))
+        """Build a policy from what `to_dict` returned; its tensors are those of a new one.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError, OverflowError: it is no such data.
+        """
+        prices, hidden, largest = InputPrices.from_dict(data["prices"]), data["hidden"], data["largest"]
+        if prices.gated.slopes.shape[2] != len(sites):
+            raise ValueError(f"there are {len(sites)} gates, but prices of {prices.gated.slopes.shape[2]}")
+        if not all(type(width) is int and width > 0 for width in hidden):
+            raise ValueError(f"the policy cannot have layers of {hidden}")
+        if not 0 <= largest < 1:
+            raise ValueError(f"the largest runtime ratio must lie in [0, 1), got {largest!r}")
+        return cls(sites, prices, hidden=hidden, largest=largest)
 
     def _begin(self, pooled: Tensor) -> None:
         self._spent = pooled.new_zeros(pooled.size(0))

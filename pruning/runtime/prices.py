@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from prunegym.pruning.products import SumOfProducts
 
+MAX_MACS = 2**53  # of one image; prices are exact below it
+
 
 @dataclass(frozen=True)
 class InputPrices:
@@ -38,6 +40,19 @@ class InputPrices:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InputPrices:
-        """Build prices from what `to_dict` returned."""
+        """Build prices from what `to_dict` returned.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError, OverflowError: it is no such data.
+        """
         table = {name: np.array(data["gated"][name], dtype=np.float64) for name in data["gated"]}
-        return cls(int(data["dense"]), int(data["fixed"]), SumOfProducts(**table))
+        gated = SumOfProducts(**table)
+        factors, rows, _ = gated.slopes.shape
+        if gated.fixed.shape != (factors, rows) or gated.coefficient.shape != (rows,):
+            raise ValueError("the prices of gates are of shapes that do not fit together")
+        whole = [data["dense"], data["fixed"]]
+        if not all(type(number) is int and 0 <= number < MAX_MACS for number in whole) or not whole[0]:
+            raise ValueError(f"multiply-adds must be whole numbers, got {whole}")
+        if not all((np.abs(values) < MAX_MACS).all() for values in table.values()):
+            raise ValueError("the prices of gates must be finite numbers")
+        return cls(data["dense"], data["fixed"], gated)

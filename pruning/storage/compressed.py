@@ -16,17 +16,21 @@ from torch import nn
 from prunegym.pruning.apply import rebuild_
 from prunegym.pruning.errors import PruningError, one_line
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files import folder_written_whole, read_json, write_json
+from prunegym.pruning.files import folder_written_whole, foreign_content, read_json, write_json
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import GateSite, gate_sites
 from prunegym.pruning.surgery.cutting import attempt
-from prunegym.pruning.techniques import TECHNIQUES
+from prunegym.pruning.techniques import TECHNIQUES, check_amounts
 
 FORMAT_VERSION = 4
 MAX_IMAGE_NUMBERS = 2**24  # numbers; a record that asks for more memory than that for one image is damaged
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
+_ENTRIES = {
+    *("version", "network", "input_shape", "mean", "std", "data", "biases", "techniques"),
+    *("weights_sha256", "plan", "evaluation"),
+}
 
 
 @dataclass(frozen=True)
@@ -144,21 +148,27 @@ def _read_record(folder: Path) -> Mapping[str, Any]:
         record = read_json(path)
     except (OSError, ValueError) as error:
         raise PruningError(f"cannot read {path}: {error}; give a folder written by train or prune") from error
-    if not isinstance(record, dict) or record.get("version") != FORMAT_VERSION:
+    version = record.get("version") if isinstance(record, dict) else None
+    if type(version) is not int or version != FORMAT_VERSION:
         raise PruningError(f"{path} is not a compressed network of version {FORMAT_VERSION}; write it anew")
     try:
         digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     except OSError as error:
         raise PruningError(f"cannot read {folder / WEIGHTS}: {error}; write the folder anew") from error
+    if unknown := set(record) - _ENTRIES:
+        raise PruningError(f"{path} holds the unknown entry {min(unknown)!r}; write the folder anew")
     if digest != record.get("weights_sha256"):
-        raise PruningError(
-            f"{folder / WEIGHTS} is not the file that {STRUCTURE} describes; write the folder anew"
+        found = foreign_content(folder / WEIGHTS) or (
+            f"not the file that {STRUCTURE} describes; write the folder anew"
         )
+        raise PruningError(f"{folder / WEIGHTS} is {found}")
     return record
 
 
 def _network(folder: Path, record: Mapping[str, Any], network: str | None) -> NetworkSpec:
     recorded = record["network"]
+    if not isinstance(recorded, str) or not isinstance(record["data"], str):
+        raise TypeError(f"network {recorded!r}, data {record['data']!r}")
     if network is None and ".py:" in recorded:
         raise PruningError(
             f"{folder} holds a network built by {recorded!r}, which is not run unasked: name it with --model"
@@ -174,12 +184,14 @@ def _network(folder: Path, record: Mapping[str, Any], network: str | None) -> Ne
 
 
 def _manifest(record: Mapping[str, Any]) -> Manifest:
+    plan = CompressionPlan(record["plan"])
+    check_amounts(plan)
     return Manifest(
         network=record["network"],
         input_shape=tuple(record["input_shape"]),
         mean=tuple(record["mean"]),
         std=tuple(record["std"]),
-        data=str(record["data"]),
-        plan=CompressionPlan(record["plan"]),
+        data=record["data"],
+        plan=plan,
         evaluation=Evaluation.from_dict(record["evaluation"]),
     )

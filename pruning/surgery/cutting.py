@@ -6,7 +6,8 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,17 +20,29 @@ from prunegym.pruning.modes import evaluating
 KeptUnits = Mapping[str, Tensor]  # group -> numbers of the kept units, ascending; unnamed: all are kept
 Form = Literal["module", "graph"]
 _SIZES = {nn.PReLU: "num_parameters", nn.GroupNorm: "num_channels"}  # attributes; of others num_features
+Axis = Literal["out", "in", "parameter"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 @dataclass(frozen=True, slots=True)
 class AxisCut:
-    """The kept positions along one axis: a layer's outputs, its inputs, or a bare parameter's `dim`."""
+    """The kept positions along one axis: a layer's outputs, its inputs, or a bare parameter's `dim`.
+
+    Raises:
+        ValueError: there is no such axis, or the positions are not whole numbers that ascend.
+    """
 
     owner: str
-    axis: Literal["out", "in", "parameter"]
+    axis: Axis
     kept: tuple[int, ...]
     dim: int = 0
+
+    def __post_init__(self) -> None:
+        whole = all(type(number) is int and number >= 0 for number in (self.dim, *self.kept))
+        if self.axis not in get_args(Axis) or (self.dim and self.axis != "parameter") or not whole:
+            raise ValueError(f"{self.owner}: no axis {self.axis!r} {self.dim!r} with positions {self.kept!r}")
+        if not self.kept or any(low >= high for low, high in pairwise(self.kept)):
+            raise ValueError(f"{self.owner}: positions must ascend, got {self.kept!r}")
 
 
 @dataclass(frozen=True)
@@ -44,15 +57,24 @@ class Structure:
     constants: Mapping[str, int] = field(default_factory=dict)
     form: Form = "module"
 
+    def __post_init__(self) -> None:
+        sizes = self.constants.values()
+        if self.form not in get_args(Form) or not all(type(size) is int and size >= 0 for size in sizes):
+            raise ValueError(f"form {self.form!r} with constants {self.constants!r}")
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Structure:
-        """Build a structure from what `to_dict` returned, also after a round trip through JSON."""
+        """Build a structure from what `to_dict` returned, also after a round trip through JSON.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: it is no such data.
+        """
         cuts = tuple(AxisCut(**{**cut, "kept": tuple(cut["kept"])}) for cut in data["cuts"])
-        return cls(cuts, data["constants"], data["form"])
+        return cls(**{**data, "cuts": cuts})
 
 
 def axis_cuts(model: nn.Module, graph: ChannelGraph, kept: KeptUnits) -> tuple[AxisCut, ...]:

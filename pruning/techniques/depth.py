@@ -146,6 +146,10 @@ class Depth(Technique):
             known = {block.name: block for block in find_blocks(model, graph).blocks}
             rebuilding.graph = without_blocks(graph, [known[name] for name in names])
         try:
+            # without weights it is no block: the weights file would not tell that it is there
+            bare = [name for name in names if not list(model.get_submodule(name).parameters())]
+            if bare:
+                raise AttributeError(f"{bare[0]!r} holds no weights")
             drop_blocks_(model, names)
         except AttributeError as error:
             raise PruningError(f"the recorded blocks do not fit {type(model).__name__}: {error}") from error

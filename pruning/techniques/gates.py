@@ -129,8 +129,13 @@ class Gates(Technique):
     @classmethod
     def rebuild_(cls, rebuilding: Rebuilding, record: Any) -> None:
         """See Technique."""
+        sites = tuple(GateSite.from_dict(gate) for gate in record["sites"])
+        if len({site.group for site in sites}) < len(sites):
+            raise ValueError("two of its gates are of one group")
+        for site in sites:
+            site.check_fit(rebuilding.model)
         with torch.device("meta"):  # a record can ask for any size: no memory is taken before it is checked
-            gates = RuntimeGates(tuple(GateSite.from_dict(gate) for gate in record["sites"]))
+            gates = RuntimeGates(sites)
             if record["per_input"] is not None:
                 ratios = PerInputPolicy.from_dict(gates.sites, record["per_input"])
                 ratios.requires_grad_(False).attach_(gates)

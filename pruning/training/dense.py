@@ -5,24 +5,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from prunegym.pruning.data import Images, joined, load_splits
-from prunegym.pruning.errors import WeightsError
-from prunegym.pruning.files import cache_folder, written_whole
+from prunegym.pruning.files import cache_folder, read_cached, write_cached
 from prunegym.pruning.networks.registry import resolve_network
-from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.threads import one_thread
 from prunegym.pruning.training.loop import TrainingConfig, TrainingLoop, seeded
-
-_log = logging.getLogger(__name__)
 
 _DIGITS_NETWORK = "digits_resnet"
 _DIGITS_CONFIG = TrainingConfig(30, learning_rate=0.1, batch_size=32, weight_decay=5e-3, shift=1)
@@ -72,22 +67,15 @@ def dense_digits(cache: Path | None = None, *, progress: bool = False) -> nn.Mod
     network = resolve_network(_DIGITS_NETWORK)
     with seeded(0):
         model = network.build()
-    path = (cache or cache_folder()) / f"{_DIGITS_NETWORK}-{_fingerprint(model)}.safetensors"
-    if path.exists():
-        try:
-            load_weights_(model, path)
-            return model.eval()
-        except WeightsError as error:
-            _log.warning("training the dense network anew, since its cached weights are unusable: %s", error)
+    path = (cache or cache_folder()) / f"{_DIGITS_NETWORK}-{_fingerprint(model)}"
+    if (content := read_cached(path)) is not None:
+        model.load_state_dict(load(content))
+        return model.eval()
     splits = load_splits("digits", network)
     learned_from = joined(splits.train, splits.calibration)
     with one_thread():
         model = train_dense(model, learned_from, _DIGITS_CONFIG, progress=progress)
-    try:
-        with written_whole(path) as temporary:
-            save_file(model.state_dict(), temporary)
-    except OSError as error:  # a read-only home must not stop the work
-        _log.warning("the dense network is not cached and will be trained again next time: %s", error)
+    write_cached(path, save(model.state_dict()))
     return model
 
 

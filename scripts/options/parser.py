@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,7 +39,12 @@ class Parser(argparse.ArgumentParser):
             UsageError: a flag is unknown or its value wrong, here or in the YAML file.
         """
         config = self.parse_known_args(argv)[0].config
-        args, unknown = self.parse_known_args([*(self._from_yaml(config, argv) if config else []), *argv])
+        words = [*(self._from_yaml(config, argv) if config else []), *argv]
+        with suppress(FileNotFoundError):  # a working folder that was deleted
+            _refuse_undecodable(os.getcwd())
+        for word in words:
+            _refuse_undecodable(word)
+        args, unknown = self.parse_known_args(words)
         if unknown:
             self._refuse_unknown(unknown[0])
         return args
@@ -63,6 +70,14 @@ class Parser(argparse.ArgumentParser):
                 self._refuse_unknown(flag)
             flags += [] if flag in given else _as_flags(flag, action, value)
         return flags
+
+
+def _refuse_undecodable(text: str) -> None:
+    """Refuse what could be written into a run's records, but not be read from them again."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{text!r} is no UTF-8; rename the file or folder") from error
 
 
 def plain(flags: argparse.Namespace) -> dict[str, Any]:

@@ -71,6 +71,29 @@ def test_a_line_whose_plan_makes_no_sense_is_refused(log):
         list(log.entries())
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("by", "x" * 1000),
+        ("by", 3),
+        ("accuracy", 10**400),
+        ("accuracy", "0.5"),
+        ("reward", {}),
+        ("reward", {"total": 10**400}),
+        ("reward", {"total": 1e300}),
+        ("shares", {}),
+        ("shares", [1]),
+        ("plan", {"a": {"static_ratio": 10**400}}),
+    ],
+)
+def test_a_line_with_a_value_that_makes_no_sense_is_refused(log, key, value):
+    whole = lines(log)
+    line = json.dumps({**json.loads(whole[1]), key: value}).encode()
+    log.path.write_bytes(whole[0] + line + b"\n" + whole[2])
+    with pytest.raises(CheckpointError, match="line 2 is damaged"):
+        list(log.entries())
+
+
 def test_bytes_that_are_no_text_are_passed_over_at_the_end(log):
     log.path.write_bytes(b"".join(lines(log)) + b"\x00\xff\x00")
     assert len(list(log.entries())) == 5

@@ -140,6 +140,21 @@ def test_a_network_that_does_not_run_on_its_input_size_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.complex64])
+def test_a_network_of_other_numbers_than_images_is_refused(dtype):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 7, dtype=dtype))
+    with pytest.raises(DataError, match=r"does not run on .*; build it in float32, as images are"):
+        count_classes(net, spec())
+
+
+def test_a_network_that_converts_its_images_is_taken():
+    class Converting(nn.Linear):
+        def forward(self, images):
+            return super().forward(images.flatten(1).double())
+
+    assert count_classes(Converting(64, 7, dtype=torch.float64), spec()) == 7
+
+
 @pytest.mark.parametrize("net", [nn.Conv2d(1, 2, 3), nn.LSTM(8, 4)])
 def test_a_network_that_gives_no_logits_is_refused(net):
     with pytest.raises(DataError, match=r"logits of shape|does not run"):

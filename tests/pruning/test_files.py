@@ -88,7 +88,11 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, variables, folder)
         ('{"a": {"b": 1, "c": 2, "b": 3}}', "the key 'b' is given twice"),
         ('{"a": [NaN]}', "it holds NaN"),
         ("-Infinity", "it holds -Infinity"),
-        ("", "Expecting value"),
+        ("", "it is an empty file; copy or download it anew"),
+        ("version https://git-lfs.github.com/spec/v1", "it is a Git LFS pointer, .*; run git lfs pull"),
+        ("<html><body>Not found", "it is a web page"),
+        ('{"a": ' * 60 + "1" + "}" * 60, "it is nested too deeply"),
+        ('["\\uDCFF"]', "it holds half of a surrogate pair"),
         ("{", "Expecting property name"),
     ],
 )

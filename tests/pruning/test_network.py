@@ -121,3 +121,10 @@ def test_a_weight_or_statistic_that_is_not_finite_is_named(tensor, value):
     model.state_dict()[tensor].view(-1)[0] = value
     with pytest.raises(WeightsError, match=f"{tensor} holds NaN or infinity"):
         PrunableNetwork(model, real_images(model, [EXAMPLES["residual"].images()]))
+
+
+def test_a_network_without_values_is_refused():
+    example = EXAMPLES["residual"]
+    calibration = real_images(example.model(), [example.images(4)])
+    with pytest.raises(WeightsError, match="is on the meta device and has no values"):
+        PrunableNetwork(example.model().to("meta"), calibration)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import random
 import shutil
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import prunegym.scripts.report
 from prunegym.scripts.options import train
 from tests.scripts.conftest import QUICK
 
@@ -344,7 +347,7 @@ def test_a_damaged_policy(refused, flags, finished_run, tmp_path):
     shutil.copy(finished_run / "policy" / "policy.json", folder)
     tensors = folder / "policy.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-9])
-    assert "cannot read the policy" in refused("prune", *flags, "--policy", folder)
+    assert "is not the file that policy.json describes" in refused("prune", *flags, "--policy", folder)
 
 
 def altered_policy(finished_run, folder, change):
@@ -388,7 +391,7 @@ def test_a_policy_to_go_on_from(refused, flags, finished_run, tmp_path):
     tensors = policy / "policy.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-9])
     for also in ([], ["--budget", "macs=0.4..0.6"]):
-        assert "cannot read the policy" in refused("train", *flags, "--init-policy", policy, *also)
+        assert "is not the file that policy.json" in refused("train", *flags, "--init-policy", policy, *also)
 
 
 def test_a_policy_to_go_on_from_is_not_overwritten(refused, material, finished_run, tmp_path):
@@ -506,6 +509,25 @@ def test_a_line_stays_short_whatever_a_file_holds(refused, flags, tmp_path):
     assert "site 'stem.0': static_ratio must be a finite number" in line
 
 
+@pytest.mark.parametrize("where", ["flag", "yaml", "working folder"])
+def test_a_name_that_is_no_utf_8_is_refused_before_it_is_recorded(
+    refused, flags, material, tmp_path, monkeypatch, where
+):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shutil.copy(material.data, folder / "data.npz")
+    argv = ["--data", f"npz:{folder / 'data.npz'}"]
+    if where == "yaml":
+        (tmp_path / "c.yaml").write_text(r'data: "npz:caf\udce9/data.npz"')
+        argv = ["--config", tmp_path / "c.yaml"]
+        flags = [part for part in flags if part != "--data" and not str(part).startswith("npz:")]
+    elif where == "working folder":
+        monkeypatch.chdir(folder)
+        argv = ["--data", "npz:data.npz"]
+    assert r"caf\udce9" in (line := refused("prune", *flags, *argv))
+    assert "is no UTF-8; rename the file or folder" in line
+
+
 def test_a_yaml_file_that_is_missing(refused, tmp_path):
     assert "cannot read" in refused("train", "--config", tmp_path / "c.yaml")
 
@@ -603,4 +625,77 @@ class TestPerInput:
         line = refused("train-per-input", *flags, "--plan", plan, "--budget", "macs=0.5", code=3)
         assert (
             "with runtime ratios of 0.9 at every gate of the plan; raise one of them, or the budget" in line
+        )
+
+
+JUNK = {  # as it stands in a file
+    **{
+        text: text
+        for text in ("null", "true", "-1", "0.5", "1e300", "NaN", '""', "[]", "{}", '["x"]', '{"x": 1}')
+    },
+    "a huge number": "1" + "0" * 400,
+    "a number too long to read": "1" * 5000,
+    "a huge text": f'"{"x" * 10**6}"',
+    "half a character": r'"\ud800"',
+    "a path": '"../../../etc/passwd"',
+    "deep": "[" * 300 + "]" * 300,
+    "deeper": "[" * 10**5 + "]" * 10**5,
+}
+MARK = "to be replaced"
+
+
+def places(data, place=()):
+    """Yield the place of each part of nested data; of long lists, the ends alone."""
+    yield place
+    if isinstance(data, dict):
+        parts = list(data.items())
+    else:
+        parts = list(enumerate(data))[:: max(1, len(data) - 1)] if isinstance(data, list) else []
+    for key, part in parts:
+        yield from places(part, (*place, key))
+
+
+def mutated(data, place, junk):
+    """Return JSON text of the data with junk in one place; without the part, where junk is None."""
+    holder = data = json.loads(json.dumps({"": data}))
+    *way, last = ("", *place)
+    for key in way:
+        holder = holder[key]
+    if junk is None and place:
+        del holder[last]
+    else:
+        holder[last] = MARK
+    return json.dumps(data[""]).replace(json.dumps(MARK), junk or "")
+
+
+@pytest.mark.parametrize(
+    ("record", "argv"),
+    [
+        ("compressed/structure.json", ["evaluate", "--compressed", "RUN", "--model", "MODEL"]),
+        ("compressed/structure.json", ["describe", "--compressed", "RUN", "--model", "MODEL"]),
+        ("plan.json", ["prune", "FLAGS", "--plan", "RUN/plan.json"]),
+        ("policy/policy.json", ["prune", "FLAGS", "--policy", "RUN/policy"]),
+        ("metrics.json", ["report", "RUN"]),
+        ("config.json", ["report", "RUN"]),
+        ("episodes.jsonl", ["report", "RUN"]),
+    ],
+)
+def test_a_record_with_junk_in_one_place_is_refused_in_one_line_or_fits(
+    run_cli, material, flags, finished_run, tmp_path, monkeypatch, record, argv
+):
+    monkeypatch.setattr(prunegym.scripts.report, "run_pictures", lambda run: {})  # each takes a second
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    whole = (run / record).read_text()
+    first, *others = whole.splitlines() if record.endswith("l") else [whole]
+    data = json.loads(first)
+    cases = [(place, junk) for place in places(data) for junk in (None, *JUNK.values())]
+    command = [part.replace("RUN", str(run)).replace("MODEL", material.model) for part in argv]
+    command[1:2] = flags if command[1] == "FLAGS" else command[1:2]
+    for place, junk in random.Random(0).sample(cases, 24):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        (run / record).write_text("\n".join([mutated(data, place, junk), *others]))
+        code, _, err = run_cli(*command)
+        assert code == 0 or (code == 2 and err.startswith("prunegym: ") and err.count("\n") == 1), (
+            place,
+            junk,
         )

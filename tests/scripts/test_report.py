@@ -399,6 +399,11 @@ def test_an_amount_of_the_plan_that_makes_no_sense_is_refused(refused, folder):
         {"sites": [{"name": "conv1"}]},
         {"sites": [{**METRICS["sites"][0], "errors": [0.1]}]},
         {"gated_groups": {"learned": None}},
+        {"sites": [{**METRICS["sites"][0], "macs_share": 10**400}]},
+        {"rows": {"dense": {"accuracy": 10**400, "macs": 5}}},
+        {"rows": {"dense": {"accuracy": 0.5, "macs": 0}}},
+        {"rows": {"dense": {"accuracy": 0.5}}},
+        {"verdict": "\udcff"},
     ],
 )
 def test_metrics_of_another_shape_are_refused(refused, folder, change):

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from prunegym.pruning.calibration.statistics import CalibrationInputs
 from prunegym.pruning.calibration.synthesis.records import SYNTHESES, can_synthesise, gaussian_images
-from prunegym.pruning.files import cache_folder, written_whole
+from prunegym.pruning.files import cache_folder, read_cached, write_cached
 from prunegym.pruning.graph.tracing import BATCH_NORMS
-
-logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
 STEPS = 40
@@ -79,18 +76,11 @@ def smooth(noise: Tensor) -> Tensor:
 
 
 def _cached_batch(model: nn.Module, images: Tensor, bar: Any, *, seed: int) -> Tensor:
-    path = cache_folder() / f"distilled-{_fingerprint(model, images, seed)}.safetensors"
-    if path.exists():
-        try:
-            return load_file(path)["images"]
-        except Exception as error:  # a damaged file: safetensors raises its own kind, or KeyError
-            logger.warning("making the images anew, since %s is unusable: %s", path, error)
+    path = cache_folder() / f"distilled-{_fingerprint(model, images, seed)}"
+    if (content := read_cached(path)) is not None:
+        return load(content)["images"]
     made = _match(model, images, bar, seed=seed)
-    try:
-        with written_whole(path) as temporary:
-            save_file({"images": made}, temporary)
-    except OSError as error:  # a read-only home must not stop the work
-        logger.warning("the synthetic images are not cached and will be made again next time: %s", error)
+    write_cached(path, save({"images": made}))
     return made
 
 

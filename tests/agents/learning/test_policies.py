@@ -1,3 +1,4 @@
+import hashlib
 import json
 from contextlib import suppress
 
@@ -154,7 +155,12 @@ def test_a_missing_or_damaged_file_is_refused_in_one_line(env, folder, name, dam
     path.unlink()
     if damage != "missing":
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
-    with pytest.raises(PolicyError, match=rf"^cannot read the policy .*{name}.*$") as caught:
+    words = {
+        "missing": f"^cannot read the policy .*{name}",
+        "cut": rf"{name}: Unterminated|policy\.safetensors is not the file that policy\.json describes",
+        "empty": f"{name}.* is an empty file",
+    }
+    with pytest.raises(PolicyError, match=words[damage]) as caught:
         load_policy(folder, env)
     assert "\n" not in str(caught.value)
 
@@ -164,6 +170,8 @@ def test_a_missing_or_damaged_file_is_refused_in_one_line(env, folder, name, dam
     [
         ({"version": 1}, "expected a policy of version 4, got 1; train it anew"),
         ({"version": 3}, "expected a policy of version 4, got 3"),
+        ({"version": 4.0}, "expected a policy of version 4, got 4.0"),
+        ({"weights_sha256": None}, r"is not the file that policy\.json describes"),
         ({"version": None}, "expected a policy of version 4, got None"),
         ({"algorithm": "nope"}, r"policy\.json: no algorithm named 'nope'"),
         ({"action": {**ACTION, "low": -2.0}}, "the actions .*: low -2.0 there, -1.0 here; train"),
@@ -244,27 +252,50 @@ def test_json_that_is_no_object_is_refused(env, folder, text):
 
 def test_a_description_without_a_key_is_refused(env, folder):
     (folder / "policy.json").write_text('{"version": 4, "algorithm": "ppo"}')
-    with pytest.raises(PolicyError, match="observation, shape missing"):
+    with pytest.raises(PolicyError, match="observation, shape, weights_sha256 missing"):
         load_policy(folder, env)
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite_are_refused(env, folder, value):
+def rewrite(folder, tensors):
+    """Write other tensors, with their checksum."""
+    save_file(tensors, folder / "policy.safetensors")
+    edit(folder, weights_sha256=hashlib.sha256((folder / "policy.safetensors").read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("action_net.bias", torch.full((2,), value)) for value in (torch.nan, torch.inf, 1e30, -1e30)],
+        ("action_net.bias", torch.ones(2, dtype=torch.bool)),
+        ("action_net.bias", torch.ones(2, dtype=torch.complex64)),
+        ("log_std", torch.full((2,), 1e3)),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(env, folder, name, value):
+    rewrite(folder, load_file(folder / "policy.safetensors") | {name: value})
+    with pytest.raises(PolicyError, match=rf"{name} not finite, or far too large"):
+        load_policy(folder, env)
+
+
+def test_one_bit_that_flipped_is_noticed(env, folder):
     path = folder / "policy.safetensors"
-    save_file(load_file(path) | {"action_net.bias": torch.full((2,), value)}, path)
-    with pytest.raises(PolicyError, match=r"action_net\.bias not finite"):
+    *most, last = path.read_bytes()
+    path.write_bytes(bytes([*most, last ^ 1]))
+    with pytest.raises(PolicyError, match=r"is not the file that policy\.json describes; copy the policy"):
+        load_policy(folder, env)
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(PolicyError, match=r"policy\.safetensors is a Git LFS pointer"):
         load_policy(folder, env)
 
 
 @pytest.mark.parametrize("change", ["one missing", "one more", "another shape"])
 def test_tensors_that_do_not_fit_are_refused_in_one_line(env, folder, change):
-    path = folder / "policy.safetensors"
-    tensors = load_file(path)
+    tensors = load_file(folder / "policy.safetensors")
     if change == "one missing":
         del tensors["action_net.bias"]
     else:
         tensors["more" if change == "one more" else "action_net.bias"] = torch.zeros(3)
-    save_file(tensors, path)
+    rewrite(folder, tensors)
     with pytest.raises(PolicyError, match=r"policy\.safetensors does not fit policy\.json") as caught:
         load_policy(folder, env).build(env)
     assert "\n" not in str(caught.value)

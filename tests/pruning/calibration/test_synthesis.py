@@ -137,9 +137,11 @@ class TestTheCache:
     def test_a_damaged_file_is_made_anew(self, tmp_path):
         model, _ = trained()
         first = self.make(model)
-        (file,) = (tmp_path / "cache").glob("distilled-*.safetensors")
-        file.write_bytes(file.read_bytes()[:100])
+        (file,) = (tmp_path / "cache").glob("distilled-*")
+        *most, last = file.read_bytes()
+        file.write_bytes(bytes([*most, last ^ 1]))
         assert torch.equal(self.make(model), first)
+        assert file.read_bytes() == bytes([*most, last])
 
     def test_a_folder_that_cannot_be_written_does_not_stop_the_work(self, monkeypatch, tmp_path, caplog):
         (tmp_path / "file").write_text("")

@@ -136,7 +136,7 @@ def test_the_first_batches_come_before_a_damaged_file(place):
     batches = test.batches(2)
     for _ in range(5):
         next(batches)
-    with pytest.raises(DataError, match=f"{last} cannot be read"):
+    with pytest.raises(DataError, match=f"{last} is an empty file"):
         next(batches)
 
 
@@ -145,6 +145,31 @@ def test_a_reader_can_stop_early(place):
     next(batches)
     batches.close()
     assert not list(batches)
+
+
+def test_a_subset_may_be_made_of_links(place, tmp_path):
+    for part in ("train", "val"):
+        (tmp_path / "links" / part).mkdir(parents=True)
+        for name in CLASSES[:2]:
+            (tmp_path / "links" / part / name).symlink_to(place / part / name)
+    found = drawn(tmp_path / "links")
+    assert sum(map(len, found.values())) == 48
+
+
+def test_what_cannot_be_read_is_named_for_what_it_is(place):
+    folder = place / "val" / "bee"
+    for file in folder.rglob("*.PNG"):
+        file.unlink()
+    (folder / "a.png").write_text("version https://git-lfs.github.com/spec/v1\n")
+    test = load_splits(f"folder:{place}", NETWORK).test
+    with pytest.raises(
+        DataError, match=r"a\.png is a Git LFS pointer, not the file itself; run git lfs pull"
+    ):
+        list(test.batches(100))
+    (folder / "a.png").unlink()
+    os.mkfifo(folder / "a.png")
+    with pytest.raises(DataError, match=r"a\.png cannot be read as an image \(it is no ordinary file\)"):
+        list(test.batches(100))
 
 
 class TestRefused:
@@ -172,6 +197,25 @@ class TestRefused:
     def test_a_class_of_one_part_only(self, place, part, words):
         (place / part / "dog").mkdir()
         assert words in refusal(place)
+
+    @pytest.mark.parametrize(
+        ("link", "target"),
+        [
+            ("train/bee/loop", "train/bee"),
+            ("train/bee/deeper/loop", "train"),
+            ("train/bee/loop", ""),
+            ("train/loop", "train"),
+            ("train/bee/other", "train/ant"),
+            ("val/bee/elsewhere", "elsewhere"),
+        ],
+    )
+    def test_a_link_by_which_images_would_count_twice(self, place, link, target):
+        (place / "elsewhere").mkdir()
+        (place / "elsewhere" / "back").symlink_to(place / "elsewhere")
+        if link == "train/loop":
+            (place / "val" / "loop").symlink_to(place / "val")
+        (place / link).symlink_to(place / target)
+        assert "again, by way of a link" in refusal(place)
 
     def test_too_few_images(self, place):
         for file in sorted((place / "train").rglob("*.PNG")):

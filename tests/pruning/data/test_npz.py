@@ -1,3 +1,4 @@
+import zipfile
 from dataclasses import fields
 
 import numpy as np
@@ -110,16 +111,33 @@ class TestNpz:
             ({"train_labels": np.zeros((60, 1), int)}, "must be whole numbers [N], but is int64 [60, 1]"),
             ({"train_labels": np.zeros(59, int)}, "there are 60 train_images, but 59 train_labels"),
             ({"test_labels": np.zeros(0, int)}, "test_labels is empty"),
-            ({"train_labels": np.array([None] * 60)}, "no archive of plain arrays"),
+            ({"train_labels": np.array([None] * 60)}, "train_labels holds Python objects"),
+            ({"test_images": np.full((10, 4, 5, 3), "x")}, "must be uint8 in 0..255, but is <U1"),
+            ({"train_labels": np.full(60, "x")}, "train_labels must be whole numbers [N], but is <U1 [60]"),
+            ({"train_labels": np.zeros(60, "m8[s]")}, "must be whole numbers [N], but is timedelta64[s]"),
+            ({"test_labels": np.zeros(10, "M8[s]")}, "must be whole numbers [N], but is datetime64[s]"),
+            ({"test_labels": np.zeros(10, bool)}, "must be whole numbers [N], but is bool"),
+            ({"test_labels": np.zeros(10, complex)}, "must be whole numbers [N], but is complex128"),
         ],
     )
     def test_malformed_arrays_are_refused_in_one_line(self, tmp_path, replaced, words):
         assert words in refusal(npz(tmp_path, **arrays(**replaced)))
 
+    def test_text_in_the_place_of_an_array_is_named(self, tmp_path):
+        path = npz(tmp_path, **arrays(train_labels=None))
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("train_labels", "0 1 2 3")
+        assert "train_labels is no array" in refusal(path)
+
+    def test_another_file_is_named_for_what_it_is(self, tmp_path):
+        (tmp_path / "pointer.npz").write_text("version https://git-lfs.github.com/spec/v1\n")
+        assert "is a Git LFS pointer" in refusal(tmp_path / "pointer.npz")
+        assert "is a folder; name the .npz file in it" in refusal(tmp_path)
+
     def test_a_missing_file_is_named(self, tmp_path):
         assert "there is no data file" in refusal(tmp_path / "absent.npz")
 
-    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+    @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
     def test_a_truncated_file_is_called_so(self, tmp_path, share):
         path = npz(tmp_path, **arrays())
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
