@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +29,14 @@ def trace_program(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModul
         input_shape: shape of one image.
 
     Raises:
-        UntraceableModelError: torch.fx cannot follow its `forward`.
+        UntraceableModelError: torch.fx cannot follow its `forward`, or write the name of a module as code.
     """
+    for name in (*dict(model.named_modules()), *dict(model.named_parameters()), *dict(model.named_buffers())):
+        if not _fits_into_code(name):
+            raise UntraceableModelError(
+                f"torch.fx cannot trace {type(model).__name__}: {name!r} is no name for a part of a network; "
+                "leave out quotation marks, backslashes and line breaks"
+            )
     model = copy.deepcopy(model).eval()
     try:
         graph = ModuleTracer(example_image(model, input_shape)).trace(model)
@@ -39,6 +46,14 @@ def trace_program(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModul
             "its forward must not branch or loop on the values of tensors"
         ) from error
     return fx.GraphModule(model, graph)
+
+
+def _fits_into_code(name: str) -> bool:
+    """Return whether a name stands for itself between quotation marks, where torch.fx puts it."""
+    try:
+        return ast.literal_eval(f'"{name}"') == name
+    except (SyntaxError, ValueError):
+        return False
 
 
 def is_layer_variant(module: nn.Module) -> bool:
