@@ -12,6 +12,7 @@ from prunegym.agents.errors import CheckpointError
 from prunegym.agents.interface import EpisodicEnvironment
 from prunegym.agents.rollout import EpisodeResult
 from prunegym.pruning.errors import PlanError, PruningError
+from prunegym.pruning.files import parse_json
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.techniques import check_amounts
 
@@ -132,8 +133,8 @@ def read_episodes(path: Path) -> list[Episode]:
     episodes = []
     for line_number, line in enumerate(lines, start=1):
         try:
-            data = json.loads(line)
-        except (ValueError, RecursionError) as error:  # no JSON, or no text at all
+            data = parse_json(line)
+        except ValueError as error:  # no JSON, or no text at all
             if line_number == len(lines):
                 break
             raise _damaged(path, line_number, error) from error

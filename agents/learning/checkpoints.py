@@ -140,7 +140,7 @@ def read_checkpoint(
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         checkpoint = Checkpoint(folder / state["model"], history(state["history"]), state["random"])
         saved: Mapping[str, Any] = state["run"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise _damaged(folder / STATE, error) from error
     for key, value in run.items():
         if saved.get(key) != value:

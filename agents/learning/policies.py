@@ -23,6 +23,7 @@ from prunegym.agents.learning.algorithms import ALGORITHMS
 from prunegym.envs.action import ActionMode
 from prunegym.envs.observation import context_features
 from prunegym.pruning.errors import UnknownNameError, one_line
+from prunegym.pruning.files import read_json
 
 POLICY_VERSION = 4
 TENSORS = "policy.safetensors"
@@ -313,8 +314,8 @@ def fitting_hyperparameters(
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        description = read_json(path)
+    except (OSError, ValueError) as error:
         raise PolicyError(
             f"cannot read the policy {path}: {one_line(error)}; name the folder of a policy, or builtin"
         ) from error

@@ -29,6 +29,7 @@ from prunegym.agents.pictures.plan_bars import plan_bars_figure
 from prunegym.agents.pictures.reward_curve import reward_curve_figure
 from prunegym.agents.pictures.scores import scores
 from prunegym.envs.results import PlainPlan
+from prunegym.pruning.files import parse_json
 
 DENSE, UNIFORM, FIXED = "dense", "uniform", "fixed"
 Update = Mapping[str, float]  # of learning a policy that decides for each input
@@ -191,12 +192,12 @@ def read_updates(path: Path) -> list[Update]:
     updates: list[Update] = []
     for line_number, line in enumerate(lines, start=1):
         try:
-            data = json.loads(line)
+            data = parse_json(line)
             update = {name: float(data[name]) for name in SHOWN}
             if not np.isfinite(list(update.values())).all():
                 raise ValueError(f"{update} is not finite")
             updates.append(update)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             no_json = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
             if not no_json or line_number < len(lines):
                 raise ValueError(f"line {line_number}: {error!r}") from error
