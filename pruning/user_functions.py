@@ -75,7 +75,8 @@ def _surroundings_kept() -> Iterator[None]:
             os.chdir(folder)
         if threading.current_thread() is threading.main_thread():  # no other may set them
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                if handler is not None:  # it was not set from Python, and cannot be
+                    signal.signal(number, handler)
 
 
 def as_user_error(error: BaseException) -> UserCodeError | None:
@@ -88,7 +89,9 @@ def as_user_error(error: BaseException) -> UserCodeError | None:
         return None
     if isinstance(error, Exception) and not _of_users(frames):
         return None
-    return UserCodeError(f"the network's or another function's own code failed: {_described(error)}")
+    return UserCodeError(
+        f"the network's or function's own code failed ({_described(error)}); correct it there"
+    )
 
 
 def _described(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from prunegym.pruning.errors import ImpossibleBudgetError, PruningError, one_lin
 from prunegym.pruning.registry import unknown_name
 from prunegym.pruning.user_functions import as_user_error
 from prunegym.scripts.options.parser import HelpShown, UsageError
-from prunegym.scripts.standard_streams import standard_output, sturdy_streams
+from prunegym.scripts.standard_streams import standard_error, standard_output, sturdy_streams
 
 VERBS = {
     "train": "learn a pruning policy and write policy, plan and compressed network",
@@ -57,7 +57,7 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
             return _complain(error, MISUSED)
         except KeyboardInterrupt as cause:
             hint = "; the same command with --resume goes on" if verb in RESUMABLE else ""
-            print(f"prunegym: interrupted{hint}", file=sys.stderr)
+            print(f"prunegym: interrupted{hint}", file=standard_error())
             return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
         except HelpShown:
             raise
@@ -111,7 +111,7 @@ def _complain(error: Exception, code: int) -> int:
     if len(line) > LONGEST_LINE:  # a message may quote what a damaged file holds; the way out is at its end
         half = (LONGEST_LINE - len(LEFT_OUT)) // 2
         line = f"{line[:half]}{LEFT_OUT}{line[-half:]}"
-    print(f"prunegym: {line}", file=sys.stderr)
+    print(f"prunegym: {line}", file=standard_error())
     return code
 
 

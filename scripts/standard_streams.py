@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-_kept: list[TextIO] = []  # standard output of the verbs that are running, the innermost last
+_kept: list[tuple[TextIO, TextIO]] = []  # output and error of the verbs that are running, the innermost last
 
 
 def standard_output() -> TextIO:
     """Return where results go, even if a user's code has set another standard output meanwhile."""
-    return _kept[-1] if _kept else sys.stdout
+    return _kept[-1][0] if _kept else sys.stdout
+
+
+def standard_error() -> TextIO:
+    """Return where messages go, likewise."""
+    return _kept[-1][1] if _kept else sys.stderr
 
 
 @contextmanager
@@ -28,13 +33,13 @@ def sturdy_streams() -> Iterator[None]:
     former = sys.stdout, sys.stderr
     ours = _sturdy(sys.stdout, forgiven=BrokenPipeError), _sturdy(sys.stderr, forgiven=OSError)
     sys.stdout, sys.stderr = ours
-    _kept.append(ours[0])
+    _kept.append(ours)
     try:
         yield
     finally:
         _kept.pop()
         for stream in ours:
-            with suppress(OSError):  # where that matters, it was flushed before
+            with suppress(OSError, ValueError):  # where that matters, it was flushed before
                 stream.flush()
         sys.stdout, sys.stderr = former
 

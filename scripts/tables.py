@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prunegym.pruning.errors import printable
-from prunegym.scripts.standard_streams import standard_output
+from prunegym.scripts.standard_streams import standard_error, standard_output
 
 COLUMNS = {  # key in a record -> heading, and how a value is written
     "accuracy": ("accuracy", lambda value: f"{value:.2%}"),
@@ -108,7 +107,7 @@ def print_note(text: str) -> None:
 
 def print_aside(text: str) -> None:
     """Print a line of text on standard error, beside the results."""
-    print(printable(text), file=sys.stderr)
+    print(printable(text), file=standard_error())
 
 
 def _console() -> Console:

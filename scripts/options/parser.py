@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -73,7 +72,7 @@ class Parser(argparse.ArgumentParser):
             if not text.strip():
                 self.error(f"{flag} is empty; name what is meant, or leave it out")
             if not _fits_into_path(text):
-                self.error(f"{flag} holds a character that no path can hold: {shortened(text)!r}")
+                self.error(f"{flag} holds a character that is no text: {shortened(text)!r}; rename it")
 
     def _refuse_unknown(self, flag: str) -> NoReturn:
         near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
@@ -99,9 +98,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def _fits_into_path(text: str) -> bool:
+    """Return whether all that writes files can take text for a path; some take UTF-8 alone."""
     try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:  # half a character, or a byte of the command line that is no UTF-8
         return False
 
 

@@ -585,6 +585,12 @@ def test_a_text_is_not_empty(refused, verb, flags_with_text, value):
         assert f"argument {flag} is empty" in refused(verb, flag, value)
 
 
+def test_a_byte_that_is_no_text_is_refused(refused, flags):
+    assert r"--weights holds a character that is no text: 'a\udcff'" in refused(
+        "prune", *flags, "--weights", "a\udcff"
+    )
+
+
 def test_weights_of_a_further_network_are_named(refused, flags):
     assert "--also a= names no file of weights; write --also a=WEIGHTS" in refused(
         "train", *flags, "--also", "a="
@@ -625,8 +631,8 @@ def test_a_line_stays_short_whatever_a_file_holds(refused, flags, tmp_path):
         ("episodes: .inf", "--episodes: must be a whole number from 1 to 10000000, got 'inf'"),
         ("n-envs: 1e99", "--n-envs: must be a whole number from 1 to 1024, got '1e99'"),
         ('init-policy: ""', "argument --init-policy is empty"),
-        ('weights: "a\\0b"', "--weights holds a character that no path can hold: 'a\\x00b'"),
-        ('protect: "\\ud800"', "--protect holds a character that no path can hold: '\\ud800'"),
+        ('weights: "a\\0b"', "--weights holds a character that is no text: 'a\\x00b'"),
+        ('protect: "\\ud800"', "--protect holds a character that is no text: '\\ud800'"),
         ('weights: "\\e[31mred"', "there is no weights file \\x1b[31mred"),
     ],
 )

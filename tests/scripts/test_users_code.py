@@ -1,6 +1,7 @@
 """Names and code of users' networks and functions: names are text, and code may do anything."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -59,7 +60,12 @@ def disturbs():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdout.close()
-    sys.stdout = open(os.devnull, "w")
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+
+
+def disturbs_and_exits():
+    disturbs()
+    exits()
 
 
 def score(model):
@@ -75,19 +81,21 @@ def scoring(act, *, at_home=True):
     return scored
 
 
-def doing(act):
+def doing(act, *, at_home=True):
     class Acting(Net):
         def forward(self, x):
-            act()
+            if at_home or os.getpid() != HOME:
+                act()
             return super().forward(x)
 
     return Acting
 
 
-for act in (exits, exits_with_3, odd, mute, disturbs):
+for act in (exits, exits_with_3, odd, mute, disturbs, disturbs_and_exits):
     globals()["forward_" + act.__name__] = doing(act)
     globals()["score_" + act.__name__] = scoring(act)
-    globals()["away_" + act.__name__] = scoring(act, at_home=False)
+    globals()["away_forward_" + act.__name__] = doing(act, at_home=False)
+    globals()["away_score_" + act.__name__] = scoring(act, at_home=False)
 """
 RAISED = {
     "exits": "SystemExit: 0, at ",
@@ -121,12 +129,16 @@ class TestErrors:
         assert f"{file}, line " in line
 
     def test_in_a_forked_process_are_one_line(self, run_cli, flags, file, what):
-        learning = ["--episodes", "4", "--n-envs", "2", "--score", f"{file}:away_{what}"]
-        outcome = run_cli("train", *flags, *learning, *QUICK)
-        assert outcome.code == 2
-        assert outcome.err.startswith("prunegym: the score function failed (")
-        assert outcome.err.count("\n") == 1
-        assert f"{file}, line " in outcome.err
+        for kind, failed in (("--model", "own code"), ("--score", "the score function")):
+            name = f"{file}:away_{'forward' if kind == '--model' else 'score'}_{what}"
+            learning = ["--episodes", "4", "--n-envs", "2", "--overwrite", kind, name]
+            outcome = run_cli("train", *flags, *learning, *QUICK)
+            assert outcome.code == 2
+            assert outcome.err.startswith("prunegym: ")
+            assert f"{failed} failed" in outcome.err
+            assert f"{RAISED[what]}" in outcome.err
+            assert outcome.err.count("\n") == 1
+            assert f"{file}, line " in outcome.err
 
 
 class Acting(ToyPruning):
@@ -148,7 +160,7 @@ class Acting(ToyPruning):
 def test_errors_in_a_process_of_a_cluster_are_named(file, what):
     actor = EnvironmentActor((), pack(Acting(f"{file}:{what}")), ())
     actor.reset(0, {})
-    with pytest.raises(UserCodeError, match=f"in {what}$") as caught:
+    with pytest.raises(UserCodeError, match=rf"in {what}\); correct it there$") as caught:
         actor.step(torch.zeros(2).numpy())
     assert RAISED[what] in str(caught.value)
 
@@ -158,6 +170,17 @@ def test_that_ray_ends_a_process_stays_what_it_is(file):
     actor._env.step = eval("lambda action: sys.exit(1)", {"__name__": "ray._private.worker", "sys": sys})
     with pytest.raises(SystemExit):
         actor.step(torch.zeros(2).numpy())
+
+
+@pytest.mark.parametrize("kind", ["--model", "--score"])
+def test_an_error_is_told_whatever_became_of_the_streams(material, file, tmp_path, kind):
+    value = f"{file}:{'forward' if kind == '--model' else 'score'}_disturbs_and_exits"
+    out = tmp_path / "out"
+    outcome = in_own_process("scripts/cli.py", "prune", *material.flags, kind, value, "--out", out)
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert RAISED["exits"] in outcome.err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("text", ["import sys\nsys.exit(0)", "class Odd(BaseException): pass\nraise Odd"])
@@ -209,6 +232,15 @@ def test_a_score_leaves_folder_streams_and_handlers_as_they_were(file):
     before = signal.getsignal(signal.SIGINT), os.getcwd(), sys.stdout
     assert scored(disturb, named_function(f"{file}:Net")()) == 1.0
     assert (signal.getsignal(signal.SIGINT), os.getcwd(), sys.stdout) == before
+
+
+def test_a_warning_shows_names_escaped(run_cli, monkeypatch, capfd):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    logger = logging.getLogger("prunegym.pruning.surgery")
+    monkeypatch.setattr(
+        "prunegym.scripts.describe.run", lambda argv: logger.warning("%s is frozen", "a\x1b[31m")
+    )
+    assert run_cli("describe").err == "a\\x1b[31m is frozen\n"
 
 
 NAMES = ["[/red]", "\x1b[31m", "$x$", ":smile:"]
