@@ -37,6 +37,32 @@ class ExportError(PruningError):
     """A network cannot be written for another runtime, or what was written does not compute the same."""
 
 
+class UserCodeError(PruningError):
+    """A user's network or function failed where nothing can make up for it."""
+
+
 def one_line(error: BaseException) -> str:
-    """Return the message of an error on one line."""
-    return " ".join(str(error).split())
+    """Return the message of an error on one line, fit for a terminal."""
+    return printable(" ".join(message_of(error).split()))
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of an error as it is; a user's error may be unable to say it."""
+    try:
+        return str(error)
+    except Exception:
+        return "it has no message that can be shown"
+
+
+def printable(text: object) -> str:
+    r"""Return text in which control characters and whatever else cannot be seen are escaped.
+
+    Names of files and modules are a stranger's, and a terminal would obey what they hold.
+
+    Example:
+        >>> printable("layer\x1b[31m")
+        'layer\\x1b[31m'
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text)
+    )

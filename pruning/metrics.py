@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunegym.pruning.errors import DataError, one_line
+from prunegym.pruning.errors import DataError
 from prunegym.pruning.modes import evaluating
+from prunegym.pruning.user_functions import running_users_code
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images [batch, ...], labels [batch])
 
@@ -64,13 +65,9 @@ def scored(function: ScoreFunction, model: nn.Module) -> float:
     Raises:
         DataError: it raised an error, or returned no finite number.
     """
-    try:
+    failure = "the score function failed ({}); it must return a number for a network"
+    with running_users_code(lambda cause: DataError(failure.format(cause))):
         score = float(function(copy.deepcopy(model).eval()))
-    except Exception as error:  # user code may raise anything
-        raise DataError(
-            f"the score function failed ({type(error).__name__}: {one_line(error)}); "
-            "it must return a number for a network"
-        ) from error
     if not math.isfinite(score):
         raise DataError(f"the score function returned {score}; it must return a finite number")
     return score

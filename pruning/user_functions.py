@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
+import threading
+import traceback
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
-from prunegym.pruning.errors import PruningError, one_line
+from prunegym.pruning.errors import PruningError, UserCodeError, one_line
 from prunegym.pruning.optional_packages import despite_torchvision
 
 OWN_FOLDER = Path(__file__).resolve().parents[1]  # of the folders pruning, envs, agents and scripts
@@ -40,6 +43,78 @@ def named_function(spec: str) -> Callable[..., Any]:
     return partial(_called, folder, function)
 
 
+@contextmanager
+def running_users_code(failed: Callable[[str], PruningError]) -> Iterator[None]:
+    """Turn whatever a user's code raises in the block into a named error, an exit included; but not Ctrl-C.
+
+    Working folder, standard streams and handlers of signals are afterwards as they were before.
+
+    Args:
+        failed: makes the error from its cause, such as "ValueError: no such layer".
+    """
+    with _surroundings_kept():
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise failed(_described(error)) from error
+
+
+@contextmanager
+def _surroundings_kept() -> Iterator[None]:
+    folder, streams = None, (sys.stdout, sys.stderr)
+    with suppress(OSError):  # the working folder was removed
+        folder = os.getcwd()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        if folder is not None:
+            os.chdir(folder)
+        if threading.current_thread() is threading.main_thread():  # no other may set them
+            for number, handler in handlers.items():
+                if handler is not None:  # it was not set from Python, and cannot be
+                    signal.signal(number, handler)
+
+
+def as_user_error(error: BaseException) -> UserCodeError | None:
+    """Return a named error that says where in a user's code an error arose; None if it arose in none.
+
+    To end the process is a mistake of whoever does it, but Ctrl-C is none.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if isinstance(error, KeyboardInterrupt) or not frames:
+        return None
+    if isinstance(error, Exception) and not _of_users(frames):
+        return None
+    return UserCodeError(
+        f"the network's or function's own code failed ({_described(error)}); correct it there"
+    )
+
+
+def _described(error: BaseException) -> str:
+    """Return an error in words, with the place in a user's code where it arose."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    cause = f"{type(error).__name__}: {one_line(error)}"
+    users = _of_users(frames) or ([] if isinstance(error, Exception) else frames)
+    if not users:
+        return cause
+    frame, line = users[-1]
+    return f"{cause}, at {frame.f_code.co_filename}, line {line}, in {frame.f_code.co_name}"
+
+
+def _of_users(frames: list[tuple[FrameType, int]]) -> list[tuple[FrameType, int]]:
+    """Return the frames of code that is neither Python's, nor an installed package's, nor this one's."""
+    return [(frame, line) for frame, line in frames if not _is_library(_package(frame))]
+
+
+def _package(frame: FrameType) -> str:
+    """Return the top-level name of a frame's module; code that torch.fx wrote has none and counts as its."""
+    return str(frame.f_globals.get("__name__", "torch")).partition(".")[0]
+
+
 def _executed(path: Path) -> tuple[ModuleType, Path]:
     if not path.is_file():
         raise PruningError(f"there is no file {path}")
@@ -52,22 +127,18 @@ def _executed(path: Path) -> tuple[ModuleType, Path]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up by name
     _append_to_path(str(path.parent))
-    try:
-        with _modules_of(path.parent):
-            despite_torchvision(partial(spec.loader.exec_module, module))
-    except (Exception, SystemExit) as error:
-        raise PruningError(f"{path} cannot be executed: {type(error).__name__}: {one_line(error)}") from error
+    failure = f"{path} cannot be executed"
+    with running_users_code(lambda cause: PruningError(f"{failure}: {cause}")), _modules_of(path.parent):
+        despite_torchvision(partial(spec.loader.exec_module, module))
     return module, path.parent
 
 
 def _imported(name: str) -> tuple[ModuleType, Path]:
     _append_to_path("")  # an installed command does not see the working folder, as `python -m` does
     folder = Path.cwd()
-    try:
-        with _modules_of(folder):
-            return despite_torchvision(partial(importlib.import_module, name)), folder
-    except (Exception, SystemExit) as error:
-        raise PruningError(f"{name} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+    failure = f"{name} cannot be imported"
+    with running_users_code(lambda cause: PruningError(f"{failure}: {cause}")), _modules_of(folder):
+        return despite_torchvision(partial(importlib.import_module, name)), folder
 
 
 def _called(folder: Path, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

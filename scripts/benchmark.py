@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from prunegym.scripts.benchmarks import (
 from prunegym.scripts.benchmarks.assets import WEIGHTS
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.benchmark import BenchmarkConfig, parse
+from prunegym.scripts.tables import print_json
 
 
 class Benchmark(NamedTuple):
@@ -96,7 +96,7 @@ def run(argv: Sequence[str]) -> None:
     benchmark = BENCHMARKS[config.name]
     record = benchmark.measure(config)
     if config.as_json:
-        print(json.dumps(record, indent=2))
+        print_json(record)
     else:
         benchmark.show(record)
 

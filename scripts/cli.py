@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 from prunegym.agents import AgentError
-from prunegym.pruning.errors import ImpossibleBudgetError, PruningError, one_line
+from prunegym.pruning.errors import ImpossibleBudgetError, PruningError, one_line, printable
 from prunegym.pruning.registry import unknown_name
-from prunegym.scripts.options.parser import UsageError
+from prunegym.pruning.user_functions import as_user_error
+from prunegym.scripts.options.parser import HelpShown, UsageError
+from prunegym.scripts.standard_streams import standard_error, standard_output, sturdy_streams
 
 VERBS = {
     "train": "learn a pruning policy and write policy, plan and compressed network",
@@ -28,7 +30,7 @@ VERBS = {
     "benchmark": "measure this installation",
 }
 RESUMABLE = ("train", "train-per-input", "finetune")
-LONGEST_LINE = 2000  # characters
+LONGEST_LINE, LEFT_OUT = 600, " ... "  # characters of a message, and what stands for the middle of it
 DONE, MISUSED, IMPOSSIBLE, INTERRUPTED, TERMINATED = 0, 2, 3, 130, 143
 
 
@@ -39,31 +41,57 @@ class Terminated(KeyboardInterrupt):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; return 0 done, 2 wrong usage or input, 3 budget impossible, 130 or 143 interrupted."""
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    if verb in ("-h", "--help"):
-        print("usage: prunegym VERB [--help] ...\n")
-        print("\n".join(f"  {name:<15} {text}" for name, text in VERBS.items()))
-        return DONE
     return run_verb(verb, rest)
 
 
 def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
     """Run one verb with its arguments (the process's own if None); return the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        if verb not in VERBS:
-            raise unknown_name("verb", verb, VERBS)
-        with _sigterm_interrupts():
-            module = importlib.import_module(f"prunegym.scripts.{verb.replace('-', '_')}")
-            module.run(sys.argv[1:] if argv is None else argv)
-    except ImpossibleBudgetError as error:
-        return _complain(error, IMPOSSIBLE)
-    except (PruningError, AgentError, UsageError, OSError) as error:  # OSError: a full disk, no such folder
-        return _complain(error, MISUSED)
-    except KeyboardInterrupt as cause:
-        hint = "; the same command with --resume goes on" if verb in RESUMABLE else ""
-        print(f"prunegym: interrupted{hint}", file=sys.stderr)
-        return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
+    logging.basicConfig(level=logging.WARNING, handlers=[_warnings()])
+    with sturdy_streams():
+        try:
+            _run(verb, sys.argv[1:] if argv is None else argv)
+            standard_output().flush()
+        except ImpossibleBudgetError as error:
+            return _complain(error, IMPOSSIBLE)
+        except (PruningError, AgentError, UsageError) as error:
+            return _complain(error, MISUSED)
+        except KeyboardInterrupt as cause:
+            hint = "; the same command with --resume goes on" if verb in RESUMABLE else ""
+            print(f"prunegym: interrupted{hint}", file=standard_error())
+            return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
+        except HelpShown:
+            raise
+        except BaseException as error:
+            known = as_user_error(error) or (error if isinstance(error, OSError) else None)
+            if known is None:
+                raise  # a mistake of this project's, which its stack trace helps to find
+            return _complain(known, MISUSED)  # OSError: a full disk, no such folder
     return DONE
+
+
+def _run(verb: str, argv: Sequence[str]) -> None:
+    if verb in ("-h", "--help"):
+        print("usage: prunegym VERB [--help] ...\n")
+        print("\n".join(f"  {name:<15} {text}" for name, text in VERBS.items()))
+        return
+    if verb not in VERBS:
+        raise unknown_name("verb", verb, VERBS)
+    with _sigterm_interrupts():
+        module = importlib.import_module(f"prunegym.scripts.{verb.replace('-', '_')}")
+        module.run(argv)
+
+
+def _warnings() -> logging.Handler:
+    """Return a handler that writes warnings to standard error, what they quote fit for a terminal."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable())
+    return handler
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return printable(text) if record.name.startswith("prunegym.") else text
 
 
 @contextmanager
@@ -81,8 +109,9 @@ def _sigterm_interrupts() -> Iterator[None]:
 def _complain(error: Exception, code: int) -> int:
     line = one_line(error)
     if len(line) > LONGEST_LINE:  # a message may quote what a damaged file holds; the way out is at its end
-        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
-    print(f"prunegym: {line}", file=sys.stderr)
+        half = (LONGEST_LINE - len(LEFT_OUT)) // 2
+        line = f"{line[:half]}{LEFT_OUT}{line[-half:]}"
+    print(f"prunegym: {line}", file=standard_error())
     return code
 
 

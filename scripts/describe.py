@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +11,7 @@ from prunegym.pruning.storage.compressed import load_compressed
 from prunegym.scripts.building import build_dense, compressed_folder
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.describe import parse
-from prunegym.scripts.tables import console, print_table
+from prunegym.scripts.tables import print_json, print_note, print_table
 
 
 def run(argv: Sequence[str]) -> None:
@@ -32,7 +31,7 @@ def run(argv: Sequence[str]) -> None:
         method=config.method,
     )
     if config.as_json:
-        print(json.dumps(record, indent=2))
+        print_json(record)
         return
     prunable = sum(group["frozen"] is None for group in record["groups"])
     groups = {group["name"] for group in record["groups"]}
@@ -60,14 +59,12 @@ def run(argv: Sequence[str]) -> None:
             left=("site", *further),
         )
     for name, (smallest, _) in record["budgets"].items():
-        console().print(f"budget {name}: {rounded_up(smallest)} to 1 can be reached")
+        print_note(f"budget {name}: {rounded_up(smallest)} to 1 can be reached")
     if layers := record["unfollowed"]["layers"]:
         share = f"{record['unfollowed']['macs_share']:.1%}"
-        console().print(
-            f"In modules that were not followed lie {len(layers)} of the layers, {share} of the MACs:"
-        )
+        print_note(f"In modules that were not followed lie {len(layers)} of the layers, {share} of the MACs:")
         for name, reason in layers.items():
-            console().print(f"  {name}: {reason}")
+            print_note(f"  {name}: {reason}")
 
 
 def _admitted(site: Mapping[str, str | None] | None, technique: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -34,7 +33,7 @@ from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.evaluate import EvaluateConfig, parse
 from prunegym.scripts.options.parser import UsageError
 from prunegym.scripts.run_folder import METRICS, check_empty, claimed, open_run
-from prunegym.scripts.tables import show_rows
+from prunegym.scripts.tables import print_json, show_rows
 
 
 def run(argv: Sequence[str]) -> None:
@@ -55,7 +54,7 @@ def run(argv: Sequence[str]) -> None:
             open_run(output.folder, output.flags, overwrite=output.overwrite)
             write_json(output.folder / METRICS, row)
     if config.as_json:
-        print(json.dumps(row))
+        print_json(row, indent=None)
     else:
         title = f"{config.compressed or config.task.network.name}, {measured_on(config.task)}"
         show_rows(title, {"measured": row}, gated={"measured": gated})

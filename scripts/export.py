@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from prunegym.pruning.storage.export import FORMATS, N_SINGLE_IMAGES, Comparison
 from prunegym.scripts.building import compressed_folder
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.export import parse
-from prunegym.scripts.tables import console, show_rows
+from prunegym.scripts.tables import print_json, print_note, show_rows
 
 COMPARED = 32  # images
 
@@ -50,7 +49,7 @@ def run(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         record = _record(loaded, config.files, compared, images, Path(scratch), opset=config.opset)
     if config.as_json:
-        print(json.dumps(record, indent=2))
+        print_json(record)
     else:
         _show(record, str(config.compressed))
 
@@ -104,14 +103,13 @@ def _show(record: Mapping[str, Any], title: str) -> None:
     show_rows(title, record["rows"], gated={})
     for name, path in record["files"].items():
         found = record["compared"][name]
-        console().print(
+        print_note(
             f"{path}: on {found['images']} images, {N_SINGLE_IMAGES} of them one by one, "
             f"logits differ by at most {found['difference']:.1e}; "
             f"the same class for {found['agreement']:.0%}",
-            soft_wrap=True,
         )
     if record["gates"]:
-        console().print(
+        print_note(
             "gates are exported as masks: the files compute what gates skip; only eager saves those MACs"
         )
 

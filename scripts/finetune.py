@@ -44,7 +44,7 @@ from prunegym.scripts.options.finetune import DISTILLATION, LABELS, FinetuneConf
 from prunegym.scripts.options.network import TaskConfig
 from prunegym.scripts.options.parser import UsageError
 from prunegym.scripts.run_folder import METRICS, begin_run, check_out, claimed, continue_run
-from prunegym.scripts.tables import show
+from prunegym.scripts.tables import print_aside, show
 
 
 def run(argv: Sequence[str]) -> None:
@@ -157,7 +157,7 @@ def _write(
     write_json(out / METRICS, record)
     title = f"{config.compressed} learns from {config.learn}, {measured_on(task)}"
     show(record, title, as_json=config.output.as_json)
-    print(f"written to {out}", file=sys.stderr)
+    print_aside(f"written to {out}")
 
 
 class Curves:

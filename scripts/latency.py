@@ -6,7 +6,6 @@ threads or torch.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from prunegym.pruning.plan import CompressionPlan
 from prunegym.scripts.building import build_dense, build_latency_table, usable_device
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.latency import parse
-from prunegym.scripts.tables import console, print_table
+from prunegym.scripts.tables import print_json, print_note, print_table
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ def run(argv: Sequence[str]) -> None:
     )
     record = describe_table(table)
     if config.as_json:
-        print(json.dumps(record, indent=2))
+        print_json(record)
         return
     key, error, dense = record["key"], record["error"], record["dense_milliseconds"]
     title = (
@@ -51,7 +50,7 @@ def run(argv: Sequence[str]) -> None:
     rest = record["rest_milliseconds"]
     rows.append(["all else", "", f"{rest:.3f}", f"{rest / dense:.1%}"])
     print_table(title, ("layers", "widths timed", "ms", "share"), rows)
-    console().print(
+    print_note(
         f"shares predicted of {error['networks']} networks cut at random are off by {error['median']:.1%} "
         f"(median), {error['worst']:.1%} (worst)"
     )

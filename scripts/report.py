@@ -24,7 +24,7 @@ from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.parser import UsageError
 from prunegym.scripts.options.report import parse
 from prunegym.scripts.run_folder import CONFIG, INPUTS, METRICS, UPDATES
-from prunegym.scripts.tables import COLUMNS, gated_note
+from prunegym.scripts.tables import COLUMNS, gated_note, print_aside
 
 PICTURES = {  # title and caption
     "pareto": (
@@ -61,6 +61,7 @@ PICTURES = {  # title and caption
     ),
 }
 FIXED = ("heatmap", "examples")  # their colours are values
+MAX_FIGURE = 1e18  # of multiply-adds, bytes and the like
 SCALE = 0.75  # all but the heat map are drawn finer than they are shown, for print
 
 
@@ -68,7 +69,7 @@ def run(argv: Sequence[str]) -> None:
     """Run the verb with its command line."""
     config = parse(argv)
     write_report(config.run, config.page)
-    print(f"written to {config.page}", file=sys.stderr)
+    print_aside(f"written to {config.page}")
 
 
 def write_report(folder: Path, out: Path) -> None:
@@ -133,7 +134,7 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
 def _checked(path: Path, data: Any) -> dict[str, Any]:
     """Return metrics of which everything that the page takes is known to be of its kind."""
     rows = {
-        name: {key: None if row.get(key) is None else float(row[key]) for key in COLUMNS}
+        name: {key: None if row.get(key) is None else _figure(row[key]) for key in COLUMNS}
         for name, row in data["rows"].items()
     }
     if not all(
@@ -146,6 +147,14 @@ def _checked(path: Path, data: Any) -> dict[str, Any]:
     return {**data, "rows": rows, "sites": sites, "plans": plans, "gated_groups": gated}
 
 
+def _figure(value: Any) -> float:
+    """Return a figure of a network; what no network can have would break the layout of tables."""
+    figure = float(value)
+    if not abs(figure) < MAX_FIGURE:
+        raise ValueError(f"a figure must be below {MAX_FIGURE:g}, got {figure:g}")
+    return figure
+
+
 def _checked_plan(path: Path, plan: CompressionPlan) -> PlainPlan:
     try:
         check_amounts(plan)
@@ -155,11 +164,11 @@ def _checked_plan(path: Path, plan: CompressionPlan) -> PlainPlan:
 
 
 def _checked_site(site: Any) -> dict[str, Any]:
-    quarter, half, three_quarters = (float(error) for error in site["errors"])
+    quarter, half, three_quarters = (_figure(error) for error in site["errors"])
     return {
         "name": str(site["name"]),
         "units": int(site["units"]),
-        "macs_share": float(site["macs_share"]),
+        "macs_share": _figure(site["macs_share"]),
         "errors": [quarter, half, three_quarters],
     }
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from prunegym.pruning.errors import printable
+from prunegym.scripts.standard_streams import standard_error, standard_output
 
 COLUMNS = {  # key in a record -> heading, and how a value is written
     "accuracy": ("accuracy", lambda value: f"{value:.2%}"),
@@ -28,17 +32,17 @@ COLUMNS = {  # key in a record -> heading, and how a value is written
 def show(record: Mapping[str, Any], title: str, *, as_json: bool) -> None:
     """Print a record of `rows`, `gated_groups` and, perhaps, a `verdict`: as a table, or as JSON."""
     if as_json:
-        print(json.dumps(record, indent=2))
+        print_json(record)
         return
     show_rows(title, record["rows"], gated=record["gated_groups"])
     if "latency" in record:
         shares = record["latency"]
-        print(
+        print_note(
             f"latency: {shares['predicted']:.1%} of the dense network's predicted, {shares['measured']:.1%} "
             f"measured (the table's worst error: {shares['worst_error']:.1%})"
         )
     if "verdict" in record:
-        print(record["verdict"])
+        print_note(record["verdict"])
 
 
 def gated_note(gated: Mapping[str, int]) -> str:
@@ -63,7 +67,7 @@ def show_rows(title: str, rows: Mapping[str, Mapping[str, Any]], *, gated: Mappi
         cells.append([name, *(_cell(key, row.get(key), dense.get(key), mark) for key in columns)])
     print_table(title, ["", *(COLUMNS[key][0] for key in columns)], cells)
     if any(gated.values()):
-        console().print(f"* {gated_note(gated)}")
+        print_note(f"* {gated_note(gated)}")
 
 
 def print_table(
@@ -83,17 +87,33 @@ def print_table(
         left: headings of the columns that are aligned to the left; by default the first one.
         pad_edge: leave a space at both ends of a row.
     """
-    table = Table(title=title, title_justify="left", pad_edge=pad_edge)
+    table = Table(title=printable(title), title_justify="left", pad_edge=pad_edge)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in (left or headings[:1]) else "right")
+        table.add_column(printable(heading), justify="left" if heading in (left or headings[:1]) else "right")
     for row in rows:
-        table.add_row(*row)
-    console().print(table)
+        table.add_row(*map(printable, row))
+    _console().print(table)
 
 
-def console() -> Console:
-    """Return standard output for tables, of a fixed width where it is no terminal."""
-    return Console() if Console().is_terminal else Console(width=120)
+def print_json(record: Any, *, indent: int | None = 2) -> None:
+    """Print plain data as JSON."""
+    print(json.dumps(record, indent=indent), file=standard_output())
+
+
+def print_note(text: str) -> None:
+    """Print a line of text, such as one below a table."""
+    _console().print(printable(text), soft_wrap=True)
+
+
+def print_aside(text: str) -> None:
+    """Print a line of text on standard error, beside the results."""
+    print(printable(text), file=standard_error())
+
+
+def _console() -> Console:
+    """Return standard output, of a fixed width where it is no terminal; names in it are never markup."""
+    plain = partial(Console, file=standard_output(), markup=False, emoji=False)
+    return plain() if plain().is_terminal else plain(width=120)
 
 
 def _cell(key: str, value: Any, dense: Any, mark: str) -> str:

@@ -40,7 +40,7 @@ from prunegym.scripts.run_folder import (
     continue_run,
     manifest_of,
 )
-from prunegym.scripts.tables import show
+from prunegym.scripts.tables import print_aside, show
 
 MAY_DIFFER = ("episodes", "baselines")  # when a run is resumed
 CANDIDATES = {
@@ -139,7 +139,7 @@ def _write(config: TrainConfig, env: LayerPruningEnv, task: Task, found: Compari
     show(record, title, as_json=config.output.as_json)
     curves = out / "tensorboard"
     watch = f"; watch the curves with: tensorboard --logdir {curves}" if curves.exists() else ""
-    print(f"written to {out}{watch}", file=sys.stderr)
+    print_aside(f"written to {out}{watch}")
 
 
 def _train_for_reuse(config: TrainConfig) -> None:
@@ -186,7 +186,7 @@ def _train_for_reuse(config: TrainConfig) -> None:
     write_pictures(out)
     title = f"one policy, {learning.episodes} evaluations, {measured_on(config.task)}"
     show(record, title, as_json=config.output.as_json)
-    print(f"written to {out}; apply it with: prunegym prune --policy {out / 'policy'} ...", file=sys.stderr)
+    print_aside(f"written to {out}; apply it with: prunegym prune --policy {out / 'policy'} ...")
 
 
 def _learning_config(env: GymEnv, learning: LearningOptions) -> LearningConfig:

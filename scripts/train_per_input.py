@@ -50,7 +50,7 @@ from prunegym.scripts.run_folder import (
     continue_run,
     manifest_of,
 )
-from prunegym.scripts.tables import show
+from prunegym.scripts.tables import print_aside, show
 
 N_EXAMPLES = 8  # images shown of the cheapest, and of the dearest
 
@@ -150,10 +150,7 @@ def _write(config: TrainPerInputConfig, start: PerInputStart, compared: PerInput
     name = config.task.network.name
     title = f"{name} at {' '.join(config.asked)} on average, {measured_on(config.task)}"
     show(record, title, as_json=config.output.as_json)
-    print(
-        f"written to {out}; watch the curves with: tensorboard --logdir {out / 'tensorboard'}",
-        file=sys.stderr,
-    )
+    print_aside(f"written to {out}; watch the curves with: tensorboard --logdir {out / 'tensorboard'}")
 
 
 def verdict(rows: Mapping[str, Evaluation]) -> str:

@@ -23,6 +23,7 @@ from prunegym.agents.dyna_ppo.algorithm import N_SURROGATE_ENVS, DynaPPO
 from prunegym.agents.errors import HyperparameterError
 from prunegym.agents.learning.amc import AMC
 from prunegym.envs.action import ActionMode
+from prunegym.pruning.files import parse_yaml, shortened
 from prunegym.pruning.registry import Registry, nearest_hint
 
 Settings: TypeAlias = dict[str, Any]  # arguments of a Stable-Baselines3 algorithm
@@ -164,6 +165,29 @@ for entry in (
     ALGORITHMS.register(entry.name)(entry)
 
 
+MAX_LAYERS, MAX_WIDTH = 10, 4096  # of policies
+RANGES: Mapping[str, tuple[float, float]] = {  # hyper-parameter -> the smallest value and the largest
+    # what is kept of each must fit into memory
+    "evaluated_episodes": (1, 10_000),
+    "imagined_episodes": (1, 100_000),
+    "episodes_per_update": (1, 100_000),
+    "warmup_episodes": (1, 1_000_000),
+    "buffer_size": (1, 1_000_000),
+    "batch_size": (1, 100_000),
+    "minibatches": (1, 10_000),
+    "n_epochs": (1, 1000),
+    "n_steps": (1, 100_000),
+    "updates_per_step": (1, 1000),
+    "policy_delay": (1, 1000),
+    **dict.fromkeys(("learning_rate", "final_learning_rate", "actor_learning_rate"), (0, 10)),
+    **dict.fromkeys(("gamma", "gae_lambda", "tau", "noise_decay"), (0, 1)),
+    **dict.fromkeys(("exploration", "final_exploration", "exploration_noise", "noise_sigma"), (0, 10)),
+    **dict.fromkeys(("target_policy_noise", "target_noise_clip", "clip_range", "price_rate"), (0, 100)),
+    **dict.fromkeys(("max_grad_norm", "weight_decay", "ent_coef"), (0, 100)),
+    "log_std_init": (-20, 2),
+}
+
+
 def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Parse hyper-parameters such as "learning_rate=1e-3" or "policy_kwargs.net_arch=[32, 32]", as YAML.
 
@@ -173,14 +197,13 @@ def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
+        expected = f"expected a hyper-parameter such as learning_rate=0.001, got {shortened(text)!r}"
+        if not equals:
+            raise HyperparameterError(expected)
         try:
-            if not equals:
-                raise ValueError
-            overrides[key] = _number(yaml.safe_load(value))
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise HyperparameterError(
-                f"expected a hyper-parameter such as learning_rate=0.001, got {text!r}"
-            ) from None
+            overrides[key] = _number(parse_yaml(value))
+        except ValueError as error:
+            raise HyperparameterError(f"{expected} ({error})") from error
     return overrides
 
 
@@ -192,7 +215,8 @@ def with_overrides(spec: Algorithm, overrides: Mapping[str, Any]) -> dict[str, A
         overrides: new values by key; `policy_kwargs.net_arch` stands for net_arch within policy_kwargs.
 
     Raises:
-        HyperparameterError: the algorithm has no such hyper-parameter, or its value is of another type.
+        HyperparameterError: the algorithm has no such hyper-parameter, or its value is of another type or
+            out of range.
     """
     merged = spec.hyperparameters
     for key, value in overrides.items():
@@ -206,10 +230,11 @@ def with_overrides(spec: Algorithm, overrides: Mapping[str, Any]) -> dict[str, A
             raise HyperparameterError(
                 f"{spec.name} has no hyper-parameter {key!r}.{hint} Known: {', '.join(known)}"
             )
-        kind, fits = _kind(section[last])
+        kind, fits = _kind(last, section[last])
         if not fits(value):
             raise HyperparameterError(
-                f"{spec.name}: {key} must be {kind}, such as its default {section[last]!r}, got {value!r}"
+                f"{spec.name}: {key} must be {kind}, such as its default {section[last]!r}, "
+                f"got {shortened(repr(value))}"
             )
         section[last] = value
     return merged
@@ -223,26 +248,24 @@ def _keys(data: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{name}"
 
 
-def _kind(default: Any) -> tuple[str, Callable[[Any], bool]]:
+def _kind(name: str, default: Any) -> tuple[str, Callable[[Any], bool]]:
     """Return the values that may replace a default, in words and as a predicate."""
     if isinstance(default, list):  # layer widths
         return (
-            "a list of whole numbers of 1 or more",
-            lambda value: isinstance(value, list) and all(_is_size(width) for width in value),
+            f"a list of at most {MAX_LAYERS} whole numbers from 1 to {MAX_WIDTH}",
+            lambda value: (
+                isinstance(value, list)
+                and len(value) <= MAX_LAYERS
+                and all(type(width) is int and 1 <= width <= MAX_WIDTH for width in value)
+            ),
         )
-    if isinstance(default, int):
-        return "a whole number of 1 or more", _is_size
-    if default < 0:  # a logarithm
-        return "a number", _is_number
-    return "a number of 0 or more", lambda value: _is_number(value) and value >= 0
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 0  # True is an int too
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    low, high = RANGES[name]
+    whole = isinstance(default, int)
+    types = (int,) if whole else (int, float)  # by their own type: True is an int too
+    return (
+        f"a {'whole ' if whole else ''}number from {low} to {high}",
+        lambda value: type(value) in types and low <= value <= high,  # a NaN fails every comparison
+    )
 
 
 def _number(value: Any) -> Any:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from prunegym.agents.pictures.plan_table import compression
 from prunegym.envs.results import PlainPlan
+from prunegym.pruning.errors import printable
 from prunegym.pruning.techniques import TECHNIQUES, techniques_of
 
 FONT = ImageFont.load_default(size=14)
@@ -38,15 +39,16 @@ def plans_heatmap(sites: Sequence[str], plans: Sequence[PlainPlan]) -> NDArray[n
     names = list(reversed(techniques_of(*plans)))
     row_height = max(MIN_ROW_HEIGHT, MAP_HEIGHT // len(sites))
     height = row_height * len(sites)
-    left = math.ceil(max(FONT.getlength(site) for site in sites)) + GAP
+    labels = [printable(site) for site in sites]
+    left = math.ceil(max(map(FONT.getlength, labels))) + GAP
     size = (left + MAP_WIDTH + GAP + SCALE, len(names) * (TOP + height + BOTTOM))
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for index, name in enumerate(names):
         title = TECHNIQUES[name].key.replace("_", " ")
         top = TOP + index * (TOP + height + BOTTOM)
-        for row, site in enumerate(sites):
-            draw.text((left - 6, top + (row + 0.5) * row_height), site, "black", FONT, anchor="rm")
+        for row, label in enumerate(labels):
+            draw.text((left - 6, top + (row + 0.5) * row_height), label, "black", FONT, anchor="rm")
         cells = Image.fromarray(colours(compression(sites, plans, name)))
         canvas.paste(cells.resize((MAP_WIDTH, height), Image.Resampling.NEAREST), (left, top))
         draw.text((left + MAP_WIDTH / 2, top - TOP / 2), title, "black", FONT, anchor="mm")

@@ -12,6 +12,7 @@ from prunegym.agents.pictures.canvas import DPI, PALETTE, in_percent, new_axes
 from prunegym.agents.pictures.plan_bars import ROW
 from prunegym.agents.pictures.ranks import rank_correlation, ranks
 from prunegym.envs.results import PlainPlan
+from prunegym.pruning.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +137,7 @@ def ratios_figure(gates: Sequence[str], ratios: Floats, fixed: PlainPlan) -> Fig
     planned = [fixed[gates[row]].get("runtime_ratio", 0.0) for row in known]
     if known:
         axes.scatter(planned, known, 70, BLACK, marker="|", linewidths=1.6, zorder=4, label="fixed plan")
-    axes.set_yticks(rows, gates, size=9, parse_math=False)
+    axes.set_yticks(rows, [printable(gate) for gate in gates], size=9, parse_math=False)
     axes.set_ylim(len(gates) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)

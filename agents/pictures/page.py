@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunegym.agents.pictures.canvas import png
+from prunegym.pruning.errors import printable
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --quiet: #5c5c5c; --line: #dcdcdc; --paper: #fff;
@@ -51,7 +52,7 @@ def page(title: str, pieces: Iterable[str]) -> str:
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">\n'
     body = "\n".join(pieces)
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}<title>{escape(title)}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}<title>{_plain(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -59,7 +60,7 @@ def page(title: str, pieces: Iterable[str]) -> str:
 def element(tag: str, text: str, *, style: str = "") -> str:
     """Return an element with plain text; `style` is a class of the page's style sheet."""
     mark = f' class="{style}"' if style else ""
-    return f"<{tag}{mark}>{escape(text)}</{tag}>"
+    return f"<{tag}{mark}>{_plain(text)}</{tag}>"
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -87,5 +88,9 @@ def picture(pixels: NDArray[np.uint8], name: str, caption: str, *, scale: float,
     data = base64.b64encode(png(pixels)).decode("ascii")
     width = round(pixels.shape[1] * scale)
     mark = "" if invertible else ' class="fixed"'
-    image = f'<img{mark} alt="{escape(name)}" width="{width}" src="data:image/png;base64,{data}">'
+    image = f'<img{mark} alt="{_plain(name)}" width="{width}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}{element('figcaption', caption)}</figure>"
+
+
+def _plain(text: str) -> str:
+    return escape(printable(text))

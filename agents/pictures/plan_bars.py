@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from prunegym.agents.pictures.canvas import in_percent, new_axes
 from prunegym.agents.pictures.plan_table import compression
 from prunegym.envs.results import PlainPlan
+from prunegym.pruning.errors import printable
 from prunegym.pruning.techniques import TECHNIQUES, techniques_of
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def plan_bars_figure(
     axes.barh(rows, static, height=0.46, color=STATIC, label=f"{name}: removed (static)")
     if runtime.any():
         axes.barh(rows, runtime, 0.46, static, color=RUNTIME, label="skipped for each input (runtime)")
-    axes.set_yticks(rows, sites, size=9, parse_math=False)
+    axes.set_yticks(rows, [printable(site) for site in sites], size=9, parse_math=False)
     axes.set_ylim(len(sites) - 0.4, -0.6)
     axes.set_xlabel("share of the units of the group")
     _dress_(axes)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import cloudpickle
@@ -13,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from prunegym.agents.errors import AgentError
 from prunegym.agents.interface import GymEnv, episodic_environment
-from prunegym.agents.vector.wrappers import RestartableEpisodes
+from prunegym.agents.vector.wrappers import RestartableEpisodes, named
 from prunegym.envs.layer_pruning import Action, Observation
 from prunegym.pruning.errors import one_line
 
@@ -31,6 +33,18 @@ class Step(NamedTuple):
     start: Mapping[str, Any] | None  # the state that the next episode starts from, if it has begun
 
 
+@contextmanager
+def _naming_errors() -> Iterator[None]:
+    """Raise errors of a user's code by name; where Ray itself ends the process, let it."""
+    try:
+        yield
+    except BaseException as error:
+        *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+        if isinstance(error, SystemExit) and innermost.f_globals.get("__name__", "").startswith("ray."):
+            raise
+        raise named(error) from None
+
+
 class EnvironmentActor:
     """An environment in a process of the cluster, on one thread.
 
@@ -40,6 +54,7 @@ class EnvironmentActor:
         known: results of episodes, which are not evaluated again.
     """
 
+    @_naming_errors()
     def __init__(self, paths: Iterable[str], packed: bytes, known: Iterable[Result]) -> None:
         torch.set_num_threads(1)
         sys.path.extend(path for path in paths if path not in sys.path)
@@ -49,10 +64,12 @@ class EnvironmentActor:
             episodic_environment(env).remember(result)
         self._env = Monitor(RestartableEpisodes(env))
 
+    @_naming_errors()
     def reset(self, seed: int | None, options: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode."""
         return self._env.reset(seed=seed, **({"options": options} if options else {}))
 
+    @_naming_errors()
     def step(self, action: Action) -> Step:
         """Take a step; after the last step of an episode, begin the next one."""
         observation, reward, terminated, truncated, info = self._env.step(action)

@@ -9,10 +9,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from prunegym.agents.errors import AgentError
 from prunegym.agents.interface import GymEnv, episodic_environment
 from prunegym.envs.layer_pruning import Action, Observation
+from prunegym.pruning.errors import PruningError
+from prunegym.pruning.user_functions import as_user_error
 
 FAILURE = "failure"  # key in an info: (the exception that the environment raised, its stack trace as text)
+
+
+def named(error: BaseException) -> BaseException:
+    """Return an error fit for another process: one of a user's code by name, as it might not be picklable."""
+    return error if isinstance(error, (PruningError, AgentError)) else as_user_error(error) or error
 
 
 class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action]):
@@ -44,7 +52,7 @@ class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action])
 
 
 class ReportedFailures(gym.Wrapper[Observation, Action, Observation, Action]):
-    """Reports exceptions of the environment in the info, so that its process does not end in a traceback."""
+    """Reports what the environment raises in the info, so that its process does not end in a traceback."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -52,15 +60,15 @@ class ReportedFailures(gym.Wrapper[Observation, Action, Observation, Action]):
         """Start an episode; see the class."""
         try:
             return self.env.reset(seed=seed, options=options)
-        except Exception as error:
-            return self._nothing(), {FAILURE: (error, traceback.format_exc())}
+        except BaseException as error:
+            return self._nothing(), {FAILURE: (named(error), traceback.format_exc())}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Take a step; see the class."""
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
-        except Exception as error:
-            return self._nothing(), 0.0, False, False, {FAILURE: (error, traceback.format_exc())}
+        except BaseException as error:
+            return self._nothing(), 0.0, False, False, {FAILURE: (named(error), traceback.format_exc())}
         return observation, float(reward), terminated, truncated, info
 
     def _nothing(self) -> Observation:

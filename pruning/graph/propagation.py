@@ -197,7 +197,7 @@ def propagate(
         with counter:  # in a run of its own: every operation on an index tensor would pass through it too
             fx.Interpreter(traced).run(example.clone())
     except Exception as error:  # user code may raise anything
-        cause = " ".join(str(error).partition("While executing %")[0].split())  # fx adds its graph
+        cause = one_line(error).partition("While executing %")[0].strip()  # fx adds its graph
         raise UntraceableModelError(
             f"the network does not run on an image of shape {tuple(input_shape)}: {cause}"
         ) from error

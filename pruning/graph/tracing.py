@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import operator
 import re
@@ -38,8 +39,14 @@ def trace_program(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModul
         input_shape: shape of one image.
 
     Raises:
-        UntraceableModelError: torch.fx cannot follow its `forward`.
+        UntraceableModelError: torch.fx cannot follow its `forward`, or write the name of a module as code.
     """
+    for name in (*dict(model.named_modules()), *dict(model.named_parameters()), *dict(model.named_buffers())):
+        if not _fits_into_code(name):
+            raise UntraceableModelError(
+                f"torch.fx cannot trace {type(model).__name__}: {name!r} is no name for a part of a network; "
+                "leave out quotation marks, backslashes and line breaks"
+            )
     model = copy.deepcopy(model).eval()
     example = example_image(model, input_shape)
     parts = OpaqueParts(model)
@@ -121,6 +128,14 @@ class Constant:
     def __call__(self) -> Tensor:
         """Return a copy, as a program may write into it."""
         return self._value.clone()
+
+
+def _fits_into_code(name: str) -> bool:
+    """Return whether a name stands for itself between quotation marks, where torch.fx puts it."""
+    try:
+        return ast.literal_eval(f'"{name}"') == name
+    except (SyntaxError, ValueError):
+        return False
 
 
 def is_layer_variant(module: nn.Module) -> bool:

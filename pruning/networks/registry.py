@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,16 +12,17 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from prunegym.pruning.errors import PruningError, UnknownNameError, one_line
+from prunegym.pruning.errors import PruningError, UnknownNameError
 from prunegym.pruning.networks.mobilenet import MobileNetV2
 from prunegym.pruning.networks.resnets import PaddedShortcut, ProjectedShortcut, ResNet
 from prunegym.pruning.networks.vgg import VGG
 from prunegym.pruning.optional_packages import imported
 from prunegym.pruning.registry import Registry, unknown_name
-from prunegym.pruning.user_functions import named_function
+from prunegym.pruning.user_functions import named_function, running_users_code
 
 Shape = tuple[int, int, int]
 _LARGEST_MEAN, _LARGEST_STD = 1e6, 1e6  # far beyond any normalisation; images stay finite in float32
+MAX_IMAGE_NUMBERS = 2**24  # of one image, channels times height times width
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class NetworkSpec:
             raise PruningError(
                 f"network {self.name!r}: the input size must be three positive numbers, "
                 f"channels, height and width; got {tuple(self.input_shape)}"
+            )
+        if math.prod(self.input_shape) > MAX_IMAGE_NUMBERS:
+            raise PruningError(
+                f"network {self.name!r}: an image must hold at most {MAX_IMAGE_NUMBERS} numbers; "
+                f"give a smaller input size than {tuple(self.input_shape)}"
             )
         channels = self.input_shape[0]
         if not len(self.mean) == len(self.std) == channels:
@@ -197,10 +204,8 @@ def _from_file(spec: str, input_size: Shape | None) -> NetworkSpec:
 
 
 def _built(spec: str, factory: Callable[[], object]) -> nn.Module:
-    try:
+    with running_users_code(lambda cause: PruningError(f"{spec}: the factory raised {cause}")):
         model = factory()
-    except Exception as error:
-        raise PruningError(f"{spec}: the factory raised {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise PruningError(f"{spec}: the factory must return a torch.nn.Module, got {type(model).__name__}")
     tensors = dict([*model.named_parameters(), *model.named_buffers()])

@@ -17,7 +17,7 @@ from prunegym.pruning.apply import rebuild_
 from prunegym.pruning.errors import PruningError, one_line
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.files import folder_written_whole, foreign_content, read_json, write_json
-from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
+from prunegym.pruning.networks.registry import MAX_IMAGE_NUMBERS, NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import GateSite, gate_sites
@@ -25,7 +25,6 @@ from prunegym.pruning.surgery.cutting import attempt
 from prunegym.pruning.techniques import TECHNIQUES, check_amounts
 
 FORMAT_VERSION = 4
-MAX_IMAGE_NUMBERS = 2**24  # numbers; a record that asks for more memory than that for one image is damaged
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
 _ENTRIES = {
     *("version", "network", "input_shape", "mean", "std", "data", "biases", "techniques"),
@@ -173,7 +172,7 @@ def _network(folder: Path, record: Mapping[str, Any], network: str | None) -> Ne
         raise PruningError(
             f"{folder} holds a network built by {recorded!r}, which is not run unasked: name it with --model"
         )
-    if math.prod(record["input_shape"]) > MAX_IMAGE_NUMBERS:
+    if math.prod(record["input_shape"]) > MAX_IMAGE_NUMBERS:  # before it is worked with
         raise ValueError(f"images of shape {record['input_shape']}")
     return resolve_network(
         network or recorded,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegym.pruning.errors import ExportError
+from prunegym.pruning.errors import ExportError, message_of
 from prunegym.pruning.files import written_whole
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.optional_packages import imported
@@ -159,7 +159,7 @@ def _quiet(failure: str) -> Iterator[None]:
         while isinstance(cause.__cause__, Exception):
             cause = cause.__cause__
         # after the first line come the exporter's graphs and stack traces
-        first_line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        first_line = next(iter(message_of(cause).strip().splitlines()), type(cause).__name__)
         raise ExportError(f"{failure}: {first_line}") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):

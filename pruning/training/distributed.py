@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -10,8 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from prunegym.pruning.errors import PruningError
+from prunegym.pruning.errors import PruningError, one_line
 from prunegym.pruning.optional_packages import imported
+
+_LAUNCH = "unset it, or start the command by accelerate launch or torchrun"
 
 
 class ProcessGroup(Protocol):
@@ -66,6 +69,20 @@ class _LaunchedGroup:
         self._accelerator.wait_for_everyone()
 
 
+def _world_size() -> int:
+    """Return how many processes a launcher started, which it says in an environment variable.
+
+    Raises:
+        PruningError: what it says is no number of processes.
+    """
+    value = os.environ.get("WORLD_SIZE") or "1"
+    if not re.fullmatch("0*[1-9][0-9]{0,5}", value):
+        raise PruningError(
+            f"the environment variable WORLD_SIZE must be a number of processes, got {value!r}; {_LAUNCH}"
+        )
+    return int(value)
+
+
 @contextmanager
 def launched(device: str) -> Iterator[ProcessGroup]:
     """Join the process group that a launcher started, for the block; without a launcher, a single process.
@@ -74,16 +91,22 @@ def launched(device: str) -> Iterator[ProcessGroup]:
         device: `cpu`; or `cuda` or `auto`, for a GPU of this process's own.
 
     Raises:
-        PruningError: `accelerate` is missing, or the device is one particular GPU for several processes.
+        PruningError: `accelerate` is missing, the device is one particular GPU for several processes, or the
+            launcher's environment variables make no sense.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1:  # launchers say so
+    if _world_size() == 1:
         yield SINGLE_PROCESS
         return
     if ":" in device:
         raise PruningError(f"several processes cannot share {device}; name cuda, and each takes its own")
     accelerate = imported("accelerate", extra="distributed", purpose="several processes")
     # without cpu=True it would not join the others where there is no GPU
-    accelerator = accelerate.Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    try:
+        accelerator = accelerate.Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    except Exception as error:  # its environment variables are checked in a dozen places
+        raise PruningError(
+            f"cannot join the processes that WORLD_SIZE tells of ({one_line(error)}); {_LAUNCH}"
+        ) from error
     try:
         yield _LaunchedGroup(accelerator)
     finally:

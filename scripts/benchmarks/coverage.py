@@ -14,7 +14,7 @@ from prunegym.scripts.benchmarks.coverage_table import summary, write_table
 from prunegym.scripts.benchmarks.limited import Limits, run_limited
 from prunegym.scripts.benchmarks.results import available_cores, begun, progress_bar
 from prunegym.scripts.options.benchmark import BenchmarkConfig
-from prunegym.scripts.tables import console
+from prunegym.scripts.tables import print_note
 
 LIMITS = Limits(seconds=200, gigabytes=12)
 CHECKS = {"prunegym": check_prunegym, "torch-pruning": check_torch_pruning}
@@ -62,11 +62,11 @@ def can_compare() -> bool:
 def show(record: Mapping[str, Any]) -> None:
     """Print how many networks of each kind passed, and why the others did not."""
     for line in summary(record):
-        console().print(line, markup=False)
+        print_note(line)
     for name, found in record["prunegym"].items():
         if "failed" in found:
-            console().print(f"{name}: {found['failed']}", markup=False)
+            print_note(f"{name}: {found['failed']}")
     try:
         torch_pruning()
     except PruningError as error:
-        console().print(f"Torch-Pruning was not measured: {error}", markup=False)
+        print_note(f"Torch-Pruning was not measured: {error}")

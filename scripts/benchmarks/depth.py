@@ -25,7 +25,7 @@ from prunegym.scripts.benchmarks.figures import accuracy_on
 from prunegym.scripts.benchmarks.results import progress_bar
 from prunegym.scripts.building import usable_device
 from prunegym.scripts.options.benchmark import BenchmarkConfig
-from prunegym.scripts.tables import print_table
+from prunegym.scripts.tables import print_note, print_table
 
 NETWORKS = ("cifar_resnet56",)
 UNTRAINED = "torchvision/resnet18"  # at 224 pixels, weights at random: for latency alone
@@ -122,7 +122,7 @@ def show(record: Mapping[str, Any]) -> None:
     """Print a table per network: multiply-adds, latency and accuracy."""
     for name, found in record.items():
         if "failed" in found:
-            print(f"{name}: not measured, {found['failed']}")
+            print_note(f"{name}: not measured, {found['failed']}")
             continue
         kinds = [kind for kind in ("accuracy", "not refitted") if "accuracy" in found["rows"]["dense"]]
         cells = [
@@ -132,7 +132,7 @@ def show(record: Mapping[str, Any]) -> None:
         print_table(name, ("removed", "MACs", "latency", *kinds), cells)
         if "correlation" in found:
             ranks = f"{found['correlation']:.2f}"
-            print(f"rank correlation of a block's foreseen loss with the divergence without it: {ranks}")
+            print_note(f"rank correlation of a block's foreseen loss with the divergence without it: {ranks}")
 
 
 def _share(value: float | None) -> str:

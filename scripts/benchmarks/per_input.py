@@ -26,7 +26,7 @@ from prunegym.scripts.benchmarks.assets import cifar_task
 from prunegym.scripts.benchmarks.figures import ahead_by, mean_and_spread, right_answers
 from prunegym.scripts.benchmarks.results import begun, run_side_by_side
 from prunegym.scripts.options.benchmark import BenchmarkConfig
-from prunegym.scripts.tables import console, print_table
+from prunegym.scripts.tables import print_note, print_table
 
 NETWORKS = ("cifar_resnet20", "cifar_resnet56")
 INNER = ("*.conv1",)  # of each block: its inner channels
@@ -110,7 +110,7 @@ def show(record: Mapping[str, Any]) -> None:
         title = f"{name}, {len(runs)} seeds, tuned by {EPOCHS} epochs of distillation; ms at batch 1"
         print_table(title, headings, table)
         seconds = np.median([run["seconds"] for run in runs.values()])
-        console().print(f"dense: {_median(runs, 'dense'):.2f} ms; learning took {seconds:.0f} s a seed")
+        print_note(f"dense: {_median(runs, 'dense'):.2f} ms; learning took {seconds:.0f} s a seed")
 
 
 def _median(runs: Mapping[str, Any], kind: str) -> float:

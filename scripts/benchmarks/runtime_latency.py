@@ -19,7 +19,7 @@ from prunegym.pruning.runtime.slicing import deployed
 from prunegym.scripts.benchmarks.results import Record
 from prunegym.scripts.building import usable_device
 from prunegym.scripts.options.benchmark import BenchmarkConfig
-from prunegym.scripts.tables import console, print_table
+from prunegym.scripts.tables import print_note, print_table
 
 RATIOS = (0.3, 0.5, 0.7)
 KINDS = ("static", "sliced", "masked")
@@ -105,7 +105,7 @@ def show(found: Mapping[str, Any]) -> None:
     """Print a table per network: median milliseconds with the half of the rounds around it, and ratios."""
     for name, by_threads in found.items():
         if "not measured" in by_threads:
-            console().print(f"{name}: not measured, {by_threads['not measured']}", markup=False)
+            print_note(f"{name}: not measured, {by_threads['not measured']}")
             continue
         for threads, forms in by_threads.items():
             dense, rows = forms["dense"], []
@@ -116,7 +116,7 @@ def show(found: Mapping[str, Any]) -> None:
                 rows.append([f"{ratio:.0%}", *cells, f"{sliced / static:.2f}"])
             title = f"{name}, batch 1, {threads} threads: ms (quartiles), speed-up over dense"
             print_table(title, ("channels pruned or skipped", *KINDS, "sliced / static"), rows)
-            console().print(f"dense: {_cell(dense, dense)}")
+            print_note(f"dense: {_cell(dense, dense)}")
 
 
 def _cell(quartiles: list[float], dense: list[float]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from prunegym.scripts.options.output import add_output_flags
-from prunegym.scripts.options.parser import Parser, UsageError, positive
+from prunegym.scripts.options.parser import MAX_EPISODES, MAX_SEED, Parser, UsageError, whole
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def parse(
     )
     parser.add_argument(
         "--episodes",
-        type=positive,
+        type=whole(1, MAX_EPISODES),
         metavar="N",
         help="env: 20, reward: 60 a network; search: 400; transfer: 600 a policy; per-input: 25000 inputs",
     )
@@ -82,7 +82,7 @@ def parse(
     )
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the results there too")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, ...")
-    parser.add_argument("--seed", type=int, metavar="N", help="of all that is drawn (0)")
+    parser.add_argument("--seed", type=whole(0, MAX_SEED), metavar="N", help="of all that is drawn (0)")
     add_output_flags(parser, out=False)
     flags = parser.parse(argv)
     heeded = benchmarks[flags.name].flags

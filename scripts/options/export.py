@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prunegym.pruning.storage.export import FORMATS, OPSET
 from prunegym.scripts.options.network import add_compressed_flag
-from prunegym.scripts.options.parser import Parser, UsageError, positive
+from prunegym.scripts.options.parser import MAX_SEED, Parser, UsageError, whole
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ def parse(argv: Sequence[str]) -> ExportConfig:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument(
-        "--opset", type=positive, default=OPSET, metavar="N", help=f"of ONNX (default {OPSET})"
+        "--opset", type=whole(1, 100), default=OPSET, metavar="N", help=f"of ONNX (default {OPSET})"
     )
     parser.add_argument(
         "--data",
         metavar="SPEC",
         help="test images to check on (default: those it was measured on); none: random ones",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random images (default 0)")
+    parser.add_argument("--seed", type=whole(0, MAX_SEED), default=0, help="of the random images (default 0)")
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
     flags = parser.parse(argv)
     if flags.compressed is None:
@@ -77,11 +77,12 @@ def _files(flags: argparse.Namespace) -> dict[str, Path]:
     if flags.out is None:
         raise UsageError("name the file or folder to write with --out")
     formats = list(FORMATS) if flags.format == "both" else [flags.format]
-    ending = flags.out.suffix.removeprefix(".")
+    out = flags.out.absolute()  # a network's code may change the working folder
+    ending = out.suffix.removeprefix(".")
     if ending not in FORMATS:
-        files = {name: flags.out / f"model.{name}" for name in formats}
+        files = {name: out / f"model.{name}" for name in formats}
     elif formats == [ending]:
-        files = {ending: flags.out}
+        files = {ending: out}
     else:
         raise UsageError(
             f"{flags.out} does not go with --format {flags.format}; name a folder, or change one"

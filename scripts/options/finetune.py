@@ -19,7 +19,7 @@ from prunegym.scripts.options.network import (
     check_eval_data,
 )
 from prunegym.scripts.options.output import OutputConfig, add_output_flags, output_config
-from prunegym.scripts.options.parser import Parser, UsageError
+from prunegym.scripts.options.parser import Parser, UsageError, number, whole
 
 LABELS, DISTILLATION = "labels", "distillation"
 
@@ -85,18 +85,30 @@ def build_parser() -> Parser:
 
 
 def _add_training_flags(parser: Parser) -> None:
-    parser.add_argument("--epochs", type=int, default=5, metavar="N", help="passes over the images (5)")
+    parser.add_argument(
+        "--epochs", type=whole(0, 1_000_000), default=5, metavar="N", help="passes over the images (5)"
+    )
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="sgd", help="default sgd")
     rates = ", ".join(f"{OPTIMIZERS[name].learning_rate:g} for {name}" for name in OPTIMIZERS)
-    parser.add_argument("--lr", type=float, metavar="R", help=f"highest learning rate ({rates})")
+    parser.add_argument(
+        "--lr", type=number(1e-12, 1000), metavar="R", help=f"highest learning rate ({rates})"
+    )
     parser.add_argument(
         "--schedule", choices=list(SCHEDULES), default="cosine", help="of the rate, after a warm-up (cosine)"
     )
     parser.add_argument(
-        "--weight-decay", type=float, default=5e-4, metavar="R", help="of all that is trained (0.0005)"
+        "--weight-decay",
+        type=number(0, 100),
+        default=5e-4,
+        metavar="R",
+        help="of all that is trained (0.0005)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="images in a step, of all processes (64)"
+        "--batch-size",
+        type=whole(1, 1_000_000),
+        default=64,
+        metavar="N",
+        help="images in a step, of all processes (64)",
     )
     parser.add_argument(
         "--batch-norms",
@@ -111,7 +123,9 @@ def _add_training_flags(parser: Parser) -> None:
         default="auto",
         help="of the arithmetic; auto (default): bfloat16 on a GPU that has it, else float32",
     )
-    parser.add_argument("--shift", type=int, default=0, metavar="N", help="move images by up to N pixels (0)")
+    parser.add_argument(
+        "--shift", type=whole(0, 10_000), default=0, metavar="N", help="move images by up to N pixels (0)"
+    )
     parser.add_argument("--flip", action="store_true", help="mirror half of the images")
 
 

@@ -13,7 +13,7 @@ from prunegym.agents.learning.algorithms import read_overrides, with_overrides
 from prunegym.agents.reuse import policy_folder
 from prunegym.pruning.registry import unknown_name
 from prunegym.scripts.options.network import further_networks
-from prunegym.scripts.options.parser import Parser, UsageError, natural, positive
+from prunegym.scripts.options.parser import MAX_EPISODES, Parser, UsageError, whole
 
 BASELINE = "random"  # where none is named
 
@@ -48,7 +48,9 @@ def add_learning_flags(parser: Parser) -> None:
         help=f"learns a policy: {', '.join(ALGORITHMS)} (default {DEFAULT_ALGORITHM}); "
         f"searches for a plan: {', '.join(SEARCHES)}",
     )
-    parser.add_argument("--episodes", type=positive, default=200, metavar="N", help="plans to evaluate (200)")
+    parser.add_argument(
+        "--episodes", type=whole(1, MAX_EPISODES), default=200, metavar="N", help="plans to evaluate (200)"
+    )
     parser.add_argument(
         "--baselines",
         nargs="*",
@@ -66,7 +68,9 @@ def add_learning_flags(parser: Parser) -> None:
         metavar="NAME=WEIGHTS",
         help="a further network to learn on, for a policy for reuse; repeatable",
     )
-    parser.add_argument("--n-envs", type=positive, default=1, metavar="K", help="processes that evaluate (1)")
+    parser.add_argument(
+        "--n-envs", type=whole(1, 1024), default=1, metavar="K", help="processes that evaluate (1)"
+    )
     parser.add_argument(
         "--cluster",
         nargs="?",
@@ -77,7 +81,7 @@ def add_learning_flags(parser: Parser) -> None:
     )
     parser.add_argument(
         "--first-images",
-        type=positive,
+        type=whole(1, 1_000_000_000),
         metavar="N",
         help="score plans on N reward images first, and only promising ones on all",
     )
@@ -89,12 +93,16 @@ def add_learning_flags(parser: Parser) -> None:
 def add_per_input_flags(parser: Parser) -> None:
     """Add the flags about how decisions for each input are learned."""
     parser.add_argument(
-        "--episodes", type=positive, default=25_000, metavar="N", help="inputs in each round (25000)"
+        "--episodes",
+        type=whole(1, MAX_EPISODES),
+        default=25_000,
+        metavar="N",
+        help="inputs in each round (25000)",
     )
-    parser.add_argument("--rounds", type=positive, default=2, metavar="N", help="of learning (2)")
+    parser.add_argument("--rounds", type=whole(1, 1000), default=2, metavar="N", help="of learning (2)")
     parser.add_argument(
         "--tune-epochs",
-        type=natural,
+        type=whole(0, 10_000),
         default=0,
         metavar="N",
         help="of fine-tuning after each round, by distillation (0)",

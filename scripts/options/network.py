@@ -8,7 +8,8 @@ from pathlib import Path
 
 from prunegym.envs import DataSource, NetworkSource, trains_itself
 from prunegym.pruning.data import KINDS
-from prunegym.scripts.options.parser import Parser, UsageError
+from prunegym.pruning.networks.registry import MAX_IMAGE_NUMBERS
+from prunegym.scripts.options.parser import MAX_SEED, Parser, UsageError, number, whole
 
 MODEL, DATA = "digits_resnet", "digits"  # the embedded default
 
@@ -29,10 +30,18 @@ def add_network_flags(parser: Parser) -> None:
     """Add the flags that name a network and its images, and say how the network takes them."""
     add_model_flags(parser)
     parser.add_argument(
-        "--input-size", nargs=3, type=int, metavar=("C", "H", "W"), help="where the name does not say"
+        "--input-size",
+        nargs=3,
+        type=whole(1, MAX_IMAGE_NUMBERS),
+        metavar=("C", "H", "W"),
+        help="where the name does not say",
     )
-    parser.add_argument("--mean", nargs="+", type=float, metavar="M", help="per channel, of pixels in [0, 1]")
-    parser.add_argument("--std", nargs="+", type=float, metavar="S", help="per channel, of pixels in [0, 1]")
+    parser.add_argument(
+        "--mean", nargs="+", type=number(-1000, 1000), metavar="M", help="per channel, of pixels in [0, 1]"
+    )
+    parser.add_argument(
+        "--std", nargs="+", type=number(1e-6, 1000), metavar="S", help="per channel, of pixels in [0, 1]"
+    )
 
 
 def add_model_flags(parser: Parser, *, compressed: bool = False) -> None:
@@ -55,7 +64,9 @@ def add_model_flags(parser: Parser, *, compressed: bool = False) -> None:
     parser.add_argument(
         "--download", action="store_true", help="fetch images that --data or --eval-data misses, of CIFAR"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of splits, calibration and learning (default 0)")
+    parser.add_argument(
+        "--seed", type=whole(0, MAX_SEED), default=0, help="of splits, calibration and learning (default 0)"
+    )
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ..."
     )
@@ -143,6 +154,8 @@ def further_networks(flags: argparse.Namespace) -> dict[str, Path | None]:
         name, equals, weights = text.partition("=")
         if not equals and not trains_itself(name, flags.data):
             raise UsageError(f"{name} is untrained: name its trained weights with --also {name}=WEIGHTS")
+        if equals and not weights:
+            raise UsageError(f"--also {text} names no file of weights; write --also {name}=WEIGHTS")
         found.append((name, Path(weights) if equals else None))
     names = [flags.model, *(name for name, _ in found)]
     if len(set(names)) < len(names):

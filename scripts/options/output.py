@@ -49,4 +49,5 @@ def output_config(
     folder = flags.out or default
     if folder is None:
         raise UsageError("name the folder for the results with --out")
-    return OutputConfig(folder, flags.overwrite, resume, flags.json, plain(flags))
+    # absolute, since a network's code may change the working folder
+    return OutputConfig(folder.absolute(), flags.overwrite, resume, flags.json, plain(flags))

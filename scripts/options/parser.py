@@ -5,18 +5,25 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from prunegym.pruning.errors import one_line
+from prunegym.pruning.files import read_yaml, shortened
+
+MAX_SEED = 2**31 - 1  # some seeds are sums of it and a small number, and NumPy takes none above 2**32
+MAX_EPISODES = 10_000_000
 
 
 class UsageError(Exception):
     """The command line or its YAML file is wrong; one line that says the way out."""
+
+
+class HelpShown(SystemExit):
+    """The help was asked for and is printed."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +35,11 @@ class Parser(argparse.ArgumentParser):
             "--config", type=Path, metavar="FILE", help="YAML file of flags; the command line wins"
         )
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Raise HelpShown; argparse ends here after the help alone, and would not see that it did not fit."""
+        sys.stdout.flush()
+        raise HelpShown(status)
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError; argparse would print its usage and exit."""
         raise UsageError(f"{message}; see `{self.prog} --help`")
@@ -38,16 +50,33 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: a flag is unknown or its value wrong, here or in the YAML file.
         """
-        config = self.parse_known_args(argv)[0].config
-        words = [*(self._from_yaml(config, argv) if config else []), *argv]
         with suppress(FileNotFoundError):  # a working folder that was deleted
-            _refuse_undecodable(os.getcwd())
-        for word in words:
-            _refuse_undecodable(word)
-        args, unknown = self.parse_known_args(words)
+            if not _fits_into_path(os.getcwd()):
+                raise UsageError(f"the working folder {os.getcwd()!r} is no UTF-8; rename it")
+        self._check_texts(argv)
+        if config := self.parse_known_args(argv)[0].config:
+            flags = self._from_yaml(config, argv)
+            self._check_texts(flags)
+            argv = [*flags, *argv]
+        args, unknown = self.parse_known_args(argv)
         if unknown:
             self._refuse_unknown(unknown[0])
         return args
+
+    def _check_texts(self, argv: Sequence[str]) -> None:
+        """Refuse values that are empty, which paths take for the working folder, or that no path can hold."""
+        flag = "a value"
+        for part in argv:
+            name, equals, value = part.partition("=")
+            if part.startswith("--"):
+                flag = f"argument {name}"
+            if part.startswith("--") and not equals:
+                continue
+            text = value if part.startswith("--") else part
+            if not text.strip():
+                self.error(f"{flag} is empty; name what is meant, or leave it out")
+            if not _fits_into_path(text):
+                self.error(f"{flag} holds a character that is no text: {shortened(text)!r}; rename it")
 
     def _refuse_unknown(self, flag: str) -> NoReturn:
         near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
@@ -57,8 +86,8 @@ class Parser(argparse.ArgumentParser):
         """Return a YAML file's keys as flags, so that both go through the same checks; `argv` wins."""
         given = {part.partition("=")[0] for part in argv}
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            data = read_yaml(path) or {}
+        except (OSError, ValueError) as error:
             raise UsageError(f"cannot read {path}: {one_line(error)}") from error
         if not isinstance(data, dict):
             raise UsageError(f"{path} must map flags to values, such as episodes: 200")
@@ -72,12 +101,12 @@ class Parser(argparse.ArgumentParser):
         return flags
 
 
-def _refuse_undecodable(text: str) -> None:
-    """Refuse what could be written into a run's records, but not be read from them again."""
+def _fits_into_path(text: str) -> bool:
+    """Return whether all that writes files can take text for a path; some take UTF-8 alone."""
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{text!r} is no UTF-8; rename the file or folder") from error
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:  # half a character, or a byte of the command line that is no UTF-8
+        return False
 
 
 def plain(flags: argparse.Namespace) -> dict[str, Any]:
@@ -98,17 +127,29 @@ def _as_flags(flag: str, action: argparse.Action, value: Any) -> list[str]:
     return [part for entry in values for part in (flag, entry)] if repeats else [flag, *values]
 
 
-def positive(text: str) -> int:
-    """Read a whole number of 1 or more, for `type=`."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Return a function that reads a whole number within a range, both ends included, for `type=`."""
+
+    def read(text: str) -> int:
+        with suppress(ValueError):  # also of more digits than Python reads
+            if low <= int(text) <= high:
+                return int(text)
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from {low} to {high}, got {shortened(text)!r}"
+        )
+
+    return read
 
 
-def natural(text: str) -> int:
-    """Read a whole number of 0 or more, for `type=`."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
-    return value
+def number(low: float, high: float) -> Callable[[str], float]:
+    """Return a function that reads a number within a range, both ends included, for `type=`."""
+
+    def read(text: str) -> float:
+        with suppress(ValueError):
+            if low <= float(text) <= high:  # a NaN fails every comparison
+                return float(text)
+        raise argparse.ArgumentTypeError(
+            f"must be a number from {low:g} to {high:g}, got {shortened(text)!r}"
+        )
+
+    return read

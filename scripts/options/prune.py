@@ -12,7 +12,7 @@ from prunegym.pruning.plan import Amount
 from prunegym.pruning.techniques import TECHNIQUES
 from prunegym.scripts.options.network import TaskConfig, add_network_flags, task_config
 from prunegym.scripts.options.output import OutputConfig, add_output_flags, output_config
-from prunegym.scripts.options.parser import Parser, UsageError, positive
+from prunegym.scripts.options.parser import Parser, UsageError, whole
 from prunegym.scripts.options.pruning import (
     PruningConfig,
     add_budget_flag,
@@ -58,7 +58,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--samples",
-        type=positive,
+        type=whole(1, 100_000),
         metavar="K",
         help="of the policy, beside its first choice; the best on validation is taken",
     )

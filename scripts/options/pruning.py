@@ -16,7 +16,7 @@ from prunegym.pruning.method import DEFAULT_METHOD, Method
 from prunegym.pruning.technique import Technique
 from prunegym.pruning.techniques import TECHNIQUES
 from prunegym.scripts.options.network import add_eval_data_flag, add_score_flag
-from prunegym.scripts.options.parser import Parser, UsageError, positive
+from prunegym.scripts.options.parser import Parser, UsageError, whole
 
 BUDGET = "macs=0.5"  # where none is named
 PER_INPUT_TECHNIQUES = ("channels", "gates")
@@ -80,7 +80,7 @@ def add_pruning_flags(parser: Parser, *, per_input: bool = False) -> None:
             help=f"the farthest that {kind.key} may go at a site (default {usual:g}): {kind.help}",
         )
     parser.add_argument(
-        "--round-to", type=positive, default=1, metavar="N", help="keep units in multiples of N"
+        "--round-to", type=whole(1, 65_536), default=1, metavar="N", help="keep units in multiples of N"
     )
     parser.add_argument(
         "--only",

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from prunegym.pruning.files import cache_folder, folder_written_whole, read_json, write_json, written_whole
+from prunegym.pruning.files import (
+    cache_folder,
+    folder_written_whole,
+    parse_json,
+    parse_yaml,
+    read_json,
+    write_json,
+    written_whole,
+)
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):
@@ -113,3 +121,47 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         (fresh / "third").touch()
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["third"]
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "9" * 5000, "1e999", "-1e999"])
+def test_a_number_in_json_that_no_float_holds_is_refused(number):
+    with pytest.raises(ValueError, match=r"^it holds the number \S{1,41}, which is too large$"):
+        parse_json(f'{{"macs": [{number}]}}'.encode())
+    assert parse_json(f"[1e300, 3, 1{'0' * 300}]".encode()) == [1e300, 3, 10**300]
+
+
+def aliases(times, of, leaf):
+    """YAML whose last line stands for `of` ** `times` leaves."""
+    lines = [f"- &a0 {leaf}"] + [f"- &a{i + 1} [{', '.join([f'*a{i}'] * of)}]" for i in range(times)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (aliases(9, 10, "x"), "longer than 100000 characters"),
+        (aliases(3, 10, "x" * 99), "longer than 100000 characters"),
+        ("a: &a {k: v}\n" + "b: &b {<<: [" + "*a, " * 30_000 + "*a]}", "longer than 100000 characters"),
+        ("&a [*a]", "longer than 100000 characters"),
+        ("x" * 100_001, "longer than 100000 characters"),
+        ("[" * 21 + "]" * 21, "nested more deeply than 20"),
+        ("[" * 10_000, "nested too deeply"),
+        ("9" * 5000, "holds the number 9"),
+        ("0x" + "f" * 5000, "holds the number 0x"),
+        ("!!timestamp x", "not plain YAML"),
+        ("!!bool x", "not plain YAML"),
+        ("!!float ''", "not plain YAML"),
+        ("!!python/name:os.system", "not plain YAML"),
+        ("a: [", "not plain YAML"),
+        ("\0", "not plain YAML"),
+    ],
+)
+def test_yaml_that_is_not_plain_or_takes_long_to_work_with_is_refused(text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse_yaml(text)
+
+
+def test_yaml_may_use_aliases():
+    assert parse_yaml(aliases(2, 3, "x"))[2] == [["x"] * 3] * 3
+    assert parse_yaml("a: &a {lr: 0.1}\nb: {<<: *a, seed: 1}")["b"] == {"lr": 0.1, "seed": 1}
+    assert parse_yaml("") is None

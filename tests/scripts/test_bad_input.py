@@ -69,8 +69,11 @@ def altered(path, change):
         ),
         (["train", "--epsiodes", "3"], "unknown argument --epsiodes; did you mean --episodes?"),
         (["prune", "--algo", "ppo"], "unknown argument --algo"),
-        (["train", "--episodes", "0"], "argument --episodes: must be 1 or more, got 0"),
-        (["train", "--episodes", "many"], "argument --episodes: invalid"),
+        (
+            ["train", "--episodes", "0"],
+            "argument --episodes: must be a whole number from 1 to 10000000, got '0'",
+        ),
+        (["train", "--episodes", "many"], "argument --episodes: must be a whole number from 1 to 10000000"),
         (["train", "--algo", "ppoo"], "no algorithm named 'ppoo'. Did you mean 'ppo'?"),
         (["train", "--algo", "cma_es"], "no algorithm named 'cma_es'. Did you mean 'cma-es'?"),
         (["train", "--baselines", "randm"], "argument --baselines: invalid choice: 'randm'"),
@@ -85,8 +88,8 @@ def altered(path, change):
         ),
         (["train", "--out", "/dev/null/x"], "cannot write into /dev/null; give another --out"),
         (["prune", "--out", "/dev/null/x"], "cannot write into /dev/null; give another --out"),
-        (["train", "--n-envs", "0"], "argument --n-envs: must be 1 or more, got 0"),
-        (["train", "--first-images", "0"], "argument --first-images: must be 1 or more, got 0"),
+        (["train", "--n-envs", "0"], "argument --n-envs: must be a whole number from 1 to 1024, got '0'"),
+        (["train", "--first-images", "0"], "--first-images: must be a whole number from 1 to"),
         (["train", "--hyper", "tau=0.1"], "ppo has no hyper-parameter 'tau'."),
         (["train", "--hyper", "gama=1"], "ppo has no hyper-parameter 'gama'. Did you mean 'gamma'?"),
         (
@@ -95,11 +98,11 @@ def altered(path, change):
         ),
         (
             ["train", "--hyper", "n_epochs=many"],
-            "ppo: n_epochs must be a whole number of 1 or more, such as its default 20, got 'many'",
+            "ppo: n_epochs must be a whole number from 1 to 1000, such as its default 20, got 'many'",
         ),
         (
             ["train", "--hyper", "n_epochs=0"],
-            "ppo: n_epochs must be a whole number of 1 or more, such as its default 20, got 0",
+            "ppo: n_epochs must be a whole number from 1 to 1000, such as its default 20, got 0",
         ),
         (
             ["train", "--hyper", "policy_kwargs=3"],
@@ -107,7 +110,7 @@ def altered(path, change):
         ),
         (
             ["train", "--hyper", "policy_kwargs.net_arch=[64, x]"],
-            "net_arch must be a list of whole numbers of 1 or more, such as its default [64, 64]",
+            "net_arch must be a list of at most 10 whole numbers from 1 to 4096, such as its default [64",
         ),
         (["train", "--algo", "random", "--hyper", "gamma=1"], "random learns no policy; leave out --hyper"),
         (["train", "--algo", "cma-es", "--init-policy", "x"], "cma-es learns no policy; leave out"),
@@ -119,7 +122,10 @@ def altered(path, change):
         (["train", "--also", "digits_resnet"], "a network is named twice among digits_resnet, digits_resnet"),
         (["train", "--also", "a=b", "--also", "a=c"], "a network is named twice among digits_resnet, a, a"),
         (["prune", "--out", "x", "--samples", "3"], "--samples goes with --policy"),
-        (["prune", "--out", "x", "--policy", "y", "--samples", "0"], "--samples: must be 1 or more, got 0"),
+        (
+            ["prune", "--out", "x", "--policy", "y", "--samples", "0"],
+            "--samples: must be a whole number from 1 to 100000",
+        ),
         (["prune", "--out", "x", "--budget", "macs=0.3..0.8"], "macs=0.3..0.8 is a range, which only train"),
         (["train", "--data", "digit"], "no kind of data named 'digit'. Did you mean 'digits'?"),
         (
@@ -214,7 +220,7 @@ def test_a_file_of_results_of_other_settings_is_not_added_to(refused, tmp_path):
         (["--weights", "nowhere.th"], "there is no weights file nowhere.th"),
         (["--data", "npz:nowhere.npz"], "there is no data file nowhere.npz"),
         (["--mean", "0.5", "0.5"], "one number per input channel (1), got 2 and 1"),
-        (["--round-to", "0"], "argument --round-to: must be 1 or more, got 0"),
+        (["--round-to", "0"], "argument --round-to: must be a whole number from 1 to 65536, got '0'"),
     ],
 )
 def test_wrong_words_before_the_work_begins(refused, flags, verb, argv, expected):
@@ -479,11 +485,11 @@ def test_resuming_what_is_no_run_or_another_one(refused, material, finished_run,
     ("text", "expected"),
     [
         ("epsiodes: 3", "unknown argument --epsiodes; did you mean --episodes?"),
-        ("episodes: three", "argument --episodes: invalid"),
+        ("episodes: three", "argument --episodes: must be a whole number from 1 to"),
         ("- episodes", "must map flags to values"),
         ("episodes: [", "cannot read"),
         ("budget: {macs: half}", "'macs=half'"),
-        ("episodes: {of: 3}", "argument --episodes: invalid"),
+        ("episodes: {of: 3}", "argument --episodes: must be a whole number from 1 to"),
         ("hyper: {policy_kwargs: {net_arch: [8]}}", "no hyper-parameter 'policy_kwargs'"),
         ("[" * 10**4, "cannot read"),
         ("seed: 2026-13-45", "cannot read"),
@@ -501,11 +507,116 @@ def test_a_yaml_file_names_a_flag_whose_value_may_be_left_out(tmp_path, text, ad
     assert train.parse(["--config", str(tmp_path / "c.yaml")]).learning.cluster == address
 
 
+BIG = "9" * 30
+
+
+@pytest.mark.parametrize("value", [BIG, "-1", "9" * 5000, "nan", "inf", "x", "\x1b[31m"])
+@pytest.mark.parametrize(
+    ("verb", "flag", "low", "high"),
+    [
+        *((verb, "--seed", 0, 2147483647) for verb in ("train", "prune", "train-per-input", "finetune")),
+        *((verb, "--seed", 0, 2147483647) for verb in ("describe", "evaluate", "latency", "export")),
+        ("train", "--episodes", 1, 10000000),
+        ("train", "--n-envs", 1, 1024),
+        ("train", "--first-images", 1, 1000000000),
+        ("train", "--round-to", 1, 65536),
+        ("prune", "--samples", 1, 100000),
+        ("export", "--opset", 1, 100),
+        ("finetune", "--epochs", 0, 1000000),
+        ("finetune", "--batch-size", 1, 1000000),
+        ("finetune", "--shift", 0, 10000),
+        ("train-per-input", "--episodes", 1, 10000000),
+        ("train-per-input", "--rounds", 1, 1000),
+        ("train-per-input", "--tune-epochs", 0, 10000),
+    ],
+)
+def test_a_whole_number_has_a_range(refused, verb, flag, low, high, value):
+    line = refused(verb, f"{flag}={value}")
+    assert f"argument {flag}: must be a whole number from {low} to {high}, got '" in line
+    assert len(line) < 200
+
+
+@pytest.mark.parametrize("value", [BIG, "-1e99", "9" * 5000, "nan", "-inf", "x"])
+@pytest.mark.parametrize(
+    ("verb", "flag", "words"),
+    [
+        ("describe", "--mean", "must be a number from -1000 to 1000, got '"),
+        ("describe", "--std", "must be a number from 1e-06 to 1000, got '"),
+        ("finetune", "--lr", "must be a number from 1e-12 to 1000, got '"),
+        ("finetune", "--weight-decay", "must be a number from 0 to 100, got '"),
+    ],
+)
+def test_a_number_has_a_range(refused, verb, flag, words, value):
+    assert f"argument {flag}: {words}" in refused(verb, f"{flag}={value}")
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (["1", "8", "99999999"], "argument --input-size: must be a whole number from 1 to 16777216, got '9"),
+        (
+            ["1", "8", "16777216"],
+            "an image must hold at most 16777216 numbers; give a smaller input size than",
+        ),
+        (["0", "8", "8"], "argument --input-size: must be a whole number from 1 to 16777216, got '0'"),
+    ],
+)
+def test_an_input_size_has_a_range(refused, material, size, expected):
+    assert expected in refused("describe", "--model", material.model, "--input-size", *size)
+
+
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.parametrize(
+    ("verb", "flags_with_text"),
+    [
+        (
+            "train",
+            ["--model", "--weights", "--data", "--out", "--init-policy", "--cluster", "--only", "--also"],
+        ),
+        ("train", ["--score", "--device", "--criterion", "--config", "--hyper", "--budget", "--baselines"]),
+        ("prune", ["--policy", "--plan", "--out", "--techniques", "--allocation"]),
+        ("export", ["--compressed", "--out", "--data"]),
+        ("evaluate", ["--compressed", "--score"]),
+        ("report", ["--out"]),
+        ("benchmark", ["--assets", "--table"]),
+    ],
+)
+def test_a_text_is_not_empty(refused, verb, flags_with_text, value):
+    for flag in flags_with_text:
+        assert f"argument {flag} is empty; name what is meant, or leave it out" in refused(
+            verb, f"{flag}={value}"
+        )
+        assert f"argument {flag} is empty" in refused(verb, flag, value)
+
+
+def test_a_byte_that_is_no_text_is_refused(refused, flags):
+    assert r"--weights holds a character that is no text: 'a\udcff'" in refused(
+        "prune", *flags, "--weights", "a\udcff"
+    )
+
+
+def test_weights_of_a_further_network_are_named(refused, flags):
+    assert "--also a= names no file of weights; write --also a=WEIGHTS" in refused(
+        "train", *flags, "--also", "a="
+    )
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "9" * 5000, "1e999", "1e300"])
+def test_a_figure_in_a_report_has_a_range(refused, finished_run, tmp_path, number):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    record = json.loads((run / "metrics.json").read_text())
+    record["rows"]["dense"]["macs"] = "HERE"
+    (run / "metrics.json").write_text(json.dumps(record).replace('"HERE"', number))
+    line = refused("report", run)
+    assert "metrics.json is damaged" in line
+    assert len(line) < 400
+
+
 def test_a_line_stays_short_whatever_a_file_holds(refused, flags, tmp_path):
     decisions = {"stem.0": {"static_ratio": "x" * 10**6}}
     (tmp_path / "plan.json").write_text(json.dumps({"version": 2, "decisions": decisions}))
     line = refused("prune", *flags, "--plan", tmp_path / "plan.json")
-    assert len(line) < 3000
+    assert len(line) < 650
     assert "site 'stem.0': static_ratio must be a finite number" in line
 
 
@@ -524,8 +635,38 @@ def test_a_name_that_is_no_utf_8_is_refused_before_it_is_recorded(
     elif where == "working folder":
         monkeypatch.chdir(folder)
         argv = ["--data", "npz:data.npz"]
-    assert r"caf\udce9" in (line := refused("prune", *flags, *argv))
-    assert "is no UTF-8; rename the file or folder" in line
+    line = refused("prune", *flags, *argv)
+    assert (
+        "the working folder" if where == "working folder" else "--data holds a character that is no"
+    ) in line
+    assert "; rename it" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "\n".join(
+                ["only:", "- &a0 x", *(f"- &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]" for i in range(5))]
+            ),
+            "longer than 100000 characters, its aliases written out",
+        ),
+        ("seed: " + "9" * 5000, "it holds the number 9"),
+        ("seed: 0x" + "f" * 5000, "it holds the number 0x"),
+        ("seed: !!timestamp x", "it is not plain YAML"),
+        ("episodes: .inf", "--episodes: must be a whole number from 1 to 10000000, got 'inf'"),
+        ("n-envs: 1e99", "--n-envs: must be a whole number from 1 to 1024, got '1e99'"),
+        ('init-policy: ""', "argument --init-policy is empty"),
+        ('weights: "a\\0b"', "--weights holds a character that is no text: 'a\\x00b'"),
+        ('protect: "\\ud800"', "--protect holds a character that is no text: '\\ud800'"),
+        ('weights: "\\e[31mred"', "there is no weights file \\x1b[31mred"),
+    ],
+)
+def test_what_a_yaml_file_may_not_hold(refused, flags, tmp_path, text, expected):
+    (tmp_path / "c.yaml").write_text(text)
+    line = refused("train", *flags[4:], "--model", flags[1], "--config", tmp_path / "c.yaml")
+    assert expected in line
+    assert len(line) < 650
 
 
 def test_a_yaml_file_that_is_missing(refused, tmp_path):
@@ -553,18 +694,18 @@ class TestPerInput:
             (["--cluster"], "unknown argument --cluster"),
             (["--init-policy", "builtin"], "unknown argument --init-policy"),
             (["--score", "score.py:score"], "unknown argument --score"),
-            (["--overwrite", "--plan", "out/plan.json", "--out", "out"], "which lies in out; give another"),
+            (["--overwrite", "--plan", "out/plan.json", "--out", "out"], "/out; give another"),
             (["--first-images", "9"], "unknown argument --first-images"),
             (["--dense-reward"], "unknown argument --dense-reward"),
             (["--hyper", "tau=0.1"], "per-input has no hyper-parameter 'tau'."),
             (["--hyper", "price_rat=1"], "no hyper-parameter 'price_rat'. Did you mean 'price_rate'?"),
             (
                 ["--hyper", "price_rate=-1"],
-                "price_rate must be a number of 0 or more, such as its default 0.2, got -1",
+                "price_rate must be a number from 0 to 100, such as its default 0.2, got -1",
             ),
-            (["--hyper", "n_epochs=0"], "per-input: n_epochs must be a whole number of 1 or more"),
-            (["--rounds", "0"], "argument --rounds: must be 1 or more, got 0"),
-            (["--tune-epochs", "-1"], "argument --tune-epochs: must be 0 or more, got -1"),
+            (["--hyper", "n_epochs=0"], "per-input: n_epochs must be a whole number from 1 to 1000"),
+            (["--rounds", "0"], "argument --rounds: must be a whole number from 1 to 1000, got '0'"),
+            (["--tune-epochs", "-1"], "argument --tune-epochs: must be a whole number from 0 to 10000"),
             (["--static-ratio", "1.0"], "static_ratio must lie in [0, 1), got 1.0"),
             (["--static-ratio", "-0.1"], "static_ratio must lie in [0, 1), got -0.1"),
             (["--static-ratio", "nan"], "static_ratio must be a finite number, got nan"),

@@ -72,7 +72,7 @@ def test_the_table_says_that_gates_are_masks(run_cli, material, pruned, tmp_path
         (["--out", "m.pt2"], "m.pt2 does not go with --format onnx"),
         (["--out", "m.onnx", "--format", "both"], "m.onnx does not go with --format both"),
         (["--out", "m", "--format", "tflite"], "invalid choice: 'tflite'"),
-        (["--out", "m", "--opset", "0"], "--opset: must be 1 or more, got 0"),
+        (["--out", "m", "--opset", "0"], "--opset: must be a whole number from 1 to 100"),
         (["--out", "m", "--data", "npz:nowhere.npz"], "there is no data file nowhere.npz"),
     ],
 )

@@ -8,6 +8,7 @@ from prunegym.agents.errors import HyperparameterError
 from prunegym.agents.learning.algorithms import (
     ALGORITHMS,
     FOLDER,
+    RANGES,
     RolloutSchedule,
     read_overrides,
     with_overrides,
@@ -185,6 +186,41 @@ class TestReading:
         ) as caught:
             read_overrides([text])
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", [*ALGORITHMS.values(), PER_INPUT], ids=lambda spec: spec.name)
+class TestRanges:
+    def test_every_number_has_one_that_holds_its_default(self, spec):
+        defaults = {key.rpartition(".")[2]: value for key, value in flat(spec.hyperparameters).items()}
+        numbers = {name: value for name, value in defaults.items() if not isinstance(value, list)}
+        assert numbers
+        for name, value in numbers.items():
+            low, high = RANGES[name]
+            assert low <= value <= high
+
+    @pytest.mark.parametrize("value", [-1e9, 10**12, 10**400, math.inf, math.nan, True, "many", None, [1]])
+    def test_what_lies_outside_is_refused_with_the_range(self, spec, value):
+        for key, default in flat(spec.hyperparameters).items():
+            if isinstance(default, list):
+                continue
+            low, high = RANGES[key.rpartition(".")[2]]
+            with pytest.raises(
+                HyperparameterError, match=rf"{key} must be a .*number from {low} to {high}, "
+            ):
+                with_overrides(spec, {key: value})
+
+    @pytest.mark.parametrize("widths", [[0], [4097], [8] * 11, [8.0], [True], 8, "8"])
+    def test_layers_are_few_and_not_wide(self, spec, widths):
+        with pytest.raises(HyperparameterError, match="at most 10 whole numbers from 1 to 4096"):
+            with_overrides(spec, {"policy_kwargs.net_arch": widths})
+
+
+def flat(settings, prefix=""):
+    """Nested settings on one level."""
+    found = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 class TestOverrides:

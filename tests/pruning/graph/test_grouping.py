@@ -1,4 +1,5 @@
 import json
+from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
@@ -318,6 +319,20 @@ def test_a_group_norm_over_all_channels_mixes_them():
 def test_groups_come_in_the_order_of_execution():
     names = [group.name for group in example("projected")[1].groups]
     assert names == [*UNITS["projected"], "linear"]
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "a\0b"])
+def test_a_name_that_cannot_be_written_as_code_is_refused_in_one_line(name):
+    model = nn.Sequential(OrderedDict([(name, nn.Conv2d(3, 4, 1)), ("last", nn.Conv2d(4, 2, 1))]))
+    with pytest.raises(UntraceableModelError, match="is no name for a part of a network") as caught:
+        find_groups(model, (3, 6, 6))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["[/red]", "\x1b[31m", "层", "$x$"])
+def test_any_other_name_will_do(name):
+    model = nn.Sequential(OrderedDict([(name, nn.Conv2d(3, 4, 1)), ("last", nn.Conv2d(4, 2, 1))]))
+    assert [group.name for group in find_groups(model, (3, 6, 6)).groups] == [name, "last"]
 
 
 def test_an_image_of_the_wrong_shape_is_refused_in_one_line():

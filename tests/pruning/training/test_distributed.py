@@ -169,6 +169,21 @@ class TestLaunched:
         ):
             raise AssertionError
 
+    @pytest.mark.parametrize("size", ["x", "0", "-1", "1.5", "²", "9" * 30])
+    def test_a_number_of_processes_that_is_none_is_refused(self, monkeypatch, size):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        with pytest.raises(PruningError, match="WORLD_SIZE must be a number of processes"), launched("auto"):
+            raise AssertionError
+
+    def test_what_no_launcher_set_up_is_refused(self, monkeypatch):
+        pytest.importorskip("accelerate")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "x")
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+        with pytest.raises(PruningError, match="start the command by accelerate launch"), launched("cpu"):
+            raise AssertionError
+
     def test_one_gpu_cannot_serve_all(self, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
         with pytest.raises(PruningError, match="several processes cannot share cuda:1"), launched("cuda:1"):
