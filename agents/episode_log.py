@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from prunegym.agents.errors import CheckpointError
 from prunegym.agents.interface import EpisodicEnvironment
 from prunegym.agents.rollout import EpisodeResult
-from prunegym.pruning.errors import PlanError, PruningError
+from prunegym.pruning.errors import PlanError, PruningError, written_to
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.techniques import check_amounts
 
@@ -73,7 +73,7 @@ class EpisodeLog:
             return
         if self._expected:
             self._cut(by, self._n_kept)
-        with self.path.open("a", encoding="utf-8") as file:
+        with written_to(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line)
 
     def entries(self) -> list[Episode]:
@@ -116,7 +116,8 @@ class EpisodeLog:
                 lines.append(_line(method, result))
             count -= method == by
         partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_text("".join(lines), encoding="utf-8")
+        with written_to(self.path):
+            partial.write_text("".join(lines), encoding="utf-8")
         os.replace(partial, self.path)
         self._expected = []
 

@@ -18,7 +18,7 @@ from prunegym.envs.problem import ProblemConfig, PruningProblem
 from prunegym.pruning.calibration.statistics import CalibrationInputs, real_images
 from prunegym.pruning.calibration.synthesis import SYNTHESES, SyntheticSplits
 from prunegym.pruning.data import Images, ImageSplits, check_labels, load_splits
-from prunegym.pruning.errors import DataError, WeightsError, one_line
+from prunegym.pruning.errors import DataError, WeightsError, one_line, raise_machine_failure
 from prunegym.pruning.metrics import ScoreFunction
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
@@ -157,6 +157,7 @@ def count_classes(model: nn.Module, network: NetworkSpec) -> int:
     try:
         logits = model(image)
     except Exception as error:  # a stranger's forward may raise anything
+        raise_machine_failure(error)
         raise DataError(
             f"{network.name} does not run on an image of shape {list(network.input_shape)} "
             f"({one_line(error)}); give the right --input-size"

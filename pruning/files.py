@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prunegym.pruning.errors import PruningError, written_to
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -26,7 +28,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with written_to(path):
+            yield temporary
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp made it private; a result is an ordinary file
@@ -39,10 +42,16 @@ def cache_folder() -> Path:
     """Return the folder for files that can be made again, kept between runs.
 
     `$PRUNEGYM_CACHE`, `$XDG_CACHE_HOME/prunegym` or `~/.cache/prunegym`; it need not exist yet.
+
+    Raises:
+        PruningError: this user has no home, and no variable names a folder.
     """
     if folder := os.environ.get("PRUNEGYM_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunegym"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunegym"
+    except RuntimeError as error:
+        raise PruningError("this user has no home for the cache; set PRUNEGYM_CACHE to a folder") from error
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -6,12 +6,19 @@ import importlib
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from prunegym.agents import AgentError
-from prunegym.pruning.errors import ImpossibleBudgetError, PruningError, one_line
+from prunegym.pruning.errors import (
+    ImpossibleBudgetError,
+    PruningError,
+    machine_failure,
+    machine_failure_line,
+    one_line,
+)
 from prunegym.pruning.registry import unknown_name
 from prunegym.scripts.options.parser import UsageError
 
@@ -52,17 +59,21 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise unknown_name("verb", verb, VERBS)
-        with _sigterm_interrupts():
+        with _sigterm_interrupts(), _failures_told_once():
             module = importlib.import_module(f"prunegym.scripts.{verb.replace('-', '_')}")
             module.run(sys.argv[1:] if argv is None else argv)
     except ImpossibleBudgetError as error:
         return _complain(error, IMPOSSIBLE)
-    except (PruningError, AgentError, UsageError, OSError) as error:  # OSError: a full disk, no such folder
+    except (PruningError, AgentError, UsageError, OSError) as error:  # OSError: no such folder, for one
         return _complain(error, MISUSED)
     except KeyboardInterrupt as cause:
         hint = "; the same command with --resume goes on" if verb in RESUMABLE else ""
         print(f"prunegym: interrupted{hint}", file=sys.stderr)
         return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
+    except Exception as error:
+        if machine_failure(error) is None:
+            raise  # a fault of this project's
+        return _complain(error, MISUSED)
     return DONE
 
 
@@ -78,8 +89,25 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
+@contextmanager
+def _failures_told_once() -> Iterator[None]:
+    """Leave out the stack trace of a thread that keeps its exception for another, as TensorBoard's writer."""
+    former = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        if getattr(args.thread, "exception", None) is not args.exc_value:
+            former(args)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = former
+
+
 def _complain(error: Exception, code: int) -> int:
-    line = one_line(error)
+    failure = machine_failure(error)  # also where it passed for a fault of the user's
+    line = one_line(error) if failure is None else machine_failure_line(failure)
     if len(line) > LONGEST_LINE:  # a message may quote what a damaged file holds; the way out is at its end
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     print(f"prunegym: {line}", file=sys.stderr)

@@ -22,7 +22,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from prunegym.agents.errors import CheckpointError
-from prunegym.pruning.errors import one_line
+from prunegym.pruning.errors import one_line, raise_machine_failure
 
 STATE = "state.json"
 
@@ -78,6 +78,7 @@ class Checkpoint(Generic[H]):
             EOFError,
             PickleError,
         ) as error:
+            raise_machine_failure(error, reading=self.archive)
             raise _damaged(self.archive, error) from error
         _restore_random(self.random, model, env)
         return model
@@ -141,6 +142,7 @@ def read_checkpoint(
         checkpoint = Checkpoint(folder / state["model"], history(state["history"]), state["random"])
         saved: Mapping[str, Any] = state["run"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise_machine_failure(error)
         raise _damaged(folder / STATE, error) from error
     for key, value in run.items():
         if saved.get(key) != value:

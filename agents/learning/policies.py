@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
@@ -22,7 +22,8 @@ from prunegym.agents.interface import GymEnv, action_schema, episodic_environmen
 from prunegym.agents.learning.algorithms import ALGORITHMS
 from prunegym.envs.action import ActionMode
 from prunegym.envs.observation import context_features
-from prunegym.pruning.errors import UnknownNameError, one_line
+from prunegym.pruning.errors import UnknownNameError, one_line, raise_machine_failure
+from prunegym.pruning.networks.weights import read_tensors
 
 POLICY_VERSION = 4
 TENSORS = "policy.safetensors"
@@ -315,6 +316,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        raise_machine_failure(error)
         raise PolicyError(
             f"cannot read the policy {path}: {one_line(error)}; name the folder of a policy, or builtin"
         ) from error
@@ -344,8 +346,9 @@ def _is_shape(shape: Any) -> bool:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(path)
+        tensors = read_tensors(path)
     except (OSError, SafetensorError) as error:
+        raise_machine_failure(error)
         raise PolicyError(
             f"cannot read the policy {path}: {one_line(error)}; copy the policy anew"
         ) from error

@@ -13,7 +13,7 @@ from prunegym.pruning.data.images import Images
 from prunegym.pruning.data.kinds import KINDS, Request
 from prunegym.pruning.data.pixels import StoredPixels, check_size
 from prunegym.pruning.data.splits import ImageSplits, draw_splits
-from prunegym.pruning.errors import DataError
+from prunegym.pruning.errors import DataError, raise_machine_failure
 from prunegym.pruning.networks.registry import NetworkSpec
 
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -42,6 +42,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
             held = archive.files
             arrays = {key: archive[key] for key in _KEYS if key in held}
     except Exception as error:  # a damaged archive fails in a dozen ways, by where it is damaged
+        raise_machine_failure(error, reading=path)
         raise DataError(
             f"{path} is truncated, damaged, or no archive of plain arrays; write it with numpy.savez"
         ) from error

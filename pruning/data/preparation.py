@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from prunegym.pruning.data.pixels import normalised
-from prunegym.pruning.errors import DataError, one_line
+from prunegym.pruning.errors import DataError, one_line, raise_machine_failure
 from prunegym.pruning.networks.registry import NetworkSpec
 
 _MODES = {1: "L", 3: "RGB"}  # by channels
@@ -34,6 +34,7 @@ def read_image(path: Path, network: NetworkSpec) -> Tensor:
             deep = file.mode.startswith(("I", "F"))
             image = file.convert(mode)
     except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
+        raise_machine_failure(error, reading=path)
         raise DataError(
             f"{path} cannot be read as an image ({one_line(error)}); repair it or remove it"
         ) from error

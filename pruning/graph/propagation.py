@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.pruning.errors import UntraceableModelError
+from prunegym.pruning.errors import UntraceableModelError, raise_machine_failure
 from prunegym.pruning.graph.channels import CONSTANT, Channels, profile, spread, varying
 from prunegym.pruning.graph.records import LayerShape, ShapeConstant
 from prunegym.pruning.graph.tracing import BATCH, UNTRACED, example_image
@@ -187,6 +187,7 @@ def propagate(
             fx.Interpreter(traced).run(example.clone())
         interpreter.run(example)
     except Exception as error:  # user code may raise anything
+        raise_machine_failure(error)
         cause = " ".join(str(error).partition("While executing %")[0].split())  # fx adds its graph
         raise UntraceableModelError(
             f"the network does not run on an image of shape {tuple(input_shape)}: {cause}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from prunegym.pruning.errors import UntraceableModelError, one_line
+from prunegym.pruning.errors import UntraceableModelError, one_line, raise_machine_failure
 
 BATCH = 2  # more than one, so that no rule can take the batch for a channel dimension
 UNTRACED = "untraced"  # the key of a node's `meta` that says why a module was not followed
@@ -34,6 +34,7 @@ def trace_program(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModul
     try:
         graph = ModuleTracer(example_image(model, input_shape)).trace(model)
     except Exception as error:  # user code may raise anything on a symbolic input
+        raise_machine_failure(error)
         raise UntraceableModelError(
             f"torch.fx cannot trace {type(model).__name__}: {one_line(error)}; "
             "its forward must not branch or loop on the values of tensors"
@@ -86,6 +87,7 @@ class ModuleTracer(fx.Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:  # user code may raise anything on a symbolic input
+            raise_machine_failure(error)
             self.module_stack = stack
             for node in reversed(self.graph.nodes):  # those of the failed attempt
                 if node is last:

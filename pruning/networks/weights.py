@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from prunegym.pruning.errors import WeightsError
+from prunegym.pruning.errors import WeightsError, raise_machine_failure
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _LISTED = 5  # names in a message; a wrong architecture misses hundreds
@@ -44,7 +44,7 @@ def _read(path: Path) -> Any:
         raise WeightsError(f"there is no weights file {path}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_tensors(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the file's pickle protocol and the like
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -56,7 +56,19 @@ def _read(path: Path) -> Any:
             ) from error
         raise _damaged(path) from error
     except Exception as error:  # damaged files fail in a dozen ways, KeyError among them
+        raise_machine_failure(error, reading=path)
         raise _damaged(path) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors in a file of safetensors.
+
+    Raises:
+        OSError: it cannot be opened.
+        SafetensorError: it is damaged.
+    """
+    path.open("rb").close()  # safetensors takes a file that it may not open for a missing one
+    return load_file(path)
 
 
 def _damaged(path: Path) -> WeightsError:

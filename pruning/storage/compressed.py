@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from prunegym.pruning.apply import rebuild_
-from prunegym.pruning.errors import PruningError, one_line
+from prunegym.pruning.errors import PruningError, one_line, raise_machine_failure, written_to
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.files import read_json, write_json
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
@@ -35,7 +35,10 @@ WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that takes its place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+    with (
+        written_to(path),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch,
+    ):
         fresh, stale = Path(scratch) / "fresh", Path(scratch) / "stale"
         fresh.mkdir()
         yield fresh
@@ -139,6 +142,7 @@ def load_compressed(folder: Path | str, *, network: str | None = None) -> Loaded
     except PruningError:
         raise
     except Exception as error:  # a damaged record fails in a dozen ways, by where it is damaged
+        raise_machine_failure(error)
         cause = f"{type(error).__name__}: {one_line(error)}"
         raise PruningError(f"{folder / STRUCTURE} is damaged ({cause}); write the folder anew") from error
     return LoadedNetwork(model, spec, manifest, records, biases)

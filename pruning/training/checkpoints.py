@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from prunegym.pruning.errors import PruningError
+from prunegym.pruning.errors import PruningError, raise_machine_failure
 from prunegym.pruning.files import written_whole
 from prunegym.pruning.training.loop import EpochRecord, TrainingLoop
 
@@ -35,8 +35,9 @@ def write_checkpoint(
         "loop": loop.state_dict(),
         "history": [asdict(epoch) for epoch in history],
     }
-    with written_whole(path) as temporary:
-        torch.save(state, temporary)
+    # to an open file, as torch does not say why it cannot write one that it opened
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def read_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
@@ -52,6 +53,7 @@ def read_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
         saved = state["run"]
         changed = [name for name in run if saved[name] != run[name]]
     except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
+        raise_machine_failure(error, reading=path)
         raise PruningError(f"{path} is truncated, damaged, or no checkpoint; start afresh") from error
     if changed:
         raise PruningError(

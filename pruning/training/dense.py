@@ -77,7 +77,7 @@ def dense_digits(cache: Path | None = None, *, progress: bool = False) -> nn.Mod
         try:
             load_weights_(model, path)
             return model.eval()
-        except WeightsError as error:
+        except (OSError, WeightsError) as error:
             _log.warning("training the dense network anew, since its cached weights are unusable: %s", error)
     splits = load_splits("digits", network)
     learned_from = joined(splits.train, splits.calibration)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -19,6 +19,7 @@ from prunegym.pruning.calibration.statistics import CalibrationInputs
 from prunegym.pruning.calibration.synthesis.records import SYNTHESES, can_synthesise, gaussian_images
 from prunegym.pruning.files import cache_folder, written_whole
 from prunegym.pruning.graph.tracing import BATCH_NORMS
+from prunegym.pruning.networks.weights import read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _cached_batch(model: nn.Module, images: Tensor, bar: Any, *, seed: int) -> T
     path = cache_folder() / f"distilled-{_fingerprint(model, images, seed)}.safetensors"
     if path.exists():
         try:
-            return load_file(path)["images"]
+            return read_tensors(path)["images"]
         except Exception as error:  # a damaged file: safetensors raises its own kind, or KeyError
             logger.warning("making the images anew, since %s is unusable: %s", path, error)
     made = _match(model, images, bar, seed=seed)
