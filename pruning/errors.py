@@ -68,7 +68,11 @@ _WAYS_OUT = {
     errno.ENFILE: "end other programs, or raise the machine's limit on open files",
     errno.EACCES: "change its permissions, or name another",
 }
-_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED")
+_NO_MEMORY = re.compile(
+    "out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED"
+    "|failed to map segment|error return without exception set"  # of libraries, and of code in C
+)
+_NUMBERED = re.compile(r"\(os error (\d+)\)|unable to (?:open|mmap) .*\((\d+)\)$")  # by safetensors, by torch
 _MORE_MEMORY = "use smaller batches or images, another --device, or a machine with more of it"
 
 
@@ -79,8 +83,10 @@ def machine_failure(error: BaseException) -> OSError | MemoryError | None:
     user gave. Torch raises RuntimeError for them and safetensors an error of its own; other libraries raise
     theirs from them.
     """
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
-        return error if isinstance(error, MemoryError) else MemoryError(str(error))
+    if isinstance(error, MemoryError):
+        return error
+    if isinstance(error, (RuntimeError, ImportError, SystemError)) and _NO_MEMORY.search(_text(error)):
+        return MemoryError(_text(error))
     failure = _system_error(error)
     if failure is not None and failure.errno == errno.ENOMEM:
         return MemoryError(failure.strerror)
@@ -124,13 +130,19 @@ def _system_error(error: BaseException) -> OSError | None:
     """Return the error of the system that an error of Python, torch or safetensors stands for."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    text = str(error)
-    if told := re.search(r"\(os error (\d+)\)", text):  # safetensors
-        return OSError(int(told[1]), os.strerror(int(told[1])))
+    text = _text(error)
+    if told := _NUMBERED.search(text):
+        number = int(told[1] or told[2])
+        return OSError(number, os.strerror(number))
     # where torch fails to write to an open file, it says no more than that something was not written
     if isinstance(error, RuntimeError) and "inline_container.cc" in text and error.__context__ is not None:
         return _system_error(error.__context__)
     return None
+
+
+def _text(error: BaseException) -> str:
+    """Return what an error says; a stranger's own `__str__` is not called, since it may raise."""
+    return " ".join(part for part in error.args if isinstance(part, str))
 
 
 def machine_failure_line(failure: OSError | MemoryError) -> str:

@@ -175,6 +175,11 @@ def test_too_little_memory_at_any_time_is_no_fault_of_the_network(kind, monkeypa
         assert isinstance(machine_failure(caught.value), MemoryError)
 
 
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("it says nothing")
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -203,6 +208,13 @@ def test_too_little_memory_at_any_time_is_no_fault_of_the_network(kind, monkeypa
             torch.OutOfMemoryError("CUDA out of memory.\nTried"),
             "ran out of memory (CUDA out of memory. Tried)",
         ),
+        (RuntimeError("unable to open file </a> in read-only mode: Too many (24)"), "too many open files; r"),
+        (
+            RuntimeError("unable to mmap 8 bytes from file </a>: Cannot (12)"),
+            "ran out of memory (Cannot alloc",
+        ),
+        (ImportError("/a.so: failed to map segment from shared object"), "ran out of memory (/a.so: failed"),
+        (SystemError("error return without exception set"), "ran out of memory (error return without"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"), "ran out of memory (DefaultCPUAlloc"),
         (WeightsError("Error (os error 28)"), "no space left on device; free some space, or write elsewhere"),
         (caused(WeightsError("damaged"), OSError(errno.EMFILE, "x")), "too many open files; raise the limit"),
@@ -219,6 +231,7 @@ def test_each_failure_of_the_machine_has_one_line_with_the_way_out(error, line):
 @pytest.mark.parametrize(
     "error",
     [
+        Mute("out of memory"),
         ValueError("no space left"),
         FileNotFoundError(errno.ENOENT, "x", "/a"),
         RuntimeError("shapes differ"),
@@ -226,7 +239,7 @@ def test_each_failure_of_the_machine_has_one_line_with_the_way_out(error, line):
         OSError("without a number"),
         caused(WeightsError("damaged"), KeyError("a")),
     ],
-    ids=str,
+    ids=lambda error: type(error).__name__,
 )
 def test_all_else_is_none(error):
     assert machine_failure(error) is None
