@@ -48,7 +48,7 @@ def start(target: Callable[..., None], *args: Any) -> ForkServerProcess:
 def _ensure_server() -> None:
     folder = os.getcwd()
     os.environ[STARTING] = "1"
-    os.chdir(ROOT)  # until Python 3.12 a server looks for what it preloads there, and not along sys.path
+    os.chdir(ROOT)  # a server looks for what it preloads there, and not along sys.path
     try:
         forkserver.ensure_running()
     finally:
