@@ -134,9 +134,6 @@ def _system_error(error: BaseException) -> OSError | None:
     if told := _NUMBERED.search(text):
         number = int(told[1] or told[2])
         return OSError(number, os.strerror(number))
-    # where torch fails to write to an open file, it says no more than that something was not written
-    if isinstance(error, RuntimeError) and "inline_container.cc" in text and error.__context__ is not None:
-        return _system_error(error.__context__)
     return None
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from prunegym.pruning.apply import rebuild_
-from prunegym.pruning.errors import PruningError, one_line, raise_machine_failure, written_to
+from prunegym.pruning.errors import PruningError, one_line, raise_machine_failure
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files import read_json, write_json
+from prunegym.pruning.files import folder_written_whole, read_json, write_json
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.plan import CompressionPlan
@@ -29,22 +27,6 @@ from prunegym.pruning.techniques import TECHNIQUES
 FORMAT_VERSION = 4
 MAX_IMAGE_NUMBERS = 2**24  # numbers; a record that asks for more memory than that for one image is damaged
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
-
-
-@contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        written_to(path),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch,
-    ):
-        fresh, stale = Path(scratch) / "fresh", Path(scratch) / "stale"
-        fresh.mkdir()
-        yield fresh
-        if path.exists():
-            path.rename(stale)
-        fresh.rename(path)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from prunegym.pruning.files import written_whole
 from prunegym.pruning.graph.blocks import find_blocks
 from prunegym.pruning.networks.registry import NetworkSpec
 from prunegym.pruning.networks.weights import load_weights_
+from prunegym.pruning.storage.state import write_state
 from prunegym.pruning.surgery.cutting import cut_
 from prunegym.pruning.surgery.verification import trace
 from prunegym.pruning.training.checkpoints import read_checkpoint
@@ -49,15 +50,9 @@ def raised_by(function):
     return caught.value
 
 
-def with_file(path, write):
-    with path.open("wb") as file:
-        write(file)
-
-
 WRITERS = {
-    "torch": lambda path: with_file(path, partial(torch.save, LARGE)),
     "safetensors": lambda path: save_file(LARGE, path),
-    "numpy": lambda path: with_file(path, lambda file: np.savez(file, np.zeros(4096))),
+    "bytes": lambda path: path.write_bytes(bytes(4096)),
     "text": lambda path: path.write_text("a" * 4096),
 }
 
@@ -92,7 +87,7 @@ READERS = {
     "safetensors": (lambda path: save_file(LARGE, path), partial(load_weights_, nn.Linear(1, 1))),
     "pt": (lambda path: torch.save(LARGE, path), partial(load_weights_, nn.Linear(1, 1))),
     "policy.safetensors": (lambda path: save_file(LARGE, path), _read_tensors),
-    "state.pt": (lambda path: torch.save(LARGE, path), lambda path: read_checkpoint(path, {})),
+    "state": (lambda path: write_state(path, {}, LARGE), lambda path: read_checkpoint(path, {})),
 }
 
 

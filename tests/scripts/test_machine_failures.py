@@ -54,7 +54,7 @@ def failing(run_cli, commands):
         ("train", "out/"),
         ("train-per-input", "out/"),
         ("prune", "out/compressed"),
-        ("finetune", "out/checkpoint/state.pt"),
+        ("finetune", "out/checkpoint/state.safetensors"),
         ("export", "out/model.onnx"),
     ],
 )
@@ -122,16 +122,16 @@ def test_a_file_of_someone_elses(failing, material, commands, tmp_path):
     assert failing("prune") == f"prunegym: cannot open {secret}: {said}\n"
 
 
-@pytest.mark.parametrize("verb", ["prune", "train", "finetune"])
-def test_a_user_without_a_home(failing, monkeypatch, verb):
+def test_a_user_without_a_home(run_cli, commands, monkeypatch):
     def unknown(uid):
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
     for name in ("HOME", "XDG_CACHE_HOME", "PRUNEGYM_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert run_cli(*commands["prune"]).code == 0  # it caches nothing
     line = "prunegym: this user has no home for the cache; set PRUNEGYM_CACHE to a folder\n"
-    assert failing(verb) == line
+    assert run_cli("describe") == (2, "", line)  # a network that is trained once, and kept
 
 
 def test_a_home_that_is_unknown_is_no_folder_of_images(commands, failing):
