@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from prunegym.agents.errors import CheckpointError
 from prunegym.agents.interface import EpisodicEnvironment
 from prunegym.agents.rollout import EpisodeResult
-from prunegym.pruning.errors import PlanError, PruningError
+from prunegym.pruning.errors import PlanError, PruningError, written_to
 from prunegym.pruning.files import parse_json, written_whole
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.techniques import check_amounts
@@ -67,7 +67,7 @@ class EpisodeLog:
             return
         if self._expected:
             self._cut(by, self._n_kept)
-        with self.path.open("a", encoding="utf-8") as file:
+        with written_to(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line)
 
     def entries(self) -> list[Episode]:

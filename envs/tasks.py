@@ -18,7 +18,7 @@ from prunegym.envs.problem import ProblemConfig, PruningProblem
 from prunegym.pruning.calibration.statistics import CalibrationInputs, real_images
 from prunegym.pruning.calibration.synthesis import SYNTHESES, SyntheticSplits
 from prunegym.pruning.data import Images, ImageSplits, check_labels, load_splits
-from prunegym.pruning.errors import DataError, WeightsError, one_line
+from prunegym.pruning.errors import DataError, WeightsError, one_line, raise_machine_failure
 from prunegym.pruning.metrics import ScoreFunction
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
@@ -170,6 +170,7 @@ def _output(model: nn.Module, network: NetworkSpec) -> Any:
     try:
         return model(image)
     except Exception as error:  # a stranger's forward may raise anything
+        raise_machine_failure(error)
         others = {parameter.dtype for parameter in model.parameters()} - {image.dtype}
         way_out = "build it in float32, as images are" if others else "give the right --input-size"
         raise DataError(

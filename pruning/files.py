@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from prunegym.pruning.errors import one_line
+from prunegym.pruning.errors import PruningError, one_line, written_to
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,8 @@ def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
             _remove_if_abandoned(other)
     temporary, lock = _made_and_locked(path, folder=folder)
     try:
-        yield temporary
+        with written_to(path):
+            yield temporary
     finally:
         os.close(lock)
         with suppress(OSError):
@@ -145,10 +146,16 @@ def cache_folder() -> Path:
     """Return the folder for files that can be made again, kept between runs.
 
     `$PRUNEGYM_CACHE`, `$XDG_CACHE_HOME/prunegym` or `~/.cache/prunegym`; it need not exist yet.
+
+    Raises:
+        PruningError: this user has no home, and no variable names a folder.
     """
     if folder := os.environ.get("PRUNEGYM_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunegym"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunegym"
+    except RuntimeError as error:
+        raise PruningError("this user has no home for the cache; set PRUNEGYM_CACHE to a folder") from error
 
 
 def read_cached(path: Path) -> bytes | None:

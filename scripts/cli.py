@@ -6,12 +6,20 @@ import importlib
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from prunegym.agents import AgentError
-from prunegym.pruning.errors import ImpossibleBudgetError, PruningError, one_line, printable
+from prunegym.pruning.errors import (
+    ImpossibleBudgetError,
+    PruningError,
+    machine_failure,
+    machine_failure_line,
+    one_line,
+    printable,
+)
 from prunegym.pruning.registry import unknown_name
 from prunegym.pruning.user_functions import as_user_error
 from prunegym.scripts.options.parser import HelpShown, UsageError
@@ -62,10 +70,12 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
         except HelpShown:
             raise
         except BaseException as error:
-            known = as_user_error(error) or (error if isinstance(error, OSError) else None)
+            known = machine_failure(error) or as_user_error(error)
+            if known is None and isinstance(error, OSError):
+                known = error  # no such folder, for one
             if known is None:
                 raise  # a mistake of this project's, which its stack trace helps to find
-            return _complain(known, MISUSED)  # OSError: a full disk, no such folder
+            return _complain(known, MISUSED)
     return DONE
 
 
@@ -76,7 +86,7 @@ def _run(verb: str, argv: Sequence[str]) -> None:
         return
     if verb not in VERBS:
         raise unknown_name("verb", verb, VERBS)
-    with _sigterm_interrupts():
+    with _sigterm_interrupts(), _failures_told_once():
         module = importlib.import_module(f"prunegym.scripts.{verb.replace('-', '_')}")
         module.run(argv)
 
@@ -106,8 +116,25 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
+@contextmanager
+def _failures_told_once() -> Iterator[None]:
+    """Leave out the stack trace of a thread that keeps its exception for another, as TensorBoard's writer."""
+    former = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        if getattr(args.thread, "exception", None) is not args.exc_value:
+            former(args)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = former
+
+
 def _complain(error: Exception, code: int) -> int:
-    line = one_line(error)
+    failure = machine_failure(error)  # also where it passed for a fault of the user's
+    line = one_line(error) if failure is None else machine_failure_line(failure)
     if len(line) > LONGEST_LINE:  # a message may quote what a damaged file holds; the way out is at its end
         half = (LONGEST_LINE - len(LEFT_OUT)) // 2
         line = f"{line[:half]}{LEFT_OUT}{line[-half:]}"

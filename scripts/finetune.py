@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from prunegym.envs import Budget, NetworkSource, count_classes, trains_itself
 from prunegym.envs.training_data import TrainingData
 from prunegym.pruning.data import absolute, check_labels
+from prunegym.pruning.errors import written_to
 from prunegym.pruning.evaluation.comparison import typical_image
 from prunegym.pruning.evaluation.evaluate import evaluate
 from prunegym.pruning.files import write_json
@@ -169,12 +170,13 @@ class Curves:
 
     def write(self, epoch: EpochRecord) -> None:
         """Add an epoch's loss, learning rate and, if it was measured, accuracy."""
-        self._writer = self._writer or SummaryWriter(str(self._folder))
-        for name in ("loss", "learning_rate", "accuracy"):
-            value = getattr(epoch, name)
-            if value is not None:
-                self._writer.add_scalar(f"finetune/{name}", value, epoch.number)
-        self._writer.flush()  # an epoch can take minutes, and TensorBoard reads the file
+        with written_to(self._folder):
+            self._writer = self._writer or SummaryWriter(str(self._folder))
+            for name in ("loss", "learning_rate", "accuracy"):
+                value = getattr(epoch, name)
+                if value is not None:
+                    self._writer.add_scalar(f"finetune/{name}", value, epoch.number)
+            self._writer.flush()  # an epoch can take minutes, and TensorBoard reads the file
 
     def close(self) -> None:
         """Close the log."""

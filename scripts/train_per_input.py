@@ -27,6 +27,7 @@ from prunegym.envs import Task
 from prunegym.envs.input_pruning import loss
 from prunegym.pruning.apply import Compressed
 from prunegym.pruning.data import Images
+from prunegym.pruning.errors import written_to
 from prunegym.pruning.evaluation.comparison import measure_side_by_side
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.files import write_json, written_whole
@@ -111,7 +112,7 @@ def _appending(path: Path) -> Callable[[dict[str, float]], None]:
             with written_whole(path) as temporary:
                 temporary.write_bytes(b"".join(kept))
         begun = True
-        with path.open("a", encoding="utf-8") as file:
+        with written_to(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     return append
@@ -144,7 +145,8 @@ def _write(config: TrainPerInputConfig, start: PerInputStart, compared: PerInput
         },
     }
     write_json(out / METRICS, record)
-    with SummaryWriter(str(out / "tensorboard" / "pictures")) as writer:
+    curves = out / "tensorboard" / "pictures"
+    with written_to(curves), SummaryWriter(str(curves)) as writer:
         for name, picture in write_pictures(out).items():
             writer.add_image(f"input/{name}", picture, dataformats="HWC")
     name = config.task.network.name

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prunegym.agents.errors import CheckpointError
-from prunegym.pruning.errors import one_line
+from prunegym.pruning.errors import one_line, raise_machine_failure
 from prunegym.pruning.storage.state import (
     optimizer_tensors,
     prefixed,
@@ -82,6 +82,7 @@ class Checkpoint(Generic[H]):
             _restore_model_(model, self.record["model"], self.tensors)
             _restore_random(self.record["random"], model, env)
         except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
+            raise_machine_failure(error, reading=self.path)
             raise _damaged(self.path, error) from error
 
 
@@ -133,6 +134,7 @@ def read_checkpoint(
         checkpoint = Checkpoint(path, history(record["history"]), record, tensors)
         saved = dict(record["run"])
     except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
+        raise_machine_failure(error, reading=path)
         raise _damaged(path, error) from error
     for key, value in run.items():
         if saved.get(key) != value:

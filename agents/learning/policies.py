@@ -21,7 +21,7 @@ from prunegym.agents.interface import GymEnv, action_schema, episodic_environmen
 from prunegym.agents.learning.algorithms import ALGORITHMS
 from prunegym.envs.action import ActionMode
 from prunegym.envs.observation import context_features
-from prunegym.pruning.errors import UnknownNameError, one_line
+from prunegym.pruning.errors import UnknownNameError, one_line, raise_machine_failure
 from prunegym.pruning.files import foreign_content, read_json, write_json
 
 POLICY_VERSION = 4
@@ -321,6 +321,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = read_json(path)
     except (OSError, ValueError) as error:
+        raise_machine_failure(error)
         raise PolicyError(
             f"cannot read the policy {path}: {one_line(error)}; name the folder of a policy, or builtin"
         ) from error
@@ -359,6 +360,7 @@ def _read_tensors(folder: Path, description: Mapping[str, Any]) -> dict[str, Ten
             raise PolicyError(f"{path} is {found}")
         tensors = load(weights)
     except (OSError, SafetensorError) as error:
+        raise_machine_failure(error)
         raise PolicyError(
             f"cannot read the policy {path}: {one_line(error)}; copy the policy anew"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from prunegym.agents.learning.tensorboard import TensorBoardCallback, continues_
 from prunegym.agents.progress import EpisodeBar
 from prunegym.agents.rollout import EpisodeResult, deterministic, exploring, require_episodes, run_episode
 from prunegym.agents.vector.make import vectorized
+from prunegym.pruning.errors import written_to
 
 # regularisation, so that a policy learned on a few networks suits others: PPO's policies are then linear and
 # have weight decay
@@ -202,7 +204,10 @@ def _spend(run: _Run, env: GymEnv, episodes: int, recording: Recording) -> Learn
         listeners.append(recording.on_episode)
     # environments in lockstep end their episodes together, so those that do not fill a round come after
     last = (episodes - 1) // run.schedule.n_envs * run.schedule.n_envs
-    with EpisodeBar(algorithm, episodes=episodes, shown=recording.progress, history=run.history) as bar:
+    with (
+        written_to(recording.tensorboard),
+        EpisodeBar(algorithm, episodes=episodes, shown=recording.progress, history=run.history) as bar,
+    ):
         counter = EpisodeCallback(run.history, [*listeners, board.write_episode, bar.show], last=last)
         callbacks: list[BaseCallback] = [counter, board]
         if recording.checkpoint:
@@ -234,7 +239,8 @@ def _spend(run: _Run, env: GymEnv, episodes: int, recording: Recording) -> Learn
         except KeyboardInterrupt:
             raise  # perhaps while the log is locked, where closing would wait for minutes; all is flushed
         except BaseException:
-            board.close()
+            with suppress(OSError):  # as where what it writes to is what has failed
+                board.close()
             raise
         board.close()
     return LearningResult(run.model, best or final, final, run.history.episodes)

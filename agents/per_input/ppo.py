@@ -28,6 +28,7 @@ from prunegym.agents.learning.tensorboard import (
 )
 from prunegym.agents.per_input.vector_adapter import GymVectorAdapter
 from prunegym.agents.rollout import require_episodes
+from prunegym.pruning.errors import written_to
 
 PER_INPUT = Algorithm("per-input", PPO, on_policy)
 SAVE_EVERY = 20  # updates
@@ -154,7 +155,10 @@ def learn_per_input(
     save = partial(save_checkpoint, recording.checkpoint, run=identity) if recording.checkpoint else None
     callback = _UpdateCallback(env, history, {"seed": seed, **settings}, save, recording.on_update)
     hidden = None if recording.progress else True  # None: hidden where no terminal shows it
-    with tqdm(total=episodes, initial=history.episodes, unit="input", disable=hidden) as bar:
+    with (
+        written_to(recording.tensorboard),
+        tqdm(total=episodes, initial=history.episodes, unit="input", disable=hidden) as bar,
+    ):
         callback.bar = bar
         n_steps = (episodes - history.episodes) * len(env.gate_names)
         if n_steps > 0:  # else it was interrupted after learning

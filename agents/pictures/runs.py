@@ -29,6 +29,7 @@ from prunegym.agents.pictures.plan_bars import plan_bars_figure
 from prunegym.agents.pictures.reward_curve import reward_curve_figure
 from prunegym.agents.pictures.scores import scores
 from prunegym.envs.results import PlainPlan
+from prunegym.pruning.errors import raise_machine_failure
 from prunegym.pruning.files import parse_json
 
 DENSE, UNIFORM, FIXED = "dense", "uniform", "fixed"
@@ -214,6 +215,7 @@ def read_inputs(path: Path) -> Inputs:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in LAYOUT}
     except Exception as error:  # the error depends on where the archive is damaged
+        raise_machine_failure(error, reading=path)
         raise ValueError(str(error)) from error
     sizes: dict[str, int] = {}
     for name, (kind, letters) in LAYOUT.items():

@@ -17,7 +17,7 @@ from prunegym.agents.errors import AgentError
 from prunegym.agents.interface import GymEnv, episodic_environment
 from prunegym.agents.vector.wrappers import RestartableEpisodes, named
 from prunegym.envs.layer_pruning import Action, Observation
-from prunegym.pruning.errors import one_line
+from prunegym.pruning.errors import one_line, raise_machine_failure
 
 Result: TypeAlias = Mapping[str, Any]  # an "episode_result"
 
@@ -107,6 +107,7 @@ def pack(env: GymEnv) -> bytes:
         # plain pickle would copy the whole tensor for each view of it
         torch.save(env, buffer, pickle_module=cloudpickle)
     except Exception as error:  # parts of a user's network may raise anything
+        raise_machine_failure(error)
         raise AgentError(
             f"the environment cannot be sent to a cluster ({one_line(error)}); leave out --cluster"
         ) from error

@@ -15,7 +15,7 @@ from prunegym.pruning.data.images import Images
 from prunegym.pruning.data.kinds import KINDS, Request
 from prunegym.pruning.data.pixels import StoredPixels, check_size
 from prunegym.pruning.data.splits import ImageSplits, draw_splits
-from prunegym.pruning.errors import DataError, one_line
+from prunegym.pruning.errors import DataError, one_line, raise_machine_failure
 from prunegym.pruning.optional_packages import imported
 
 
@@ -53,6 +53,7 @@ def _opened(dataset: Any, place: Path, request: Request) -> tuple[Any, Any]:
             train = dataset(place, train=True, download=request.download)
         return train, dataset(place, train=False)
     except Exception as error:  # a connection fails in a dozen ways, and so does a damaged file
+        raise_machine_failure(error)
         cause = one_line(error)
         if request.download:
             raise DataError(f"{dataset.__name__} cannot be downloaded to {place}: {cause}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +51,11 @@ def load_splits(
     for name in KINDS:
         known, _, needs_place = name.partition(":")
         if kind == known and bool(place) == bool(needs_place):
-            return KINDS[name](Path(place).expanduser(), Request(network, seed, download, progress))
+            return KINDS[name](Path(os.path.expanduser(place)), Request(network, seed, download, progress))
     raise unknown_name("kind of data", spec, list(KINDS))
 
 
 def absolute(spec: str) -> str:
     """Return the name of images with an absolute path, valid in any working directory."""
     kind, _, place = spec.partition(":")
-    return f"{kind}:{Path(place).expanduser().absolute()}" if place else spec
+    return f"{kind}:{Path(os.path.expanduser(place)).absolute()}" if place else spec

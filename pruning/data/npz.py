@@ -13,7 +13,7 @@ from prunegym.pruning.data.images import Images
 from prunegym.pruning.data.kinds import KINDS, Request
 from prunegym.pruning.data.pixels import StoredPixels, check_size
 from prunegym.pruning.data.splits import ImageSplits, draw_splits
-from prunegym.pruning.errors import DataError
+from prunegym.pruning.errors import DataError, raise_machine_failure
 from prunegym.pruning.files import foreign_content
 from prunegym.pruning.networks.registry import NetworkSpec
 
@@ -48,6 +48,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
                 if key in held:
                     arrays[key] = archive[key]
     except Exception as error:  # a damaged archive fails in a dozen ways, by where it is damaged
+        raise_machine_failure(error, reading=path)
         if "allow_pickle" in str(error) and key is not None:
             raise DataError(
                 f"{path}: {key} holds Python objects, and loading them could run code; save plain numbers"

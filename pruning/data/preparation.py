@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from prunegym.pruning.data.pixels import normalised
-from prunegym.pruning.errors import DataError, one_line
+from prunegym.pruning.errors import DataError, one_line, raise_machine_failure
 from prunegym.pruning.files import foreign_content
 from prunegym.pruning.networks.registry import NetworkSpec
 
@@ -39,6 +39,7 @@ def read_image(path: Path, network: NetworkSpec) -> Tensor:
             deep = file.mode.startswith(("I", "F"))
             image = file.convert(mode)
     except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
+        raise_machine_failure(error, reading=path)
         found = foreign_content(path) if isinstance(error, UnidentifiedImageError) else None
         if found and not found.endswith("image"):
             raise DataError(f"{path} is {found}") from error

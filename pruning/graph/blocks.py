@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from prunegym.pruning.errors import raise_machine_failure
 from prunegym.pruning.graph.records import ChannelGraph, ChannelGroup, Member
 from prunegym.pruning.graph.tracing import example_image
 from prunegym.pruning.modes import evaluating
@@ -173,7 +174,8 @@ def _runs_without(model: nn.Module, graph: ChannelGraph, names: Iterable[str]) -
         with evaluating(shorter, skipped):
             outputs = [pytree.tree_leaves(network(example.clone())) for network in (shorter, skipped)]
             return all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
-    except Exception:  # user code may ask a block for anything
+    except Exception as error:  # user code may ask a block for anything
+        raise_machine_failure(error)
         return False
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.pruning.errors import UntraceableModelError, one_line
+from prunegym.pruning.errors import UntraceableModelError, one_line, raise_machine_failure
 from prunegym.pruning.graph.channels import CONSTANT, Channels, profile, spread, varying
 from prunegym.pruning.graph.operators import UNTRACED
 from prunegym.pruning.graph.records import LayerShape, ShapeConstant
@@ -174,6 +174,7 @@ class ChannelInterpreter(fx.Interpreter):
         try:
             return rule(self.propagation, call)
         except Exception as error:  # a fault of ours must not pass for one of the network's
+            raise_machine_failure(error)
             return self.propagation.freeze(call, f"the rule for {call.name} failed: {one_line(error)}")
 
 
@@ -197,6 +198,7 @@ def propagate(
         with counter:  # in a run of its own: every operation on an index tensor would pass through it too
             fx.Interpreter(traced).run(example.clone())
     except Exception as error:  # user code may raise anything
+        raise_machine_failure(error)
         cause = one_line(error).partition("While executing %")[0].strip()  # fx adds its graph
         raise UntraceableModelError(
             f"the network does not run on an image of shape {tuple(input_shape)}: {cause}"

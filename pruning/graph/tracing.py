@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from prunegym.pruning.errors import UntraceableModelError, one_line
+from prunegym.pruning.errors import UntraceableModelError, one_line, raise_machine_failure
 from prunegym.pruning.graph.operators import UNTRACED, OpaqueParts, stopping_line
 
 BATCH = 2  # more than one, so that no rule can take the batch for a channel dimension
@@ -57,6 +57,7 @@ def trace_program(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModul
                 graph = ModuleTracer(example).trace(model)
                 break
             except Exception as error:  # user code may raise anything on a symbolic input
+                raise_machine_failure(error)
                 held.put_back_()
                 if not parts.take(error):
                     raise _untraceable(model, error) from error
@@ -206,6 +207,7 @@ class ModuleTracer(fx.Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:  # user code may raise anything on a symbolic input
+            raise_machine_failure(error)
             self.module_stack = stack
             held.put_back_()
             self._forget(node for node in reversed(self.graph.nodes) if node not in before)

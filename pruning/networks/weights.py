@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from prunegym.pruning.errors import WeightsError
+from prunegym.pruning.errors import WeightsError, raise_machine_failure
 from prunegym.pruning.files import foreign_content
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -58,6 +58,7 @@ def _read(path: Path) -> Any:
             with path.open("rb") as file:  # by its name, torch would choose for itself what it is
                 return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in a dozen ways, KeyError among them
+        raise_machine_failure(error, reading=path)
         raise WeightsError(f"{path} {_fault(path, error)}") from error
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from prunegym.pruning.apply import rebuild_
-from prunegym.pruning.errors import PruningError, one_line
+from prunegym.pruning.errors import PruningError, one_line, raise_machine_failure
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.files import folder_written_whole, foreign_content, read_json, write_json
 from prunegym.pruning.networks.registry import MAX_IMAGE_NUMBERS, NetworkSpec, resolve_network
@@ -127,6 +127,7 @@ def load_compressed(folder: Path | str, *, network: str | None = None) -> Loaded
     except PruningError:
         raise
     except Exception as error:  # a damaged record fails in a dozen ways, by where it is damaged
+        raise_machine_failure(error)
         cause = f"{type(error).__name__}: {one_line(error)}"
         raise PruningError(f"{folder / STRUCTURE} is damaged ({cause}); write the folder anew") from error
     return LoadedNetwork(model, spec, manifest, records, biases)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegym.pruning.errors import ExportError, message_of
+from prunegym.pruning.errors import ExportError, message_of, raise_machine_failure
 from prunegym.pruning.files import written_whole
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.optional_packages import imported
@@ -155,6 +155,7 @@ def _quiet(failure: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # they raise a dozen kinds, by where they fail
+        raise_machine_failure(error)
         cause = error
         while isinstance(cause.__cause__, Exception):
             cause = cause.__cause__

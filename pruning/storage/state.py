@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from prunegym.pruning.errors import raise_machine_failure
 from prunegym.pruning.files import written_whole
 
 RECORD = "record"  # the tensor that holds the plain data, as JSON in UTF-8: [bytes]
@@ -43,6 +44,7 @@ def read_state(path: Path) -> tuple[Any, dict[str, Tensor]]:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is damaged, or no such file.
     """
+    path.open("rb").close()  # safetensors takes a file that it may not open for a missing one
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no mapping
@@ -50,6 +52,7 @@ def read_state(path: Path) -> tuple[Any, dict[str, Tensor]]:
     except OSError:
         raise
     except Exception as error:  # safetensors raises its own kind, and others by where a file is damaged
+        raise_machine_failure(error, reading=path)
         raise ValueError(f"it is no safetensors file: {error}") from error
     if RECORD not in tensors or expected != _checksum(tensors):
         raise ValueError("its content does not have the checksum that was written with it")

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from prunegym.pruning.errors import PruningError
+from prunegym.pruning.errors import PruningError, raise_machine_failure
 from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.graph.tracing import TRANSPOSED
 from prunegym.pruning.modes import evaluating
@@ -163,6 +163,7 @@ def rebuild_(model: nn.Module, graph: ChannelGraph | None, structure: Structure)
             return model
         return _graph_form(model, graph, structure.constants)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        raise_machine_failure(error)
         raise PruningError(f"the recorded structure does not fit {type(model).__name__}: {error}") from error
 
 
@@ -285,5 +286,6 @@ def _own_forward_agrees(model: nn.Module, program: fx.GraphModule, graph: Channe
     try:
         with evaluating(model, program):
             return torch.equal(attempt(model, example), attempt(program, example))
-    except Exception:  # a constant in user code no longer fits, and it may raise anything
+    except Exception as error:  # a constant in user code no longer fits, and it may raise anything
+        raise_machine_failure(error)
         return False

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunegym.pruning.errors import raise_machine_failure
 from prunegym.pruning.graph import ChannelGraph, ChannelGroup, find_groups
 from prunegym.pruning.surgery.cutting import KeptUnits, attempt, cut
 
@@ -123,7 +124,8 @@ def in_double(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     double = copy.deepcopy(model).cpu().double().eval()  # not every device knows double precision
     try:
         attempt(double, torch.zeros((2, *input_shape), dtype=torch.double))
-    except Exception:  # user code may cast to another type, and then raise anything
+    except Exception as error:  # user code may cast to another type, and then raise anything
+        raise_machine_failure(error)
         return model
     return double
 
@@ -134,6 +136,7 @@ def _trial_agrees(model: nn.Module, graph: ChannelGraph, kept: KeptUnits, genera
     try:
         small = attempt(cut(model, graph, kept), example)
     except Exception as error:  # user code may raise anything once its sizes change
+        raise_machine_failure(error)
         logger.debug("a trial cut failed: %s", error)
         return False
     dense = model(example)

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from prunegym.pruning.errors import PruningError
+from prunegym.pruning.errors import PruningError, raise_machine_failure
 from prunegym.pruning.storage.state import prefixed, read_state, with_prefix, write_state
 from prunegym.pruning.training.loop import EpochRecord, TrainingLoop
 
@@ -36,6 +36,7 @@ class Checkpoint:
             loop.restore_(self.record["loop"], with_prefix("loop", self.tensors))
             return [EpochRecord(**epoch) for epoch in self.record["history"]]
         except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
+            raise_machine_failure(error, reading=self.path)
             raise _damaged(self.path) from error
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.pruning.calibration.statistics import real_images
-from prunegym.pruning.errors import PruningError, one_line
+from prunegym.pruning.errors import PruningError, one_line, raise_machine_failure
 from prunegym.pruning.evaluation.evaluate import Evaluation
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.optional_packages import imported
@@ -90,6 +90,7 @@ def _stage(name: str) -> Iterator[None]:
     except PruningError:
         raise
     except Exception as error:  # what would be a crash is a row of the table
+        raise_machine_failure(error)
         message = one_line(error)
         raise PruningError(f"{name}: {type(error).__name__}: {message}") from error
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.pruning.calibration.synthesis.noise import restandardised
-from prunegym.pruning.errors import PruningError
+from prunegym.pruning.errors import PruningError, raise_machine_failure
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.surgery.cutting import attempt
 from prunegym.pruning.surgery.verification import in_double
@@ -49,7 +49,8 @@ def load_subject(name: str, *, seed: int) -> Subject:
         try:
             with torch.no_grad():
                 model(images[:2])
-        except (AssertionError, RuntimeError, ValueError):  # too small, or not what it was built for
+        except (AssertionError, RuntimeError, ValueError) as error:  # too small, or not what it was built for
+            raise_machine_failure(error)
             continue
         return Subject(sized, _shaken(model, images), images)
     raise PruningError(f"{name} runs on noise of none of the sizes {SIDES}, nor of its own")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from prunegym.pruning.errors import PruningError, one_line
+from prunegym.pruning.errors import PruningError, machine_failure, one_line
 
 Name = TypeVar("Name", bound=Hashable)
 SECONDS_PER_PROCESSOR_SECOND = 10  # seconds to wait for one of processor time
@@ -102,7 +102,7 @@ def _call(job: Callable[[], dict[str, Any]], end: Connection, limits: Limits) ->
         result = job()
     except Exception as error:
         why = one_line(error)
-        if isinstance(error, MemoryError) or "can't allocate memory" in why:  # torch's own is a RuntimeError
+        if isinstance(machine_failure(error), MemoryError):
             why = f"needs more than {limits.gigabytes:.0f} GB"
         elif not isinstance(error, PruningError):
             why = f"{type(error).__name__}: {why}"

@@ -126,8 +126,11 @@ def _arrays(model: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def run_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run the command line in this process."""
+def run_cli(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """Run the command line in this process, in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*argv: object) -> Outcome:
         capfd.readouterr()

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [__name__, "prunegym.scripts.train", "torch._dynamo", "tests.scripts.killing"]  # seconds each
 )
+ROOT = Path(__file__).parents[2]
 STARTING = "PRUNEGYM_TESTS_START_THE_FORK_SERVER"
 ATTEMPTS = 6
 
@@ -44,10 +46,13 @@ def start(target: Callable[..., None], *args: Any) -> ForkServerProcess:
 
 
 def _ensure_server() -> None:
+    folder = os.getcwd()
     os.environ[STARTING] = "1"
+    os.chdir(ROOT)  # a server looks for what it preloads there, and not along sys.path
     try:
         forkserver.ensure_running()
     finally:
+        os.chdir(folder)
         del os.environ[STARTING]
 
 

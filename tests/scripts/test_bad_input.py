@@ -138,7 +138,7 @@ def altered(path, change):
         (["prune", "--allocation", "even"], "invalid choice: 'even'"),
         (["prune"], "name the folder for the results with --out"),
         (["benchmark", "everything"], "invalid choice: 'everything'"),
-        (["benchmark", "env", "--assets", "/nowhere"], "there is no folder /nowhere; name it with --assets"),
+        (["benchmark", "env", "--assets", "nowhere"], "there is no folder nowhere; name it with --assets"),
         (["describe", "--compensation", "last-squares"], "Did you mean 'least-squares'?"),
         (["describe", "--compressed", "x", "--weights", "y"], "knows its own; leave out --weights"),
         (["evaluate", "--compressed", "x", "--weights", "y"], "knows its own; leave out --weights"),
@@ -151,7 +151,7 @@ def altered(path, change):
             ["describe", "--techniques", "channels", "--max-runtime-ratio", "0.3"],
             "add --techniques channels gates",
         ),
-        (["describe", "--compressed", "/nowhere"], "cannot read /nowhere/structure.json"),
+        (["describe", "--compressed", "nowhere"], "cannot read nowhere/structure.json"),
     ],
 )
 def test_wrong_words_on_the_command_line(refused, argv, expected):

@@ -53,7 +53,7 @@ def wait_until_gone(pids):
 def folder_of(family):
     """Return the folder of the cluster among these processes."""
     (raylet,) = (command for command in family.values() if "raylet_socket_name" in command)
-    return re.search(r"raylet_socket_name=(\S+?)/session", raylet)[1]
+    return re.search(r"raylet_socket_name=(.+?)/session", raylet)[1]
 
 
 @pytest.fixture(scope="module")

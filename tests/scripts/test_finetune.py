@@ -312,7 +312,7 @@ class TestBadInput:
             (["--learn", "distillation"], "is untrained: name its trained weights with --weights"),
             (["--weights", "nowhere.th"], "there is no weights file nowhere.th"),
             (["--device", "warp"], "--device warp cannot be used here"),
-            (["--compressed", "/nowhere"], "cannot read /nowhere/structure.json"),
+            (["--compressed", "nowhere"], "cannot read nowhere/structure.json"),
             (["--model", "cifar_resnet20"], "the recorded structure does not fit ResNet"),
         ],
     )

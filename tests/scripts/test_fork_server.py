@@ -57,6 +57,14 @@ os.kill(server(), signal.SIGINT)
 check()
 assert server() == before
 """,
+    "another folder": """
+os.environ.pop("PYTHONPATH", None)
+os.chdir("/")
+os.kill(server(), signal.SIGKILL)
+process = fork_server.start(os.setsid)  # refused where the server has not imported what it preloads
+process.join(60)
+assert process.exitcode == 0, process.exitcode
+""",
     "environment": """
 os.chdir("/")
 os.environ["ANSWER"] = "42"

@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +15,13 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from prunegym.agents.errors import AgentError
+from prunegym.agents.vector import ray_connection
 from prunegym.agents.vector.make import vectorized
 from prunegym.agents.vector.ray_actor import EnvironmentActor, pack
 from prunegym.agents.vector.ray_connection import connected
 from tests.agents.conftest import ToyPruning
 from tests.agents.learning.test_training import Interrupt, assert_same, quick
+from tests.scripts.test_cluster import descendants
 
 pytestmark = pytest.mark.runs
 
@@ -98,6 +102,65 @@ def mortal(tmp_path):
         return kind(tmp_path / "deaths")
 
     return make
+
+
+def listening(pids):
+    """Return the addresses at which any of these processes listens for TCP, as the kernel writes them."""
+    inodes = set()
+    for pid in pids:
+        with suppress(FileNotFoundError):  # it has ended
+            inodes |= {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
+    addresses = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+        addresses |= {
+            row[1].partition(":")[0] for row in rows if f"socket:[{row[9]}]" in inodes and row[3] == "0A"
+        }
+    return addresses
+
+
+LOOPBACK = {
+    "0100007F",
+    "0000000000000000FFFF00000100007F",  # the same, mapped
+    "00000000000000000000000001000000",  # ::1
+}
+
+
+def test_a_cluster_of_this_machine_alone_cannot_be_reached_from_others(mortal):
+    hosted = vectorized(mortal(), n_envs=2, cluster="auto")
+    try:
+        family = [os.getpid(), *descendants(os.getpid())]
+        assert set(hosted.env_method("pid")) < set(family)
+        found = listening(family)
+    finally:
+        hosted.close()
+    assert found
+    assert found <= LOOPBACK
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    assert not Path.home().joinpath(".ray").exists()  # its token was for this cluster alone
+
+
+@pytest.mark.parametrize(
+    ("joined", "warned"),
+    [
+        ("192.0.2.7:6379", True),
+        ("head:6379", True),
+        ("[2001:db8::7]:6379", True),
+        ("127.0.0.1:6379", False),
+        ("[::1]:6379", False),
+    ],
+)
+def test_joining_a_cluster_that_others_can_reach_is_said(monkeypatch, caplog, joined, warned):
+    class Ray:
+        is_initialized = staticmethod(lambda: False)
+        init = staticmethod(lambda address, **_: SimpleNamespace(address_info={"gcs_address": joined}))
+        shutdown = staticmethod(lambda: None)
+
+    monkeypatch.setattr(ray_connection, "imported_ray", lambda: Ray)
+    with connected("auto", n_envs=1):
+        pass
+    said = f"the Ray cluster {joined} can be reached over the network: "
+    assert [record.getMessage().startswith(said) for record in caplog.records] == [True] * warned
 
 
 def without_clock(infos):
