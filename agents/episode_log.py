@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from prunegym.agents.errors import CheckpointError
 from prunegym.agents.interface import EpisodicEnvironment
 from prunegym.agents.rollout import EpisodeResult
 from prunegym.pruning.errors import PlanError, PruningError
-from prunegym.pruning.files import parse_json
+from prunegym.pruning.files import parse_json, written_whole
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.techniques import check_amounts
 
@@ -110,9 +109,8 @@ class EpisodeLog:
             if method != by or count > 0:
                 lines.append(_line(method, result))
             count -= method == by
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_text("".join(lines), encoding="utf-8")
-        os.replace(partial, self.path)
+        with written_whole(self.path) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
         self._expected = []
 
 

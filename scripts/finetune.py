@@ -117,7 +117,7 @@ def _finetune(
             validation=data.validation if config.validate else None,
             control=RunControl(
                 processes,
-                out / "checkpoint" / "state.pt",
+                out / "checkpoint" / "state.safetensors",
                 resume=config.output.resume,
                 on_epoch=curves.write,
             ),

@@ -22,9 +22,9 @@ from prunegym.agents.vector.ray_connection import connected
 from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, Task
 from prunegym.pruning.evaluation.comparison import measure_rows
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files import write_json
+from prunegym.pruning.files import folder_written_whole, write_json
 from prunegym.pruning.plan import CompressionPlan
-from prunegym.pruning.storage.compressed import folder_written_whole, save_compressed
+from prunegym.pruning.storage.compressed import save_compressed
 from prunegym.scripts.building import build_env, build_task, measured_on
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.latency import predicted_and_measured

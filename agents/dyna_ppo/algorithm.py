@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -72,10 +73,7 @@ class DynaPPO(PPO):
         super().__init__(*arguments, **settings)
 
     def use_surrogates_of_(self, environment: EpisodicEnvironment) -> None:
-        """Create the surrogates of an environment, and PPO that learns in them; call once before `learn`.
-
-        It must be called anew after loading, as the surrogates are not saved.
-        """
+        """Create the surrogates of an environment, and PPO that learns in them; call once before `learn`."""
 
         def surrogate() -> Monitor:
             return Monitor(environment.surrogate_env(self.losses.predict))
@@ -91,6 +89,15 @@ class DynaPPO(PPO):
                 **shared,
             )
         self._surrogate_learner.policy = self.policy
+
+    def run_state(self) -> dict[str, Any]:
+        """Return the evaluations and the hyper-parameters fitted to them, as plain data."""
+        return {"losses": self.losses.to_list(), "n_learned": self._n_learned}
+
+    def restore_run_state_(self, state: Mapping[str, Any]) -> None:
+        """Restore what `run_state` returned."""
+        self.losses.restore_(state["losses"])
+        self._n_learned = int(state["n_learned"])
 
     def learn(self, *arguments: Any, **settings: Any) -> DynaPPO:
         """Learn as PPO does, and at the end from the evaluations of a last, incomplete rollout too."""

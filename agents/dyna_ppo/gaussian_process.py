@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,10 +31,18 @@ class GaussianProcess:
     Both kinds of term have Matern covariances of smoothness 3/2 (Rasmussen and Williams 2006, eq. 4.17).
     Hyper-parameters maximise the posterior given the examples and PRIORS. Additive terms make a few hundred
     examples enough to learn a function of dozens of inputs (Duvenaud et al., NeurIPS 2011).
+
+    Args:
+        hyperparameters: those that the first fit begins with, as `hyperparameters` returned them.
     """
 
-    def __init__(self) -> None:
-        self._logs: dict[str, Tensor] = {}
+    def __init__(self, hyperparameters: Mapping[str, Sequence[float]] = {}) -> None:
+        self._logs = {name: torch.tensor(logs, dtype=torch.float64) for name, logs in hyperparameters.items()}
+
+    @property
+    def hyperparameters(self) -> dict[str, list[float]]:
+        """Logarithms of the hyper-parameters of the last fit; none before it."""
+        return {name: logs.tolist() for name, logs in self._logs.items()}
 
     def fit(self, inputs: NDArray[np.float64], targets: NDArray[np.float64], *, n_tuning: int) -> None:
         """Fit to examples, beginning with the hyper-parameters of the last fit.

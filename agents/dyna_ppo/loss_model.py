@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +54,14 @@ class LossModel:
         for network in self._networks.values():
             network.fit()
 
+    def to_list(self) -> list[dict[str, Any]]:
+        """Return all evaluations, and what the next fit starts from, as plain data: one entry a network."""
+        return [{"sites": list(sites), **one.to_dict()} for sites, one in self._networks.items()]
+
+    def restore_(self, data: Sequence[Mapping[str, Any]]) -> None:
+        """Restore what `to_list` returned; predictions need a `fit` first."""
+        self._networks = {tuple(entry["sites"]): _NetworkLosses.from_dict(entry) for entry in data}
+
     def predict(self, plan: PlainPlan, expected: float) -> float:
         """Return the predicted relative loss of a plan; for a network without evaluations the expected one.
 
@@ -71,6 +81,21 @@ class _NetworkLosses:
         self.expected: list[float] = []  # logarithms of expected relative losses
         self.losses: list[float] = []  # logarithms of relative losses
         self._process = GaussianProcess()
+
+    def to_dict(self) -> dict[str, Any]:
+        plans = [plan.tolist() for plan in self.plans]
+        process = self._process.hyperparameters
+        return {"plans": plans, "expected": self.expected, "losses": self.losses, "process": process}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> _NetworkLosses:
+        losses = cls()
+        losses.plans = [np.array(plan, dtype=np.float64) for plan in data["plans"]]
+        losses.expected, losses.losses = (
+            [float(log) for log in data[name]] for name in ("expected", "losses")
+        )
+        losses._process = GaussianProcess(data["process"])
+        return losses
 
     def fit(self) -> None:
         expected, losses = (np.array(logs[-MAX_GP_EXAMPLES:]) for logs in (self.expected, self.losses))

@@ -133,8 +133,7 @@ class AMC(DDPG):
     `(1, "episode")` at the end of each episode, as in the authors' code; with several environments it must
     count steps, and they share one count of episodes.
 
-    All random numbers come from NumPy's global state and not from the action space, which loading reseeds.
-    The moving average of rewards is saved with the replay buffer.
+    All random numbers come from NumPy's global state, which checkpoints restore.
 
     Args:
         policy: "MlpPolicy", or a policy class for TD3.
@@ -183,6 +182,15 @@ class AMC(DDPG):
         """Standard deviation of the noise before truncation, after the episodes finished so far."""
         decays = max(0, self._episode_num - self.warmup_episodes)
         return max(self.noise_sigma * self.noise_decay**decays, MIN_SIGMA)
+
+    def run_state(self) -> dict[str, Any]:
+        """Return the moving average of rewards, as plain data."""
+        return {"average_reward": self.replay_buffer.average_reward}
+
+    def restore_run_state_(self, state: Mapping[str, Any]) -> None:
+        """Restore what `run_state` returned."""
+        average = state["average_reward"]
+        self.replay_buffer.average_reward = None if average is None else float(average)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Do `gradient_steps` updates, if an episode after the warm-up has ended."""

@@ -1,30 +1,41 @@
 """Checkpoints, from which a run continues with the same results as if it had not been interrupted.
 
-A folder holds `state.json` and the model archive that it names. The archive is written first and `state.json`
-replaced last, so that the folder holds a whole checkpoint, the old or the new one, whenever the process dies.
+A checkpoint is one file of tensors and plain data. Nothing in it is code: the model is built anew from the
+flags of the run, and gets back its weights, optimisers, replay buffer, counters and random numbers.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import zipfile
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from pickle import PickleError
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+from torch.optim import Optimizer
 
 from prunegym.agents.errors import CheckpointError
 from prunegym.pruning.errors import one_line
+from prunegym.pruning.storage.state import (
+    optimizer_tensors,
+    prefixed,
+    read_state,
+    restore_optimizer_,
+    with_prefix,
+    write_state,
+)
 
-STATE = "state.json"
+STATE = "state.safetensors"
+COUNTERS = ("num_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")
+REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 class History(Protocol):
@@ -38,6 +49,17 @@ class History(Protocol):
         """Return plain data, fit for JSON."""
 
 
+@runtime_checkable
+class KeepsState(Protocol):
+    """An algorithm that keeps more between rollouts than Stable-Baselines3's own do."""
+
+    def run_state(self) -> dict[str, Any]:
+        """Return it as plain data, fit for JSON."""
+
+    def restore_run_state_(self, state: Mapping[str, Any]) -> None:
+        """Restore what `run_state` returned."""
+
+
 H = TypeVar("H", bound=History)
 
 
@@ -45,42 +67,22 @@ H = TypeVar("H", bound=History)
 class Checkpoint(Generic[H]):
     """The state of a run after an update."""
 
-    archive: Path  # written by Stable-Baselines3: policy, optimiser, counters
+    path: Path
     history: H
-    random: Mapping[str, Any]  # states of all random number generators
+    record: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
 
-    def restore(
-        self,
-        model_class: type[BaseAlgorithm],
-        env: VecEnv,
-        *,
-        device: str,
-        tensorboard_log: Path | None,
-    ) -> BaseAlgorithm:
-        """Return the model with its optimiser and counters, and restore all random number generators.
+    def restore_(self, model: BaseAlgorithm, env: VecEnv) -> None:
+        """Set an untrained model of the run, and all random number generators, back to this state.
 
         Raises:
-            CheckpointError: the archive is damaged.
+            CheckpointError: the checkpoint is damaged.
         """
-        log = str(tensorboard_log) if tensorboard_log else None
         try:
-            model = model_class.load(self.archive, env, device=device, tensorboard_log=log)
-            if isinstance(model, OffPolicyAlgorithm):
-                # opened here, as Stable-Baselines3 does not close a damaged file that it opened itself
-                with _replay_of(self.archive).open("rb") as file:
-                    model.load_replay_buffer(file)
-        except (
-            OSError,
-            zipfile.BadZipFile,
-            ValueError,
-            KeyError,
-            RuntimeError,
-            EOFError,
-            PickleError,
-        ) as error:
-            raise _damaged(self.archive, error) from error
-        _restore_random(self.random, model, env)
-        return model
+            _restore_model_(model, self.record["model"], self.tensors)
+            _restore_random(self.record["random"], model, env)
+        except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
+            raise _damaged(self.path, error) from error
 
 
 def save_checkpoint(
@@ -100,25 +102,14 @@ def save_checkpoint(
         history: the episodes so far.
         env: the training environments, whose next episodes have been reset but not stepped.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    archive = folder / f"model-{history.episodes}.zip"
-    partial = folder / "partial.zip"
-    model.save(partial)
-    os.replace(partial, archive)
-    if isinstance(model, OffPolicyAlgorithm):
-        model.save_replay_buffer(folder / "partial.pkl")
-        os.replace(folder / "partial.pkl", _replay_of(archive))
-    state = {
+    plain, tensors = _model_state(model)
+    record = {
         "run": run,
-        "model": archive.name,
+        "model": plain,
         "history": history.to_dict(),
         "random": _random_states(model, env),
     }
-    partial = folder / f"{STATE}.partial"
-    partial.write_text(json.dumps(state), encoding="utf-8")
-    os.replace(partial, folder / STATE)
-    for older in set(folder.glob("model-*")) - {archive, _replay_of(archive)}:
-        older.unlink()
+    write_state(folder / STATE, record, tensors)
 
 
 def read_checkpoint(
@@ -134,14 +125,15 @@ def read_checkpoint(
     Raises:
         CheckpointError: the checkpoint is damaged, or its run has other settings than `run`.
     """
-    if not (folder / STATE).exists():
+    path = folder / STATE
+    if not path.exists():
         return None
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        checkpoint = Checkpoint(folder / state["model"], history(state["history"]), state["random"])
-        saved: Mapping[str, Any] = state["run"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(folder / STATE, error) from error
+        record, tensors = read_state(path)
+        checkpoint = Checkpoint(path, history(record["history"]), record, tensors)
+        saved = dict(record["run"])
+    except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
+        raise _damaged(path, error) from error
     for key, value in run.items():
         if saved.get(key) != value:
             raise CheckpointError(
@@ -158,8 +150,59 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _replay_of(archive: Path) -> Path:
-    return archive.with_suffix(".pkl")
+def _model_state(model: BaseAlgorithm) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return all of a model that changes between rollouts: plain data, and tensors."""
+    plain: dict[str, Any] = {name: getattr(model, name) for name in COUNTERS}
+    plain["episodes"] = list(model.ep_info_buffer or ())
+    tensors: dict[str, Tensor] = {}
+    networks, variables = model._get_torch_save_params()
+    for name in networks:
+        part = attrgetter(name)(model)
+        state = optimizer_tensors(part) if isinstance(part, Optimizer) else part.state_dict()
+        tensors |= prefixed(name, state)
+    tensors |= {name: attrgetter(name)(model).detach() for name in variables}
+    if isinstance(model, OffPolicyAlgorithm):
+        buffer = model.replay_buffer
+        assert buffer is not None
+        plain["replay"] = {"pos": buffer.pos, "full": buffer.full}
+        rows = buffer.size()
+        arrays = {name: torch.from_numpy(getattr(buffer, name)[:rows]) for name in REPLAY}
+        tensors |= prefixed("replay", arrays)
+    if isinstance(model, KeepsState):
+        plain["own"] = model.run_state()
+    return plain, tensors
+
+
+def _restore_model_(model: BaseAlgorithm, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Set an untrained model back to what `_model_state` returned."""
+    for name in COUNTERS:
+        setattr(model, name, type(getattr(model, name))(plain[name]))
+    model.ep_info_buffer = deque(plain["episodes"], maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+    networks, variables = model._get_torch_save_params()
+    for name in networks:
+        part, state = attrgetter(name)(model), with_prefix(name, tensors)
+        if isinstance(part, Optimizer):
+            restore_optimizer_(part, state)
+        else:
+            part.load_state_dict(state)
+    with torch.no_grad():
+        for name in variables:
+            attrgetter(name)(model).copy_(tensors[name])
+    if isinstance(model, OffPolicyAlgorithm):
+        buffer = model.replay_buffer
+        assert buffer is not None
+        _restore_replay_(buffer, plain["replay"], with_prefix("replay", tensors))
+    if isinstance(model, KeepsState):
+        model.restore_run_state_(plain["own"])
+
+
+def _restore_replay_(buffer: ReplayBuffer, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    buffer.pos, buffer.full = int(plain["pos"]), bool(plain["full"])
+    if not 0 <= buffer.pos < buffer.buffer_size:
+        raise ValueError(f"a replay buffer of {buffer.buffer_size} steps has no step {buffer.pos}")
+    for name in REPLAY:
+        getattr(buffer, name)[: buffer.size()] = tensors[name].numpy()
 
 
 def _random_states(model: BaseAlgorithm, env: VecEnv) -> dict[str, Any]:

@@ -158,23 +158,20 @@ def _begin(
     """Return a run at its beginning, or as restored from a checkpoint."""
     spec, environment = ALGORITHMS[identity["algorithm"]], episodic_environment(env)
     schedule = RolloutSchedule(len(environment.site_names), environment.networks, config.n_envs)
-    if checkpoint:
-        model = checkpoint.restore(
-            spec.model_class, envs, device=config.device, tensorboard_log=recording.tensorboard
-        )
-    else:
-        model = spec.make(
-            envs,
-            schedule,
-            hyperparameters=identity["hyperparameters"],
-            seed=identity["seed"],
-            device=config.device,
-            tensorboard_log=recording.tensorboard,
-        )
-        if config.initial_policy is not None:
-            _initialize_(model, config.initial_policy, env, seed=identity["seed"])
+    model = spec.make(
+        envs,
+        schedule,
+        hyperparameters=identity["hyperparameters"],
+        seed=identity["seed"],
+        device=config.device,
+        tensorboard_log=recording.tensorboard,
+    )
     if isinstance(model, DynaPPO):
         model.use_surrogates_of_(environment)
+    if checkpoint:
+        checkpoint.restore_(model, envs)
+    elif config.initial_policy is not None:
+        _initialize_(model, config.initial_policy, env, seed=identity["seed"])
     if recording.tensorboard is None:
         log_nowhere_(model)
     history = checkpoint.history if checkpoint else EpisodeHistory(identity["sites"])

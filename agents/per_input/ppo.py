@@ -137,20 +137,17 @@ def learn_per_input(
         checkpoint = read_checkpoint(
             recording.checkpoint, run=identity, history=lambda data: InputHistory(data["updates"])
         )
+    env.price = env.marginal_price()
+    model = PER_INPUT.make(
+        envs,
+        RolloutSchedule(len(env.gate_names), 1, envs.num_envs),
+        hyperparameters={name: value for name, value in settings.items() if name != "price_rate"},
+        seed=seed,
+        device=device,
+        tensorboard_log=recording.tensorboard,
+    )
     if checkpoint:
-        model: BaseAlgorithm = checkpoint.restore(
-            PPO, envs, device=device, tensorboard_log=recording.tensorboard
-        )
-    else:
-        env.price = env.marginal_price()
-        model = PER_INPUT.make(
-            envs,
-            RolloutSchedule(len(env.gate_names), 1, envs.num_envs),
-            hyperparameters={name: value for name, value in settings.items() if name != "price_rate"},
-            seed=seed,
-            device=device,
-            tensorboard_log=recording.tensorboard,
-        )
+        checkpoint.restore_(model, envs)
     if recording.tensorboard is None:
         log_nowhere_(model)
     history = checkpoint.history if checkpoint else InputHistory()

@@ -29,6 +29,8 @@ def spread(ids: Tensor, shape: Sequence[int], dim: int) -> Tensor:
 
 def profile(index: Tensor, dim: int) -> Tensor:
     """Return the channel numbers along `dim`, at the first place of every other dimension."""
+    if not index.numel():  # there is no such place
+        return torch.full((index.size(dim),), CONSTANT)
     for other in reversed(range(index.dim())):
         if other != dim:
             index = index.select(other, 0)
@@ -38,7 +40,7 @@ def profile(index: Tensor, dim: int) -> Tensor:
 def at_first(index: Tensor, dims: Sequence[int]) -> Tensor:
     """Return the index tensor with each of `dims` narrowed to its first place."""
     for dim in dims:
-        index = index.narrow(dim, 0, 1)
+        index = index.narrow(dim, 0, min(1, index.size(dim)))
     return index
 
 
@@ -75,7 +77,7 @@ class Channels:
         dims = varying(index)
         core = self.find(at_first(index, [d for d in range(index.dim()) if d not in dims]))
         for dim in dims:
-            first = core.narrow(dim, 0, 1)
+            first = at_first(core, [dim])
             if bool((core == first).all()):
                 core = first
         return core.expand(index.shape)

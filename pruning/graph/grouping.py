@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from prunegym.pruning.graph import layers, reshaping  # noqa: F401  (file their rules)
+from prunegym.pruning.graph import layers, notation, reshaping  # noqa: F401  (file their rules)
 from prunegym.pruning.graph.propagation import ChannelPropagation, Slot, propagate
 from prunegym.pruning.graph.records import ChannelGraph, ChannelGroup, Member
 from prunegym.pruning.graph.rules import rule_for

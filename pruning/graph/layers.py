@@ -125,7 +125,22 @@ def prelu(propagation: ChannelPropagation, call: Call) -> Any:
     return pointwise(propagation, call) if module.num_parameters == 1 else per_channel_norm(propagation, call)
 
 
-@layer_rule(nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d, nn.RMSNorm)
+@layer_rule(nn.GroupNorm)
+def group_norm(propagation: ChannelPropagation, call: Call) -> Any:
+    """A norm over groups of channels, each of which is removed as a whole."""
+    module: Any = call.module
+    if module.num_groups == 1:
+        return mixing_norm(propagation, call)
+    ids = propagation.along(call.index_args[0], 1, call)
+    if ids is None:
+        return propagation.freeze(call, f"{call.name} normalises across channels")
+    by_group = ids.reshape(module.num_groups, -1)
+    propagation.channels.tie(by_group, by_group[:, :1].expand_as(by_group).contiguous())
+    propagation.add_slot("carriers", call.name, ids)
+    return spread(ids, call.value.shape, 1)
+
+
+@layer_rule(nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d, nn.RMSNorm)
 @function_rule(F.layer_norm, F.group_norm, F.local_response_norm, F.normalize)
 def mixing_norm(propagation: ChannelPropagation, call: Call) -> Any:
     """A norm over several channels changes its value when one of them is removed."""

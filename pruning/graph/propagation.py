@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,10 +12,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.pruning.errors import UntraceableModelError
+from prunegym.pruning.errors import UntraceableModelError, one_line
 from prunegym.pruning.graph.channels import CONSTANT, Channels, profile, spread, varying
+from prunegym.pruning.graph.operators import UNTRACED
 from prunegym.pruning.graph.records import LayerShape, ShapeConstant
-from prunegym.pruning.graph.tracing import BATCH, UNTRACED, example_image
+from prunegym.pruning.graph.tracing import BATCH, Constant, example_image
 
 
 @dataclass
@@ -151,19 +153,28 @@ class ChannelInterpreter(fx.Interpreter):
             for index in call.indices():
                 self.propagation.channels.freeze(index, "it is the network's output")
             return None
-        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(call.value)):
+        rule = self._rules(call)
+        untraced = call.node.meta.get(UNTRACED)
+        if rule is None and untraced:
+            return self.propagation.freeze(call, untraced)
+        computes = any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(call.value))
+        if not computes and call.node.target is not operator.setitem:
             return call.value  # sizes and numbers: known, and no channels in them
         if call.node.op == "placeholder":
             return self.propagation.opaque_like(call.value, "it is the network's input")
         if call.node.op == "get_attr":
             return self.propagation.parameter(str(call.node.target), call.value)
-        rule = self._rules(call)
+        if isinstance(call.node.target, Constant):
+            return torch.tensor(CONSTANT).expand(call.value.shape)
         if rule is None:
             kind = call.name if call.module is None else type(call.module).__name__
-            return self.propagation.freeze(call, call.node.meta.get(UNTRACED) or f"no rule for {kind}")
+            return self.propagation.freeze(call, f"no rule for {kind}")
         if not call.args:
             return self.propagation.freeze(call, f"{call.name} takes its input by keyword")
-        return rule(self.propagation, call)
+        try:
+            return rule(self.propagation, call)
+        except Exception as error:  # a fault of ours must not pass for one of the network's
+            return self.propagation.freeze(call, f"the rule for {call.name} failed: {one_line(error)}")
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -185,12 +196,12 @@ def propagate(
     try:
         with counter:  # in a run of its own: every operation on an index tensor would pass through it too
             fx.Interpreter(traced).run(example.clone())
-        interpreter.run(example)
     except Exception as error:  # user code may raise anything
         cause = " ".join(str(error).partition("While executing %")[0].split())  # fx adds its graph
         raise UntraceableModelError(
             f"the network does not run on an image of shape {tuple(input_shape)}: {cause}"
         ) from error
+    interpreter.run(example)
     # those that torch spent on convolutions and on matrices of weights
     flops = counter.get_flop_counts()["Global"]
     counted = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from prunegym.pruning.graph.channels import profile, varying
 from prunegym.pruning.graph.propagation import Call, ChannelPropagation
-from prunegym.pruning.graph.rules import function_rule, layer_rule
+from prunegym.pruning.graph.rules import function_rule, join_pair, layer_rule
 
 
 @layer_rule(nn.Flatten, nn.PixelShuffle, nn.PixelUnshuffle)
@@ -21,6 +21,7 @@ from prunegym.pruning.graph.rules import function_rule, layer_rule
     torch.flatten, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.cat, torch.concat,
     torch.stack, torch.flip, torch.unbind, F.pixel_shuffle, F.pixel_unshuffle,
     "flatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "flip", "unbind", "expand_as", "repeat",
+    "view_as", "reshape_as",
 )  # fmt: skip
 def move(propagation: ChannelPropagation, call: Call) -> Any:
     """Move entries; all sizes follow from the input's."""
@@ -82,41 +83,59 @@ def split(propagation: ChannelPropagation, call: Call) -> Any:
 
 @function_rule(operator.getitem)
 def getitem(propagation: ChannelPropagation, call: Call) -> Any:
-    """Take an element of a sequence, or a slice of a tensor."""
+    """Take an item of a tuple, or a part of a tensor."""
     source, key = call.index_args
     if not isinstance(source, Tensor):
         return source[key]
+    part = _part(propagation, call)
+    return propagation.freeze(call, part) if isinstance(part, str) else part
+
+
+@function_rule(operator.setitem)
+def setitem(propagation: ChannelPropagation, call: Call) -> None:
+    """Write into a part of a tensor, whose channels are then coupled with those written."""
+    written = call.index_args[2]
+    part = _part(propagation, call) if isinstance(call.index_args[0], Tensor) else "it is no tensor"
+    if isinstance(part, str):
+        propagation.freeze(call, part)
+    elif isinstance(written, Tensor):
+        source, _, value = call.node.args
+        join_pair(propagation, call, (part, source), (written, value))
+        if bool(((part < 0) & (written.expand(part.shape) >= 0)).any()):
+            propagation.channels.freeze(written, "it is written over a constant")
+
+
+def _part(propagation: ChannelPropagation, call: Call) -> Tensor | str:
+    """Return the index tensor of an indexed part, whose bounds may count channels, or why there is none."""
+    source, key = call.index_args[:2]
     places = key if isinstance(key, tuple) else (key,)
-    literal = all(place is Ellipsis or isinstance(place, (int, slice)) for place in places)
-    if not literal:
-        return propagation.freeze(call, "it is indexed in a way that is not understood")
-    if Ellipsis in places:
-        at = places.index(Ellipsis)
-        fill = (slice(None),) * (source.dim() - len(places) + 1)
-        places = places[:at] + fill + places[at + 1 :]
-        if any(dim >= at for dim in varying(source) if places[dim] != slice(None)):
-            return propagation.freeze(call, "its channels are sliced behind an ellipsis")
-    for dim in varying(source):
-        if (
-            dim < len(places)
-            and places[dim] != slice(None)
-            and not _slice_constants(propagation, call, dim, places[dim])
-        ):
-            return propagation.freeze(call, "its channels are picked by number or step")
+    if not all(place in (Ellipsis, None) or type(place) in (int, slice) for place in places):
+        return "it is indexed in a way that is not understood"
+    dim = 0
+    for position, place in enumerate(places):
+        if place is None:
+            continue
+        if place is Ellipsis:
+            dim = source.dim() - sum(other is not None for other in places[position + 1 :])
+            continue
+        path = ("args", 1, position) if isinstance(call.node.args[1], tuple) else ("args", 1)
+        if dim in varying(source) and place != slice(None):
+            if isinstance(place, int) or place.step not in (None, 1):
+                return "its channels are picked by number or step"
+            _bounds(propagation, call, profile(source, dim), place, path)
+        dim += 1
     return source[key]
 
 
-def _slice_constants(propagation: ChannelPropagation, call: Call, dim: int, place: int | slice) -> bool:
-    if isinstance(place, int) or place.step not in (None, 1):
-        return False
-    ids = profile(call.index_args[0], dim)
+def _bounds(
+    propagation: ChannelPropagation, call: Call, ids: Tensor, place: slice, path: tuple[str | int, ...]
+) -> None:
+    """Record the bounds of a slice, which count the channels before them."""
     start, stop, _ = place.indices(len(ids))
-    path: tuple[str | int, ...] = ("args", 1, dim) if isinstance(call.node.args[1], tuple) else ("args", 1)
     if place.start is not None:
         propagation.add_constant(call.node, (*path, "start"), ids[:start])
     if place.stop is not None:
         propagation.add_constant(call.node, (*path, "stop"), ids[:stop])
-    return True
 
 
 @function_rule(F.pad)

@@ -18,7 +18,7 @@ from prunegym.pruning.graph.channels import at_first, profile, spread, varying
 from prunegym.pruning.graph.propagation import Call, ChannelPropagation, Rule
 from prunegym.pruning.graph.tracing import is_layer_variant
 
-LAYER_RULES: dict[type[nn.Module], Rule] = {}
+LAYER_RULES: dict[type[nn.Module] | str, Rule] = {}  # keyed by type, or by name for foreign layers
 FUNCTION_RULES: dict[Any, Rule] = {}  # keyed by function, or by name for methods and foreign functions
 
 
@@ -26,14 +26,15 @@ def rule_for(call: Call) -> Rule | None:
     """Return the rule for an operator, by the type of its module or by its function."""
     if call.module is not None:
         kinds = type(call.module).__mro__ if is_layer_variant(call.module) else (type(call.module),)
-        return next((LAYER_RULES[kind] for kind in kinds if kind in LAYER_RULES), None)
-    target = call.node.target
+        names = [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
+        return next((LAYER_RULES[key] for key in (*kinds, *names) if key in LAYER_RULES), None)
+    target = getattr(call.node.target, "function", call.node.target)  # of an `Operator`
     qualified = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
     return FUNCTION_RULES.get(target) or FUNCTION_RULES.get(qualified)
 
 
-def layer_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
-    """Return a decorator that registers a rule for layers of exactly these types."""
+def layer_rule(*types: type[nn.Module] | str) -> Callable[[Rule], Rule]:
+    """Return a decorator that registers a rule for layers of exactly these types; foreign ones go by name."""
 
     def file(rule: Rule) -> Rule:
         LAYER_RULES.update(dict.fromkeys(types, rule))
@@ -88,13 +89,14 @@ def join(propagation: ChannelPropagation, call: Call) -> Any:
     operands = [pair for pair in zip(indices, nodes, strict=True) if isinstance(pair[0], Tensor)]
     result, source = operands[0]
     for index, node in operands[1:]:
-        result = _join_pair(propagation, call, (result, source), (index, node))
+        result = join_pair(propagation, call, (result, source), (index, node))
     return result.expand(call.value.shape)
 
 
-def _join_pair(
+def join_pair(
     propagation: ChannelPropagation, call: Call, first: tuple[Tensor, Any], second: tuple[Tensor, Any]
 ) -> Tensor:
+    """Couple the channels of two tensors, given with the nodes they come from; return the index tensor."""
     shape = torch.broadcast_shapes(first[0].shape, second[0].shape)
     a, b = (
         index.view((1,) * (len(shape) - index.dim()) + tuple(index.shape)) for index, _ in (first, second)

@@ -239,4 +239,6 @@ def _size_attribute(layer: Any) -> tuple[str, int] | None:
     depthwise = isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.in_channels
     if depthwise and not isinstance(layer, TRANSPOSED):
         return "groups", layer.out_channels // layer.in_channels
+    if isinstance(layer, nn.GroupNorm):
+        return "num_groups", layer.num_channels // layer.num_groups
     return ("num_features", 1) if hasattr(layer, "num_features") else None

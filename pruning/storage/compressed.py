@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +16,7 @@ from torch import nn
 from prunegym.pruning.apply import rebuild_
 from prunegym.pruning.errors import PruningError, one_line
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files import foreign_content, read_json, write_json
+from prunegym.pruning.files import folder_written_whole, foreign_content, read_json, write_json
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.plan import CompressionPlan
@@ -33,19 +31,6 @@ _ENTRIES = {
     *("version", "network", "input_shape", "mean", "std", "data", "biases", "techniques"),
     *("weights_sha256", "plan", "evaluation"),
 }
-
-
-@contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        fresh, stale = Path(scratch) / "fresh", Path(scratch) / "stale"
-        fresh.mkdir()
-        yield fresh
-        if path.exists():
-            path.rename(stale)
-        fresh.rename(path)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ KeptUnits = Mapping[str, Tensor]  # group -> numbers of the kept units, ascendin
 Form = Literal["module", "graph"]
 Axis = Literal["out", "in", "parameter"]
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_SIZES = {nn.PReLU: "num_parameters", nn.GroupNorm: "num_channels"}  # attributes; of others num_features
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
@@ -108,7 +109,7 @@ def axis_size(model: nn.Module, owner: str, axis: str, dim: int = 0) -> int:
         return module.out_channels if axis == "out" else module.in_channels
     if isinstance(module, nn.Linear):
         return module.out_features if axis == "out" else module.in_features
-    return module.num_parameters if isinstance(module, nn.PReLU) else module.num_features
+    return getattr(module, _SIZES.get(type(module), "num_features"))
 
 
 def bare_tensor(model: nn.Module, name: str) -> Tensor:
@@ -182,11 +183,10 @@ def _cut_layer_(module: Any, axis: str, kept: Tensor) -> None:
     elif isinstance(module, nn.Linear):
         _slice_(module, "weight", 0 if axis == "out" else 1, kept)
         setattr(module, "out_features" if axis == "out" else "in_features", len(kept))
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(kept)
-        _slice_(module, "weight", 0, kept)
     else:
-        module.num_features = len(kept)
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = module.num_groups * len(kept) // module.num_channels
+        setattr(module, _SIZES.get(type(module), "num_features"), len(kept))
         for name in ("weight", "running_mean", "running_var"):
             _slice_(module, name, 0, kept)
     if axis == "out":

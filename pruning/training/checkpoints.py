@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from prunegym.pruning.errors import PruningError
-from prunegym.pruning.files import written_whole
+from prunegym.pruning.storage.state import prefixed, read_state, with_prefix, write_state
 from prunegym.pruning.training.loop import EpochRecord, TrainingLoop
 
-Checkpoint = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run of fine-tuning between two epochs, as read from its file."""
+
+    path: Path
+    record: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    def restore_(self, model: nn.Module, loop: TrainingLoop) -> list[EpochRecord]:
+        """Set network, optimizer, schedule and random state back; return the epochs that are over.
+
+        Raises:
+            PruningError: the file is damaged.
+        """
+        try:
+            model.load_state_dict(with_prefix("model", self.tensors))
+            loop.restore_(self.record["loop"], with_prefix("loop", self.tensors))
+            return [EpochRecord(**epoch) for epoch in self.record["history"]]
+        except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
+            raise _damaged(self.path) from error
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -29,14 +49,9 @@ def write_checkpoint(
     path: Path, run: Mapping[str, Any], model: nn.Module, loop: TrainingLoop, history: Sequence[EpochRecord]
 ) -> None:
     """Save a run after an epoch; `run` identifies it, plain data."""
-    state = {
-        "run": run,
-        "model": model.state_dict(),
-        "loop": loop.state_dict(),
-        "history": [asdict(epoch) for epoch in history],
-    }
-    with written_whole(path) as temporary:
-        torch.save(state, temporary)
+    plain, tensors = loop.state()
+    record = {"run": run, "loop": plain, "history": [asdict(epoch) for epoch in history]}
+    write_state(path, record, prefixed("model", model.state_dict()) | prefixed("loop", tensors))
 
 
 def read_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
@@ -48,20 +63,17 @@ def read_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["run"]
-        changed = [name for name in run if saved[name] != run[name]]
-    except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
-        raise PruningError(f"{path} is truncated, damaged, or no checkpoint; start afresh") from error
+        record, tensors = read_state(path)
+        now = json.loads(json.dumps(run))
+        changed = [name for name in now if record["run"][name] != now[name]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path) from error
     if changed:
         raise PruningError(
             f"{path} was made with other {' and '.join(changed)}; repeat them, or start afresh"
         )
-    return state
+    return Checkpoint(path, record, tensors)
 
 
-def restore_(saved: Checkpoint, model: nn.Module, loop: TrainingLoop) -> list[EpochRecord]:
-    """Set network, optimizer, schedule and random state back; return the epochs that are over."""
-    model.load_state_dict(saved["model"])
-    loop.load_state_dict(saved["loop"])
-    return [EpochRecord(**epoch) for epoch in saved["history"]]
+def _damaged(path: Path) -> PruningError:
+    return PruningError(f"{path} is truncated, damaged, or no checkpoint; start afresh")

@@ -26,7 +26,7 @@ from prunegym.pruning.training.batch_norms import (
     check_statistics,
     reestimate_,
 )
-from prunegym.pruning.training.checkpoints import fingerprint, read_checkpoint, restore_, write_checkpoint
+from prunegym.pruning.training.checkpoints import fingerprint, read_checkpoint, write_checkpoint
 from prunegym.pruning.training.distributed import SINGLE_PROCESS, ProcessGroup
 from prunegym.pruning.training.loop import EpochRecord, LossOf, TrainingConfig, TrainingLoop, seeded
 from prunegym.pruning.training.optimizers import warmed_up
@@ -121,7 +121,7 @@ def finetune_(
         _learning(model, parameters, config.batch_norms),
         evaluating(*([teacher] if teacher else [])),
     ):
-        history = restore_(saved, model, loop) if saved else []
+        history = saved.restore_(model, loop) if saved else []
         for epoch in loop.epochs(done=len(history), progress=progress and not processes.number):
             if validation is not None:
                 epoch = replace(epoch, accuracy=accuracy(*predictions(model, validation.batches())))

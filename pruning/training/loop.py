@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from prunegym.pruning.data import Images
 from prunegym.pruning.errors import DataError, PruningError
+from prunegym.pruning.storage.state import optimizer_tensors, prefixed, restore_optimizer_, with_prefix
 from prunegym.pruning.training.augmentation import Augmentation
 from prunegym.pruning.training.distributed import SINGLE_PROCESS, ProcessGroup, add_up_gradients_, share_of
 from prunegym.pruning.training.optimizers import OPTIMIZERS
@@ -148,29 +149,35 @@ class TrainingLoop:
                     loss += self._step(batch, number) * len(batch)
                 yield EpochRecord(number, loss / len(self._images), rate)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state between two epochs, random generators included."""
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the state between two epochs, random generators included: plain data, and tensors."""
         device = self._parameters[0].device
-        cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-        return {
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
+        plain = {
+            "steps": self._schedule.last_epoch,
+            "rates": self._schedule.get_last_lr(),
             "scaler": self._precision.scaler.state_dict(),
-            "draws": self._draws.get_state(),
-            "random": [torch.get_rng_state(), *cuda],
         }
+        tensors = prefixed("optimizer", optimizer_tensors(self._optimizer))
+        tensors |= {"draws": self._draws.get_state(), "random": torch.get_rng_state()}
+        if device.type == "cuda":
+            tensors["random of the GPU"] = torch.cuda.get_rng_state(device)
+        return plain, tensors
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
-        self._precision.scaler.load_state_dict(state["scaler"])
-        self._draws.set_state(state["draws"])
-        cpu, *cuda = state["random"]
-        torch.set_rng_state(cpu)
+    def restore_(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        restore_optimizer_(self._optimizer, with_prefix("optimizer", tensors))
+        rates = [float(rate) for rate in plain["rates"]]
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._schedule.last_epoch = int(plain["steps"])
+        self._schedule._step_count = self._schedule.last_epoch + 1
+        self._schedule._last_lr = [*rates]
+        self._precision.scaler.load_state_dict(plain["scaler"])
+        self._draws.set_state(tensors["draws"])
+        torch.set_rng_state(tensors["random"])
         device = self._parameters[0].device
-        if cuda and device.type == "cuda":
-            torch.cuda.set_rng_state(cuda[0], device)
+        if device.type == "cuda" and "random of the GPU" in tensors:
+            torch.cuda.set_rng_state(tensors["random of the GPU"], device)
 
     def _step(self, batch: Tensor, epoch: int) -> float:
         """Take a step on the images with these numbers, [batch]; return their mean loss."""

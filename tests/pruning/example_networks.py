@@ -473,7 +473,7 @@ EXAMPLES = {
     "tokens-folded": Example(lambda: Tokens(True)),
     "softmax": Example(lambda: Normed(nn.Softmax(1))),
     "layer-norm": Example(lambda: Normed(ChannelsLast(nn.LayerNorm(6)))),
-    "group-norm": Example(lambda: Normed(nn.GroupNorm(2, 6))),
+    "group-norm": Example(lambda: Normed(nn.GroupNorm(3, 6))),
     "attention": Example(Attention),
     "unused-head": Example(UnusedHead),
     "variants": Example(Variants, (3, 8, 8)),

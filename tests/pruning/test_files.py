@@ -2,11 +2,12 @@ import json
 import math
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from prunegym.pruning.files import cache_folder, read_json, write_json, written_whole
+from prunegym.pruning.files import cache_folder, folder_written_whole, read_json, write_json, written_whole
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):
@@ -99,3 +100,16 @@ def test_what_is_no_plain_json_is_refused(tmp_path, text, complaint):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=complaint):
         read_json(tmp_path / "a.json")
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    with folder_written_whole(tmp_path / "c") as fresh:
+        (fresh / "first").touch()
+    with suppress(KeyError), folder_written_whole(tmp_path / "c") as fresh:
+        (fresh / "second").touch()
+        raise KeyError("halfway")
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["first"]
+    with folder_written_whole(tmp_path / "c") as fresh:
+        (fresh / "third").touch()
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["third"]
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]

@@ -97,6 +97,11 @@ def _run(
     sys.exit(main(argv))
 
 
+def _wait() -> None:
+    for _ in range(12_000):  # ten minutes; a signal that came just before a long sleep would not end it
+        time.sleep(0.05)
+
+
 def _hold_at(author: str, count: int) -> None:
     append, left = EpisodeLog.append, count
 
@@ -105,7 +110,7 @@ def _hold_at(author: str, count: int) -> None:
         append(log, by, result)
         left -= by == author
         if left == 0:
-            time.sleep(600)
+            _wait()
 
     EpisodeLog.append = append_and_hold  # type: ignore[method-assign]
 
@@ -120,7 +125,7 @@ def _hold_at_update(count: int) -> None:
         def append_and_hold(record: dict[str, float]) -> None:
             append(record)
             if len(path.read_text().splitlines()) == count:
-                time.sleep(600)
+                _wait()
 
         return append_and_hold
 
@@ -133,7 +138,7 @@ def _be_slow_after(count: int, log: Path) -> None:
     def apply_slowly(network: PrunableNetwork, plan: CompressionPlan, **how: Any) -> Compressed:
         if log.exists() and len(log.read_text().splitlines()) >= count:
             (log.parent / "slow").touch()
-            time.sleep(600)
+            _wait()
         return apply(network, plan, **how)
 
     PrunableNetwork.apply = apply_slowly  # type: ignore[method-assign]

@@ -463,7 +463,8 @@ def test_a_folder_that_is_no_run_is_left_alone(refused, material, tmp_path, over
 def test_resuming_what_is_no_run_or_another_one(refused, material, finished_run, tmp_path):
     rounds = ["--hyper", "evaluated_episodes=8", *QUICK]  # as the run was begun
     flags = [*material.flags, "--budget", "macs=0.5", *rounds, "--resume", "--out"]
-    assert "holds no run to resume" in refused("train", *flags, tmp_path / "none")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "holds no run to resume" in refused("train", *flags, tmp_path)
     line = refused("train", *flags, finished_run, "--seed", "4", "--episodes", "20")
     assert "was begun with another seed; repeat its flags" in line
     line = refused("train", *flags, finished_run, "--overwrite")

@@ -3,7 +3,8 @@
 import json
 import multiprocessing
 import tempfile
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
 
 import numpy as np
 import pytest
@@ -17,11 +18,12 @@ from prunegym.agents.errors import (
     PolicyError,
 )
 from prunegym.agents.learning.algorithms import ALGORITHMS
-from prunegym.agents.learning.checkpoints import _replay_of
+from prunegym.agents.learning.checkpoints import STATE
 from prunegym.agents.learning.policies import load_policy, save_policy
 from prunegym.agents.rollout import deterministic, run_episode
 from prunegym.agents.search import search
 from prunegym.pruning.errors import UnknownNameError
+from prunegym.pruning.storage.state import read_state, write_state
 from tests.agents.conftest import ToyPruning, learn
 
 # as tuned, but small and quick: what is tested here does not depend on their size
@@ -260,7 +262,7 @@ class TestResume:
         assert resumed.best == max(watch.seen[:16], key=lambda result: result.total)
 
     def test_one_checkpoint_is_kept_and_nothing_half_written(self, interrupted):
-        assert sorted(path.name for path in interrupted.iterdir()) == ["model-16.zip", "state.json"]
+        assert [path.name for path in interrupted.iterdir()] == [STATE]
 
     def test_a_gpu_that_is_not_in_use_is_left_alone(self, toy, tmp_path, monkeypatch):
         monkeypatch.setattr("torch.cuda.random.device_count", lambda: 1)
@@ -268,13 +270,10 @@ class TestResume:
         resumed = quick(toy(), episodes=30, checkpoint=tmp_path, resume=True)
         assert resumed.episodes == 30
 
-    def test_one_replay_buffer_is_kept_with_it(self, toy, tmp_path):
+    def test_of_the_replay_buffer_the_steps_taken_are_kept(self, toy, tmp_path):
         quick(toy(), "td3", episodes=20, checkpoint=tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == [
-            "model-16.pkl",
-            "model-16.zip",
-            "state.json",
-        ]
+        _, tensors = read_state(tmp_path / STATE)
+        assert len(tensors["replay/rewards"]) == 16 * len(toy().site_names)
 
     @pytest.mark.parametrize("name", ["ppo", "td3"])
     def test_a_death_while_writing_leaves_the_last_checkpoint(self, toy, start, name, monkeypatch):
@@ -285,9 +284,7 @@ class TestResume:
         with pytest.raises(KeyboardInterrupt):
             start(toy(), "cut", name=name, episodes=24, on_episode=Interrupt(12))
         with monkeypatch.context() as patch:
-            patch.setattr(
-                "prunegym.agents.learning.checkpoints._random_states", die
-            )  # the archive is written, the state is not
+            patch.setattr("prunegym.pruning.files.os.replace", die)  # all is written but for its name
             with pytest.raises(SystemExit):
                 start(toy(), "cut", name=name, episodes=24, resume=True)
         assert_same(expected, start(toy(), "cut", name=name, episodes=24, resume=True))
@@ -331,22 +328,49 @@ class TestResume:
         with pytest.raises(CheckpointError, match="already holds 16 episodes of 16 in all; ask for more"):
             quick(toy(), episodes=16, seed=1, checkpoint=interrupted, resume=True)
 
-    @pytest.mark.parametrize("name", ["state.json", "model-16.zip"])
-    def test_a_damaged_checkpoint_is_refused_in_one_line(self, toy, interrupted, name):
-        (interrupted / name).write_bytes((interrupted / name).read_bytes()[:100])
-        with pytest.raises(CheckpointError, match=rf"^cannot read .*{name}.*; remove .* and resume"):
+    @pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped"])
+    def test_a_damaged_checkpoint_is_refused_in_one_line(self, toy, interrupted, damage):
+        content = (interrupted / STATE).read_bytes()
+        flipped = content[:-1] + bytes([content[-1] ^ 1])  # a state that can be read and was never written
+        damaged = {"cut": content[:100], "empty": b"", "text": b"hello", "flipped": flipped}[damage]
+        (interrupted / STATE).write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=rf"^cannot read .*{STATE}.*; remove .* and resume"):
             quick(toy(), episodes=40, seed=1, checkpoint=interrupted, resume=True)
 
-    @pytest.mark.parametrize("damage", ["cut", "empty", "missing", "text"])
-    def test_a_damaged_replay_buffer_is_refused_in_one_line(self, toy, tmp_path, damage):
+    @pytest.mark.parametrize(
+        ("algorithm", "place", "junk"),
+        [
+            ("ppo", ("model", "num_timesteps"), "many"),
+            ("td3", ("model", "replay", "pos"), 10**12),
+            ("amc", ("model", "own", "average_reward"), []),
+            ("dyna-ppo", ("model", "own", "losses", 0, "plans"), [["x"]]),
+            ("dyna-ppo", ("model", "own", "losses", 0, "process", "noise"), {}),
+            ("ppo", ("random", "torch"), [1, 2]),
+            ("ppo", ("random", "numpy"), []),
+            ("ppo", ("random", "environments"), 7),
+            ("ppo", ("history", "plans"), None),
+            ("ppo", ("history", "best"), [1]),
+        ],
+    )
+    def test_a_record_that_somebody_changed_is_refused_in_one_line(
+        self, toy, tmp_path, algorithm, place, junk
+    ):
+        quick(toy(), algorithm, episodes=20, checkpoint=tmp_path)
+        record, tensors = read_state(tmp_path / STATE)
+        *way, last = place
+        reduce(getitem, way, record)[last] = junk
+        write_state(tmp_path / STATE, record, tensors)
+        with pytest.raises(CheckpointError, match=rf"^cannot read .*{STATE}.*; remove .* and resume"):
+            quick(toy(), algorithm, episodes=40, checkpoint=tmp_path, resume=True)
+
+    def test_tensors_that_somebody_changed_are_refused_in_one_line(self, toy, tmp_path):
         quick(toy(), "td3", episodes=20, checkpoint=tmp_path)
-        path = _replay_of(tmp_path / "model-16.zip")
-        content = path.read_bytes()
-        path.unlink()
-        if damage != "missing":
-            path.write_bytes({"cut": content[:500], "empty": b"", "text": b"hello"}[damage])
-        with pytest.raises(CheckpointError, match=r"^cannot read .*model-16.*; remove .* and resume"):
-            quick(toy(), "td3", episodes=40, checkpoint=tmp_path, resume=True)
+        record, tensors = read_state(tmp_path / STATE)
+        assert any(name.startswith("critic.optimizer/") for name in tensors)
+        for name, tensor in tensors.items():
+            write_state(tmp_path / STATE, record, tensors | {name: torch.cat([tensor[None], tensor[None]])})
+            with pytest.raises(CheckpointError, match=rf"^cannot read .*{STATE}"):
+                quick(toy(), "td3", episodes=40, checkpoint=tmp_path, resume=True)
 
 
 class TestSeveralEnvironments:

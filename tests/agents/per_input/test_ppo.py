@@ -11,8 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import prunegym.agents.per_input.ppo
 from prunegym.agents.errors import AgentError, CheckpointError, HyperparameterError
-from prunegym.agents.learning.checkpoints import _replay_of
+from prunegym.agents.learning.checkpoints import STATE
 from prunegym.agents.per_input.ppo import InputHistory, PerInputRecording, learn_per_input
+from prunegym.pruning.storage.state import read_state, write_state
 from tests.agents.per_input.toy_inputs import GATES, ToyInputs
 
 BUDGET = 0.3  # of which the best policy gives twice as much to hard inputs, for 0.3 * 2 * (1 - 0.3 * 2)
@@ -215,22 +216,14 @@ class TestResume:
     def test_checkpoints_come_after_so_many_updates_and_at_the_end(self, tmp_path):
         kept = []
 
-        def note(record):
-            kept.append(
-                sorted(path.name for path in tmp_path.iterdir()) if (tmp_path / "state.json").exists() else []
-            )
+        def inputs_kept():
+            file = tmp_path / STATE
+            return read_state(file)[0]["history"]["updates"][-1]["episodes"] if file.exists() else 0
 
-        quick(checkpoint=tmp_path, on_update=note)
-        after = [
-            [],
-            [f"model-{3 * PER_UPDATE}.zip", "state.json"],
-            [f"model-{6 * PER_UPDATE}.zip", "state.json"],
-        ]
-        assert kept == [after[number // 3] for number in range(UPDATES)]
-        assert sorted(path.name for path in tmp_path.iterdir()) == [
-            f"model-{UPDATES * PER_UPDATE}.zip",
-            "state.json",
-        ]
+        quick(checkpoint=tmp_path, on_update=lambda record: kept.append(inputs_kept()))
+        assert kept == [number // 3 * 3 * PER_UPDATE for number in range(UPDATES)]
+        assert inputs_kept() == UPDATES * PER_UPDATE
+        assert [path.name for path in tmp_path.iterdir()] == [STATE]
 
     def test_a_finished_run_is_there_at_once(self, tmp_path):
         done = quick(checkpoint=tmp_path, tensorboard=tmp_path / "log")
@@ -281,25 +274,22 @@ class TestResume:
         with pytest.raises(CheckpointError, match=expected):
             quick(checkpoint=interrupted, resume=True)
 
-    @pytest.mark.parametrize("name", ["state.json", f"model-{3 * PER_UPDATE}.zip"])
-    def test_a_damaged_checkpoint_is_refused_in_one_line(self, interrupted, name):
-        (interrupted / name).write_bytes((interrupted / name).read_bytes()[:100])
-        with pytest.raises(CheckpointError, match=rf"^cannot read .*{name}.*; remove .* and resume"):
+    def test_a_damaged_checkpoint_is_refused_in_one_line(self, interrupted):
+        file = interrupted / STATE
+        file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(CheckpointError, match=rf"^cannot read .*{STATE}.*; remove .* and resume"):
             quick(checkpoint=interrupted, resume=True)
 
     @pytest.mark.parametrize("history", [{}, [], {"episodes": 3}])
     def test_another_kind_of_history_is_refused(self, interrupted, history):
-        state = json.loads((interrupted / "state.json").read_text())
-        (interrupted / "state.json").write_text(json.dumps({**state, "history": history}))
-        with pytest.raises(CheckpointError, match=r"^cannot read .*state\.json"):
+        record, tensors = read_state(interrupted / STATE)
+        write_state(interrupted / STATE, {**record, "history": history}, tensors)
+        with pytest.raises(CheckpointError, match=rf"^cannot read .*{STATE}"):
             quick(checkpoint=interrupted, resume=True)
 
     def test_the_state_that_all_inputs_share_is_kept_once(self, interrupted):
-        state = json.loads((interrupted / "state.json").read_text())
-        assert len(state["random"]["environments"]) == 1
-
-    def test_there_is_no_replay_buffer(self, interrupted):
-        assert not _replay_of(interrupted / f"model-{3 * PER_UPDATE}.zip").exists()
+        record, _ = read_state(interrupted / STATE)
+        assert len(record["random"]["environments"]) == 1
 
 
 class TestCurves:

@@ -10,7 +10,7 @@ from prunegym.pruning.errors import UntraceableModelError
 from prunegym.pruning.graph import ChannelGroup, find_groups
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.surgery.verification import trace
-from tests.pruning.example_networks import EXAMPLES, Branching, Head, unit
+from tests.pruning.example_networks import EXAMPLES, Head, unit
 from tests.pruning.oracles import assert_untouched, counted_macs, example, snapshot
 
 UNITS = {  # of every prunable group, by hand
@@ -62,7 +62,7 @@ UNITS = {  # of every prunable group, by hand
     "tokens-folded": {"conv.0": 6, "linear": 7},
     "softmax": {"last.0": 8},
     "layer-norm": {"last.0": 8},
-    "group-norm": {"last.0": 8},
+    "group-norm": {"conv.0": 3, "last.0": 8},
     "attention": {"conv.0": 6},
     "unused-head": {"conv.0": 6, "hidden": 10},
     "variants": {"a": 8, "c": 7},
@@ -75,14 +75,12 @@ UNITS = {  # of every prunable group, by hand
 FROZEN = {
     "softmax": ("conv.0", "operator mixes channels"),
     "layer-norm": ("conv.0", "operator.operator mixes channels"),
-    "group-norm": ("conv.0", "operator mixes channels"),
     "attention": ("qkv", "no rule for matmul"),
     "tied-weights": ("a", "a shares its weights with another layer"),
     "plain": ("2.2", "it is the network's output"),
     "untraceable-block": (
         "block.0.0",
-        "torch.fx cannot trace Branching: "
-        "symbolically traced variables cannot be used as inputs to control flow",
+        "Branching is not followed: it branches on what a tensor holds",
     ),
 }
 
@@ -304,15 +302,22 @@ def test_cifar_resnet20_by_hand():
     assert {group.name for group in graph.prunable if group.ungated is None} == set(inner)
 
 
+def test_the_groups_of_a_group_norm_are_units():
+    graph = example("group-norm")[1]
+    pairs = tuple((k, k + 1) for k in (0, 2, 4))
+    assert members(graph, "conv.0", "writers") == {"conv.0": pairs}
+    assert members(graph, "conv.0", "carriers") == {"conv.1": pairs, "operator": pairs}
+    assert members(graph, "conv.0", "readers") == {"last.0": pairs}
+
+
+def test_a_group_norm_over_all_channels_mixes_them():
+    model = nn.Sequential(unit(3, 6), nn.GroupNorm(1, 6), Head(6))
+    assert find_groups(model, (3, 6, 6)).group("0.0").frozen == "1 mixes channels"
+
+
 def test_groups_come_in_the_order_of_execution():
     names = [group.name for group in example("projected")[1].groups]
     assert names == [*UNITS["projected"], "linear"]
-
-
-def test_a_network_that_branches_on_values_is_refused_in_one_line():
-    with pytest.raises(UntraceableModelError, match=r"torch\.fx cannot trace Branching") as caught:
-        find_groups(Branching(), (3, 6, 6))
-    assert "\n" not in str(caught.value)
 
 
 def test_an_image_of_the_wrong_shape_is_refused_in_one_line():

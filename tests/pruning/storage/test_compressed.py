@@ -24,7 +24,6 @@ from prunegym.pruning.runtime.per_input import find_per_input_policy
 from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.storage.compressed import (
     Manifest,
-    folder_written_whole,
     load_compressed,
     save_compressed,
 )
@@ -457,16 +456,3 @@ def test_a_damaged_structure_is_refused_by_name_or_loads(whole, data):
     (folder / "structure.json").write_text(json.dumps(damaged))
     with suppress(PruningError):
         load_compressed(folder, network=name)
-
-
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
-    with folder_written_whole(tmp_path / "c") as fresh:
-        (fresh / "first").touch()
-    with suppress(KeyError), folder_written_whole(tmp_path / "c") as fresh:
-        (fresh / "second").touch()
-        raise KeyError("halfway")
-    assert [path.name for path in (tmp_path / "c").iterdir()] == ["first"]
-    with folder_written_whole(tmp_path / "c") as fresh:
-        (fresh / "third").touch()
-    assert [path.name for path in (tmp_path / "c").iterdir()] == ["third"]
-    assert [path.name for path in tmp_path.iterdir()] == ["c"]

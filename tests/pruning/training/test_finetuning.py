@@ -384,7 +384,7 @@ def test_an_interrupted_run_ends_with_the_very_same_weights(tmp_path, splits, ke
     whole, before, after = watched(), watched(), watched()
     config, validation = FinetuningConfig(**VARIED, **how), few(splits.test)
     expected = finetune_(whole, splits.train, config, validation=validation)
-    file, seen = tmp_path / "state.pt", []
+    file, seen = tmp_path / "state.safetensors", []
     interrupted = RunControl(checkpoint=file, on_epoch=interrupt_after(kept))
     with pytest.raises(Interrupted):
         finetune_(before, splits.train, config, validation=validation, control=interrupted)
@@ -399,7 +399,7 @@ def test_an_interrupted_run_ends_with_the_very_same_weights(tmp_path, splits, ke
 def test_a_gated_run_resumes_too(tmp_path, compressed, splits, teacher):
     whole, before, after = (compressed(0.0, 0.5) for _ in range(3))
     images, config = few(splits.train), FinetuningConfig(part="gates", epochs=3)
-    file = tmp_path / "state.pt"
+    file = tmp_path / "state.safetensors"
     finetune_(whole, images, config, teacher=teacher)
     interrupted = RunControl(checkpoint=file, on_epoch=interrupt_after(1))
     with pytest.raises(Interrupted):
@@ -423,18 +423,18 @@ def test_resuming_where_nothing_was_kept_begins(tmp_path, splits):
         second,
         few(splits.train),
         FinetuningConfig(epochs=1),
-        control=RunControl(checkpoint=tmp_path / "deep" / "state.pt", resume=True),
+        control=RunControl(checkpoint=tmp_path / "deep" / "state.safetensors", resume=True),
     )
     assert changed(first, second.state_dict()) == set()
-    assert (tmp_path / "deep" / "state.pt").exists()
+    assert (tmp_path / "deep" / "state.safetensors").exists()
 
 
 class TestACheckpointThatDoesNotFit:
     @pytest.fixture
     def file(self, tmp_path, splits):
-        control = RunControl(checkpoint=tmp_path / "state.pt")
+        control = RunControl(checkpoint=tmp_path / "state.safetensors")
         finetune_(watched(), few(splits.train), FinetuningConfig(epochs=1), control=control)
-        return tmp_path / "state.pt"
+        return tmp_path / "state.safetensors"
 
     def refusal(self, file, splits, model=None, teacher=None, **settings):
         model = model or watched()
