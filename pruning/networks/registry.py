@@ -55,6 +55,10 @@ class NetworkSpec:
                 f"network {self.name!r}: mean and std need one number per input channel ({channels}), "
                 f"got {len(self.mean)} and {len(self.std)}"
             )
+        if bool in map(type, (*self.mean, *self.std)):
+            raise PruningError(
+                f"network {self.name!r}: mean and std are numbers, got {self.mean}, {self.std}"
+            )
         # a NaN fails every comparison
         if not all(abs(value) <= _LARGEST_MEAN for value in self.mean):
             raise PruningError(

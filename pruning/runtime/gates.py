@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -51,16 +52,17 @@ class GateSite:
         roles = ("outputs", "readers")
         places = {role: {name: tuple(units) for name, units in data[role].items()} for role in roles}
         site = cls(**{**data, **places})
-        numbers = [site.inputs, site.units, site.executed]
-        for units in (*site.outputs.values(), *site.readers.values()):
-            numbers += units
+        all_places = [*site.outputs.values(), *site.readers.values()]
+        numbers = [site.inputs, site.units, site.executed, *chain(*all_places)]
+        if not all(type(number) is int for number in numbers) or not 1 <= site.executed <= site.units:
+            raise ValueError(f"the gate of {site.group} cannot run {site.executed!r} of {site.units!r} units")
+        for units in all_places:
             counts = Counter(unit for unit in units if unit != -1)
-            if set(counts) != set(range(site.units)) or len(set(counts.values())) != 1:
+            known = len(counts) == site.units == max(counts) + 1 and min(counts) == 0
+            if not known or len(set(counts.values())) != 1:
                 raise ValueError(
                     f"the gate of {site.group} must have all its units in {units}, each as often"
                 )
-        if not all(type(number) is int for number in numbers) or not 1 <= site.executed <= site.units:
-            raise ValueError(f"the gate of {site.group} cannot run {site.executed!r} of {site.units!r} units")
         return site
 
     def check_fit(self, model: nn.Module) -> None:

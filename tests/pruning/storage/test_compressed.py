@@ -240,6 +240,7 @@ CUT = ("techniques", "channels", "cuts", 0)
         *[((*SITE, "outputs", "a.0"), value) for value in ([], "x", {}, [0])],
         *[((*SITE, "outputs", "a.1"), value) for value in ([1], ["x"], {"x": 1})],
         ((*SITE, "outputs"), {}),
+        *[((*SITE, "units"), value) for value in (2**31, 2**40, 10**400, True, 0.5)],
         *[((*SITE, "executed"), value) for value in (0, True, 0.5, 10**9)],
         *[((*SITE, "inputs"), value) for value in (0, True, 10**9)],
         *[((*CUT, "kept", 0), value) for value in (-1, True, 0.5, 10**9)],
@@ -256,7 +257,7 @@ CUT = ("techniques", "channels", "cuts", 0)
         (("plan", "a.0", "unknown"), 0.5),
         *[(("evaluation", "accuracy"), value) for value in (True, 2, -1, "x")],
         *[(("evaluation", "macs"), value) for value in (None, 0.5, -1, "x", [1])],
-        *[(("mean", 0), value) for value in (2**63, 1e300, "x", None)],
+        *[(("mean", 0), value) for value in (2**63, 1e300, "x", None, True)],
         *[(("std", 0), value) for value in (0, 1e300, "x")],
         *[(("network",), value) for value in (None, {}, 1)],
         *[(("data",), value) for value in (None, {}, 1)],
@@ -276,14 +277,19 @@ def test_an_entry_that_makes_no_sense_is_refused(gated_folder, tmp_path, path, v
 def test_what_a_record_asks_for_is_not_allocated_before_it_is_refused(tmp_path, network_file):
     _, manifest = saved(tmp_path / "c", network_file, "residual", runtime=0.4, hidden=(8,))
     gates = json.loads((tmp_path / "c" / "structure.json").read_text())["techniques"]["gates"]
-    huge = {
-        "per_input": {**gates["per_input"], "hidden": [10**7]},  # 0.6 GB of weights
-        "sites": [{**site, "inputs": 10**8} for site in gates["sites"]],
-    }
+    huge = [
+        {"per_input": {**gates["per_input"], "hidden": [10**7]}},  # 0.6 GB of weights
+        *[
+            {"sites": [{**site, name: 10**8} for site in gates["sites"]]}
+            for name in ("inputs", "units", "executed")
+        ],
+    ]
     before = peak_memory()
-    for key, value in huge.items():
-        alter_technique(tmp_path / "c", "gates", **{**gates, key: value})
-        with pytest.raises(PruningError, match=r"its gates have \d+ entries, the weights |does not fit a\.0"):
+    for change in huge:
+        alter_technique(tmp_path / "c", "gates", **{**gates, **change})
+        with pytest.raises(
+            PruningError, match=r"its gates have \d+ entries|does not fit a\.0|cannot run|all its"
+        ):
             load_compressed(tmp_path / "c", network=manifest.network)
     assert peak_memory() - before < 100 * 2**20
 
