@@ -18,7 +18,8 @@ from prunegym.envs.problem import ProblemConfig, PruningProblem
 from prunegym.pruning.calibration.statistics import CalibrationInputs, real_images
 from prunegym.pruning.calibration.synthesis import SYNTHESES, SyntheticSplits
 from prunegym.pruning.data import Images, ImageSplits, check_labels, load_splits
-from prunegym.pruning.errors import DataError, WeightsError, one_line, raise_machine_failure
+from prunegym.pruning.errors import DataError, WeightsError, one_line
+from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.metrics import ScoreFunction
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_

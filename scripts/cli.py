@@ -12,14 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from prunegym.agents import AgentError
-from prunegym.pruning.errors import (
-    ImpossibleBudgetError,
-    PruningError,
-    machine_failure,
-    machine_failure_line,
-    one_line,
-    printable,
-)
+from prunegym.pruning.errors import ImpossibleBudgetError, PruningError, one_line, printable
+from prunegym.pruning.machine_failures import machine_failure, machine_failure_line
 from prunegym.pruning.registry import unknown_name
 from prunegym.pruning.user_functions import as_user_error
 from prunegym.scripts.options.parser import HelpShown, UsageError

@@ -16,13 +16,13 @@ from torch.utils.tensorboard import SummaryWriter
 from prunegym.envs import Budget, NetworkSource, count_classes, trains_itself
 from prunegym.envs.training_data import TrainingData
 from prunegym.pruning.data import absolute, check_labels
-from prunegym.pruning.errors import written_to
 from prunegym.pruning.evaluation.comparison import typical_image
 from prunegym.pruning.evaluation.evaluate import evaluate
-from prunegym.pruning.files import write_json
 from prunegym.pruning.graph import find_groups
 from prunegym.pruning.latency.timing import measure_latency
+from prunegym.pruning.machine_failures import written_to
 from prunegym.pruning.metrics import predictions
+from prunegym.pruning.plain_data import write_json
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.installing import fit_input_statistics_
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_

@@ -16,7 +16,8 @@ from typing import Any
 from prunegym.envs import DataSource, Task
 from prunegym.pruning.data import absolute
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files import is_temporary, read_json, remove, remove_abandoned, write_json
+from prunegym.pruning.files import is_temporary, remove, remove_abandoned
+from prunegym.pruning.plain_data import read_json, write_json
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.storage.compressed import Manifest
 from prunegym.scripts.options.output import OutputConfig

@@ -27,12 +27,13 @@ from prunegym.envs import Task
 from prunegym.envs.input_pruning import loss
 from prunegym.pruning.apply import Compressed
 from prunegym.pruning.data import Images
-from prunegym.pruning.errors import written_to
 from prunegym.pruning.evaluation.comparison import measure_side_by_side
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files import write_json, written_whole
+from prunegym.pruning.files import written_whole
+from prunegym.pruning.machine_failures import written_to
 from prunegym.pruning.metrics import predictions
 from prunegym.pruning.networks.registry import NetworkSpec
+from prunegym.pruning.plain_data import write_json
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.outcomes import InputOutcomes, input_outcomes
 from prunegym.pruning.storage.compressed import save_compressed

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegym.pruning.files import cache_folder, write_json
+from prunegym.pruning.cache import cache_folder
+from prunegym.pruning.plain_data import write_json
 
 USERS = {
     "HOME": "/nonexistent",

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prunegym.agents.errors import CheckpointError
-from prunegym.pruning.errors import one_line, raise_machine_failure
+from prunegym.pruning.errors import one_line
+from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.storage.state import (
     optimizer_tensors,
     prefixed,

@@ -29,7 +29,7 @@ from prunegym.agents.learning.tensorboard import TensorBoardCallback, continues_
 from prunegym.agents.progress import EpisodeBar
 from prunegym.agents.rollout import EpisodeResult, deterministic, exploring, require_episodes, run_episode
 from prunegym.agents.vector.make import vectorized
-from prunegym.pruning.errors import written_to
+from prunegym.pruning.machine_failures import written_to
 
 # regularisation, so that a policy learned on a few networks suits others: PPO's policies are then linear and
 # have weight decay

@@ -28,7 +28,7 @@ from prunegym.agents.learning.tensorboard import (
 )
 from prunegym.agents.per_input.vector_adapter import GymVectorAdapter
 from prunegym.agents.rollout import require_episodes
-from prunegym.pruning.errors import written_to
+from prunegym.pruning.machine_failures import written_to
 
 PER_INPUT = Algorithm("per-input", PPO, on_policy)
 SAVE_EVERY = 20  # updates

@@ -17,7 +17,8 @@ from prunegym.agents.errors import AgentError
 from prunegym.agents.interface import GymEnv, episodic_environment
 from prunegym.agents.vector.wrappers import RestartableEpisodes, named
 from prunegym.envs.layer_pruning import Action, Observation
-from prunegym.pruning.errors import one_line, raise_machine_failure
+from prunegym.pruning.errors import one_line
+from prunegym.pruning.machine_failures import raise_machine_failure
 
 Result: TypeAlias = Mapping[str, Any]  # an "episode_result"
 

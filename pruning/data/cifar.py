@@ -15,7 +15,8 @@ from prunegym.pruning.data.images import Images
 from prunegym.pruning.data.kinds import KINDS, Request
 from prunegym.pruning.data.pixels import StoredPixels, check_size
 from prunegym.pruning.data.splits import ImageSplits, draw_splits
-from prunegym.pruning.errors import DataError, one_line, raise_machine_failure
+from prunegym.pruning.errors import DataError, one_line
+from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.optional_packages import imported
 
 

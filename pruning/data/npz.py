@@ -13,8 +13,9 @@ from prunegym.pruning.data.images import Images
 from prunegym.pruning.data.kinds import KINDS, Request
 from prunegym.pruning.data.pixels import StoredPixels, check_size
 from prunegym.pruning.data.splits import ImageSplits, draw_splits
-from prunegym.pruning.errors import DataError, raise_machine_failure
+from prunegym.pruning.errors import DataError
 from prunegym.pruning.files import foreign_content
+from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.networks.registry import NetworkSpec
 
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")

@@ -10,8 +10,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from prunegym.pruning.data.pixels import normalised
-from prunegym.pruning.errors import DataError, one_line, raise_machine_failure
+from prunegym.pruning.errors import DataError, one_line
 from prunegym.pruning.files import foreign_content
+from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.networks.registry import NetworkSpec
 
 _MODES = {1: "L", 3: "RGB"}  # by channels

@@ -12,9 +12,9 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from prunegym.pruning.errors import raise_machine_failure
 from prunegym.pruning.graph.records import ChannelGraph, ChannelGroup, Member
 from prunegym.pruning.graph.tracing import example_image
+from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.modes import evaluating
 
 STACK = "nn_module_stack"  # the entry of a node's `meta` that says in which modules it was traced

@@ -12,11 +12,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.pruning.errors import UntraceableModelError, one_line, raise_machine_failure
+from prunegym.pruning.errors import UntraceableModelError, one_line
 from prunegym.pruning.graph.channels import CONSTANT, Channels, profile, spread, varying
 from prunegym.pruning.graph.operators import UNTRACED
 from prunegym.pruning.graph.records import LayerShape, ShapeConstant
 from prunegym.pruning.graph.tracing import BATCH, Constant, example_image
+from prunegym.pruning.machine_failures import raise_machine_failure
 
 
 @dataclass

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from prunegym.pruning.errors import UntraceableModelError, one_line, raise_machine_failure
+from prunegym.pruning.errors import UntraceableModelError, one_line
 from prunegym.pruning.graph.operators import UNTRACED, OpaqueParts, stopping_line
+from prunegym.pruning.machine_failures import raise_machine_failure
 
 BATCH = 2  # more than one, so that no rule can take the batch for a channel dimension
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunegym.pruning.files import cache_folder, parse_json, read_cached, write_cached
+from prunegym.pruning.cache import cache_folder, read_cached, write_cached
 from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.latency.layers import LayerGrid, TimeOf, layer_grids
 from prunegym.pruning.latency.measuring import brief_time, measure_table
 from prunegym.pruning.latency.records import LatencyTable
+from prunegym.pruning.plain_data import parse_json
 from prunegym.pruning.surgery.equalization import fuse_batch_norms
 
 VERSION = 1  # another way to measure gives other tables

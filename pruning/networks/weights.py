@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from prunegym.pruning.errors import WeightsError, raise_machine_failure
+from prunegym.pruning.errors import WeightsError
 from prunegym.pruning.files import foreign_content
+from prunegym.pruning.machine_failures import raise_machine_failure
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _ALONE = "save the state dict alone: torch.save(model.state_dict(), FILE)"

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegym.pruning.errors import ExportError, message_of, raise_machine_failure
+from prunegym.pruning.errors import ExportError, message_of
 from prunegym.pruning.files import written_whole
+from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.optional_packages import imported
 from prunegym.pruning.registry import Registry

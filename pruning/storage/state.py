@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunegym.pruning.errors import raise_machine_failure
 from prunegym.pruning.files import written_whole
+from prunegym.pruning.machine_failures import raise_machine_failure
 
 RECORD = "record"  # the tensor that holds the plain data, as JSON in UTF-8: [bytes]
 CHECKSUM = "sha256"  # entry of the file's metadata

@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from prunegym.pruning.errors import PruningError, raise_machine_failure
+from prunegym.pruning.errors import PruningError
 from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.graph.tracing import TRANSPOSED
+from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.modes import evaluating
 
 KeptUnits = Mapping[str, Tensor]  # group -> numbers of the kept units, ascending; unnamed: all are kept

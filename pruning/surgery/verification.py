@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegym.pruning.errors import raise_machine_failure
 from prunegym.pruning.graph import ChannelGraph, ChannelGroup, find_groups
+from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.surgery.cutting import KeptUnits, attempt, cut
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.pruning.calibration.statistics import real_images
-from prunegym.pruning.errors import PruningError, one_line, raise_machine_failure
+from prunegym.pruning.errors import PruningError, one_line
 from prunegym.pruning.evaluation.evaluate import Evaluation
+from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.optional_packages import imported
 from prunegym.pruning.storage.compressed import Manifest, load_compressed, save_compressed

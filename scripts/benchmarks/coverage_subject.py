@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.pruning.calibration.synthesis.noise import restandardised
-from prunegym.pruning.errors import PruningError, raise_machine_failure
+from prunegym.pruning.errors import PruningError
+from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
 from prunegym.pruning.surgery.cutting import attempt
 from prunegym.pruning.surgery.verification import in_double

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from prunegym.pruning.errors import PruningError, machine_failure, one_line
+from prunegym.pruning.errors import PruningError, one_line
+from prunegym.pruning.machine_failures import machine_failure
 
 Name = TypeVar("Name", bound=Hashable)
 SECONDS_PER_PROCESSOR_SECOND = 10  # seconds to wait for one of processor time

@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prunegym.pruning.files import (
-    cache_folder,
-    folder_written_whole,
-    parse_json,
-    parse_yaml,
-    read_json,
-    write_json,
-    written_whole,
-)
+from prunegym.pruning.cache import cache_folder
+from prunegym.pruning.files import folder_written_whole, written_whole
+from prunegym.pruning.plain_data import parse_json, parse_yaml, read_json, write_json
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):

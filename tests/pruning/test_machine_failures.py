@@ -17,15 +17,15 @@ from prunegym.agents.pictures.runs import read_inputs
 from prunegym.envs.tasks import count_classes
 from prunegym.pruning.data.npz import _read as read_arrays
 from prunegym.pruning.data.preparation import read_image
-from prunegym.pruning.errors import (
-    WeightsError,
+from prunegym.pruning.errors import WeightsError
+from prunegym.pruning.files import written_whole
+from prunegym.pruning.graph.blocks import find_blocks
+from prunegym.pruning.machine_failures import (
     machine_failure,
     machine_failure_line,
     raise_machine_failure,
     written_to,
 )
-from prunegym.pruning.files import written_whole
-from prunegym.pruning.graph.blocks import find_blocks
 from prunegym.pruning.networks.registry import NetworkSpec
 from prunegym.pruning.networks.weights import load_weights_
 from prunegym.pruning.storage.state import write_state
