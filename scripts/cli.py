@@ -48,18 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
     """Run one verb with its arguments (the process's own if None); return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.WARNING, handlers=[_warnings()])
     with sturdy_streams():
         try:
-            _run(verb, sys.argv[1:] if argv is None else argv)
+            _run(verb, argv)
             standard_output().flush()
         except ImpossibleBudgetError as error:
             return _complain(error, IMPOSSIBLE)
         except (PruningError, AgentError, UsageError) as error:
             return _complain(error, MISUSED)
         except KeyboardInterrupt as cause:
-            hint = "; the same command with --resume goes on" if verb in RESUMABLE else ""
-            print(f"prunegym: interrupted{hint}", file=standard_error())
+            print(f"prunegym: interrupted{_hint(verb, argv)}", file=standard_error())
             return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
         except HelpShown:
             raise
@@ -71,6 +71,14 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
                 raise  # a mistake of this project's, which its stack trace helps to find
             return _complain(known, MISUSED)
     return DONE
+
+
+def _hint(verb: str, argv: Sequence[str]) -> str:
+    """Return how to go on with what was interrupted."""
+    if verb not in RESUMABLE:
+        return ""
+    instead = " in place of --overwrite" if "--overwrite" in argv else ""
+    return f"; the same command with --resume{instead} goes on"
 
 
 def _run(verb: str, argv: Sequence[str]) -> None:

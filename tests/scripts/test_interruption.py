@@ -206,6 +206,18 @@ def test_a_script_asked_to_end_says_in_one_line_how_to_go_on(flags, tmp_path):
     assert process.returncode == 143
 
 
+@pytest.mark.parametrize(("flags", "instead"), [([], ""), (["--overwrite"], " in place of --overwrite")])
+def test_the_line_that_ends_a_run_names_a_command_that_goes_on(monkeypatch, capsys, flags, instead):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prunegym.scripts.train, "run", interrupt)
+    assert main(["train", *flags]) == 130
+    assert (
+        capsys.readouterr().err == f"prunegym: interrupted; the same command with --resume{instead} goes on\n"
+    )
+
+
 def test_a_cut_off_checkpoint_is_refused_and_the_run_left_as_it_is(run_cli, flags, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole("ppo"), run)
