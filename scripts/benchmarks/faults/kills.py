@@ -1,0 +1,86 @@
+"""Commands killed at a random moment or at a file-system step, repeated, and killed again."""
+
+from __future__ import annotations
+
+import signal
+import time
+from functools import partial
+from random import Random
+
+from prunegym.scripts.benchmarks.faults.children import Place, Running, run
+from prunegym.scripts.benchmarks.faults.commands import COMMANDS
+from prunegym.scripts.benchmarks.faults.comparing import TEMPORARY, differences, written
+from prunegym.scripts.benchmarks.faults.steps import killed_at
+from prunegym.scripts.benchmarks.faults.verdicts import Finding, fault, shortened
+from prunegym.scripts.benchmarks.faults.world import World
+
+COUNT = 10 * len(COMMANDS)
+AGAIN = 0.25  # of the cases: killed twice
+TORN = 0.003  # seconds after a step begins within which a file may be half-written
+
+
+def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
+    """Kill a command, repeat it, and compare what it wrote with a command that nobody disturbed."""
+    name = list(COMMANDS)[number % len(COMMANDS)]
+    by_step = number // len(COMMANDS) % 2 == 1
+    told = []
+    for _ in range(1 + (rng.random() < AGAIN)):
+        argv = world.argv(name, repeated=begun(place))
+        how, killed = (_at_a_step if by_step else _at_a_moment)(name, argv, rng, world, place)
+        told.append(how)
+        if killed == "lingering process":
+            return Finding(killed, f"{name}, {how}")
+    return repeated(name, f"{name}, killed {' and '.join(told)}", world, place)
+
+
+def begun(place: Place) -> bool:
+    """Return whether there is something that a repetition replaces, or goes on with."""
+    return place.out.exists()
+
+
+def repeated(name: str, attack: str, world: World, place: Place) -> Finding:
+    """Repeat a command that was disturbed, and return what came of it."""
+    if (place.out / "tensorboard").exists():
+        time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
+    ended = run(place, world.argv(name, repeated=begun(place)))
+    if found := fault(ended, place):
+        return Finding(found, attack, shortened(ended))
+    if ended.code != 0:
+        return Finding("not resumed", attack, shortened(ended))
+    return compared(name, attack, world, place)
+
+
+def compared(name: str, attack: str, world: World, place: Place) -> Finding:
+    """Compare what a command wrote with what it writes if nobody disturbs it."""
+    expected = world.reference(name).files
+    other = differences(written(place), expected)
+    left = [file for file in other if file not in expected and TEMPORARY.search(file)]
+    if len(other) > len(left):
+        return Finding(
+            "unequal", attack, f"other are {', '.join(file for file in other if file not in left)}"
+        )
+    if left:
+        return Finding("leftover", attack, f"there still are {', '.join(left)}")
+    return Finding("equal", attack)
+
+
+def _at_a_moment(
+    name: str, argv: list[str], rng: Random, world: World, place: Place
+) -> tuple[str, str | None]:
+    running = Running(place, argv)
+    moment = rng.random() * world.reference(name).seconds
+    if not running.ended_within(moment):
+        running.send(signal.SIGKILL)
+    return f"after {moment:.2f} s", "lingering process" if running.end().lingering else None
+
+
+def _at_a_step(name: str, argv: list[str], rng: Random, world: World, place: Place) -> tuple[str, str | None]:
+    reference = world.reference(name)
+    of_interest = reference.telling_steps if rng.random() < 0.75 else range(len(reference.steps))
+    number, delay = rng.choice(of_interest), rng.choice([None, rng.random() * TORN])
+    ended = run(place, argv, partial(killed_at, (place.work, place.cache), number, delay))
+    when = f"{1e3 * delay:.1f} ms into" if delay else "before"
+    return (
+        f"{when} step {number}, {reference.steps[number]}",
+        "lingering process" if ended.lingering else None,
+    )
