@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from prunegym.scripts.benchmarks.faults import kills
+from prunegym.scripts.benchmarks.faults import inputs, kills, machine
 from prunegym.scripts.benchmarks.faults.children import Place, import_everything
 from prunegym.scripts.benchmarks.faults.findings import Findings, failures, table, write_page
 from prunegym.scripts.benchmarks.faults.verdicts import Finding
@@ -39,7 +39,9 @@ class Kind(NamedTuple):
 
 
 KINDS: Mapping[str, Kind] = {
-    "kills": Kind(kills.COUNT, kills.attack),
+    "kills": Kind(kills.CASES, kills.attack),
+    "machine": Kind(machine.CASES, machine.attack),
+    "inputs": Kind(inputs.CASES, inputs.attack),
 }
 
 

@@ -29,7 +29,7 @@ from prunegym.scripts.cli import VERBS, main
 
 LONGEST = 120.0  # seconds that a command may take; it takes one to five
 GRACE = 20.0  # seconds within which its own processes must have ended after it
-LARGEST_FILE, MOST_MEMORY = 2**28, 12 * 2**30  # bytes
+LARGEST_FILE, MORE_MEMORY = 2**28, 3 * 2**30  # bytes
 PR_SET_PDEATHSIG = 1  # of Linux: the campaign's end is that of its commands
 # what commands import only when they need it
 LATE = ("matplotlib.font_manager", "torch._dynamo", "torch.onnx", "torch.export", "onnx", "onnxruntime",
@@ -203,8 +203,15 @@ def _forget_the_parent(place: Place, argv: Sequence[str]) -> None:
         warnings.simplefilter("ignore", kind)  # as Python does on its own
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    limit_memory(MORE_MEMORY)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def limit_memory(more: int) -> None:
+    """Let this process take so many bytes of address space beside those that it has."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    most = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _hasten() -> None:

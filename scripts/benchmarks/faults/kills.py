@@ -14,7 +14,7 @@ from prunegym.scripts.benchmarks.faults.steps import killed_at
 from prunegym.scripts.benchmarks.faults.verdicts import Finding, fault, shortened
 from prunegym.scripts.benchmarks.faults.world import World
 
-COUNT = 10 * len(COMMANDS)
+CASES = 10 * len(COMMANDS)
 AGAIN = 0.25  # of the cases: killed twice
 TORN = 0.003  # seconds after a step begins within which a file may be half-written
 

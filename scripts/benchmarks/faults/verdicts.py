@@ -48,13 +48,20 @@ class Finding(NamedTuple):
         return self._asdict()
 
 
-def fault(ended: Ended, place: Place, *, codes: Collection[int] = (DONE, MISUSED, IMPOSSIBLE)) -> str | None:
+def fault(
+    ended: Ended,
+    place: Place,
+    *,
+    codes: Collection[int] = (DONE, MISUSED, IMPOSSIBLE),
+    silenced: bool = False,
+) -> str | None:
     """Return the worst that a command did that none may do; None if there is nothing.
 
     Args:
         ended: the command.
         place: its folders.
         codes: the exit codes that may come of it.
+        silenced: its standard output led nowhere.
     """
     lines = [line for line in ended.err.splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("prunegym: ")]
@@ -64,7 +71,7 @@ def fault(ended: Ended, place: Place, *, codes: Collection[int] = (DONE, MISUSED
         "touched outside": not untouched(place),
         "hang": ended.hung,
         "traceback": "Traceback (most recent" in ended.err or "Exception ignored" in ended.err,
-        "wrong code": ended.code not in codes or not (failed or ended.out.strip() or lines),
+        "wrong code": ended.code not in codes or not (failed or silenced or ended.out.strip() or lines),
         "no line": failed and not ours,
         "several lines": failed and len(lines) > 1,
         "long line": any(len(line) > LONGEST_LINE for line in ours),
