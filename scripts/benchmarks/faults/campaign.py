@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from prunegym.scripts.benchmarks.faults import inputs, kills, machine
+from prunegym.scripts.benchmarks.faults import inputs, kills, machine, records
 from prunegym.scripts.benchmarks.faults.children import Place, import_everything
 from prunegym.scripts.benchmarks.faults.findings import Findings, failures, table, write_page
 from prunegym.scripts.benchmarks.faults.verdicts import Finding
@@ -42,6 +42,7 @@ KINDS: Mapping[str, Kind] = {
     "kills": Kind(kills.CASES, kills.attack),
     "machine": Kind(machine.CASES, machine.attack),
     "inputs": Kind(inputs.CASES, inputs.attack),
+    "records": Kind(records.CASES, records.attack),
 }
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from prunegym.scripts.benchmarks.faults.world import World
 
+LEARNING_LITTLE = ("--hyper", "episodes_per_update=4", "--hyper", "n_epochs=1")
 QUICK: Mapping[str, tuple[str, ...]] = {
     "train": ("{dense}", "--episodes", "2", "--baselines", "--algo", "random", "--out", "out"),
     "train-per-input": (

@@ -7,12 +7,12 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prunegym.scripts.benchmarks.faults.children import Place, run
 from prunegym.scripts.benchmarks.faults.commands import COMMANDS
@@ -20,6 +20,7 @@ from prunegym.scripts.benchmarks.faults.comparing import written
 from prunegym.scripts.benchmarks.faults.material import Material, make_material
 from prunegym.scripts.benchmarks.faults.steps import killed_at, noted
 
+T = TypeVar("T")
 CHECKPOINT = re.compile(r"rename \S*checkpoint/\S*(state\.json|state\.pt)$")
 
 
@@ -94,6 +95,15 @@ class World:
                 folders = (place.prepared().work, place.cache)
                 run(place, self.argv(name), partial(killed_at, folders, last + 1, None))
         return place
+
+    def kept(self, name: str, make: Callable[[Place], T]) -> T:
+        """Return what was made of a place, which is made when it is first needed."""
+        place = Place(self.folder / "kept" / name)
+        with _made_once(place.root) as made:
+            if not made:
+                (place.root / "made").write_bytes(pickle.dumps(make(place.prepared())))
+        found: T = pickle.loads((place.root / "made").read_bytes())
+        return found
 
     def copied(self, source: Place, place: Place) -> Place:
         """Copy the work folder and the cache of a command to another place."""
