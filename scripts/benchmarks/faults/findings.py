@@ -1,10 +1,10 @@
-"""The findings of a campaign: the file that keeps them, and the page of Markdown."""
+"""The findings of a campaign, the file that keeps them, and how many came to what."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,29 +74,3 @@ def table(record: Record) -> list[tuple[str, ...]]:
         for kind, row in counts.items()
     ]
     return [("kind", "cases", *verdicts), *rows]
-
-
-def write_page(path: Path, record: Record) -> None:
-    """Write the page on what is attacked, how many cases came to what, and those that failed."""
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(_page(record)), encoding="utf-8")
-
-
-def _page(record: Record) -> Iterator[str]:
-    yield TEXT.format(seed=record["seed"])
-    headings, *rows = table(record)
-    for cells in (headings, ["---"] * len(headings), *rows):
-        yield f"| {' | '.join(cells)} |\n"
-    yield "\n"
-    for verdict, meaning in {**PASSED, **FAILED}.items():
-        if verdict in headings:
-            yield f"- *{verdict}*: {meaning}\n"
-    failed = failures(record)
-    if failed:
-        yield "\n## What failed\n\n"
-    for name, finding in failed.items():
-        attack = finding["attack"].replace("`", "'").replace("\n", " ")
-        yield f"- {name}, {finding['verdict']}: `{attack}`\n"
-
-
-TEXT = "{seed}"
