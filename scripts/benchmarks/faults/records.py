@@ -75,7 +75,7 @@ READINGS: Sequence[Reading] = (
     Reading("train for a range", "out/checkpoint/*"),
     Reading("train cma-es", "out/episodes.jsonl", ("train",)),
 )
-CASES = 11 * len(READINGS)
+CASES = 14 * len(READINGS)
 VALUES: Sequence[Any] = (
     None, True, -1, 0, 1, 0.5, 1e300, -1e300, float("nan"), float("inf"), 10**400, 2**63, "", "x", "../../x",
     "/etc/passwd", "[/red]", "\x1b[31m\n\0", "\ud800", "9" * 5000, [], {}, [[]], {"": None}, [1e9] * 2000,
@@ -147,7 +147,7 @@ def _changed(file: Path, number: int, rng: Random, place: Place) -> str:
     if file.suffix in FOREIGN and number % 3 == 1:
         file.write_bytes(FOREIGN[file.suffix](data, place))
         return CODE
-    how = rng.choice(["a byte flipped", "a byte flipped", *BYTES, "gone", "a folder"])
+    how = rng.choice(["a byte flipped"] * len(BYTES) + [*BYTES, "gone", "a folder"])
     if how in ("gone", "a folder"):
         file.unlink()
         if how == "a folder":
