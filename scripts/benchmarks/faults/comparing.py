@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ from prunegym.scripts.benchmarks.faults.children import Place
 
 HOW = ("overwrite", "resume")  # in config.json: whether a command was repeated
 CLOCKS = ("latency_ms", "command", "seconds", "eager_ms", "onnx_ms", "pt2_ms", "milliseconds")
-TEMPORARY = re.compile(r"(^|/)\.|partial|\.tmp|(^|/)tmp")
 LOCK = "in-use"  # in the cache: of a size that says nothing
 
 

@@ -9,7 +9,7 @@ from random import Random
 
 from prunegym.scripts.benchmarks.faults.children import Place, Running, run
 from prunegym.scripts.benchmarks.faults.commands import COMMANDS
-from prunegym.scripts.benchmarks.faults.comparing import TEMPORARY, differences, written
+from prunegym.scripts.benchmarks.faults.comparing import differences, written
 from prunegym.scripts.benchmarks.faults.steps import killed_at
 from prunegym.scripts.benchmarks.faults.verdicts import Finding, fault, shortened
 from prunegym.scripts.benchmarks.faults.world import World
@@ -25,7 +25,7 @@ def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
     by_step = number // len(COMMANDS) % 2 == 1
     told = []
     for _ in range(1 + (rng.random() < AGAIN)):
-        argv = world.argv(name, repeated=begun(place))
+        argv = next_argv(name, world, place)
         how, killed = (_at_a_step if by_step else _at_a_moment)(name, argv, rng, world, place)
         told.append(how)
         if killed == "lingering process":
@@ -33,16 +33,16 @@ def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
     return repeated(name, f"{name}, killed {' and '.join(told)}", world, place)
 
 
-def begun(place: Place) -> bool:
-    """Return whether there is something that a repetition replaces, or goes on with."""
-    return place.out.exists()
+def next_argv(name: str, world: World, place: Place) -> list[str]:
+    """Return the command line with which a command is begun, or is repeated where it has begun."""
+    if (place.out / "tensorboard").exists():
+        time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
+    return world.argv(name, repeated=place.out.exists())
 
 
 def repeated(name: str, attack: str, world: World, place: Place) -> Finding:
     """Repeat a command that was disturbed, and return what came of it."""
-    if (place.out / "tensorboard").exists():
-        time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
-    ended = run(place, world.argv(name, repeated=begun(place)))
+    ended = run(place, next_argv(name, world, place))
     if found := fault(ended, place):
         return Finding(found, attack, shortened(ended))
     if ended.code != 0:
@@ -54,7 +54,7 @@ def compared(name: str, attack: str, world: World, place: Place) -> Finding:
     """Compare what a command wrote with what it writes if nobody disturbs it."""
     expected = world.reference(name).files
     other = differences(written(place), expected)
-    left = [file for file in other if file not in expected and TEMPORARY.search(file)]
+    left = [file for file in other if file not in expected]
     if len(other) > len(left):
         return Finding(
             "unequal", attack, f"other are {', '.join(file for file in other if file not in left)}"

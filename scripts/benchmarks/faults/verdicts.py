@@ -27,7 +27,7 @@ FAILED = {
     "several lines": "it failed, and more than one line says why",
     "long line": "the line is longer than a person reads",
     "control characters": "what was printed holds raw control characters",
-    "leftover": "temporary files were left behind",
+    "leftover": "files were left behind that a run never disturbed does not leave",
     "lingering process": "a process of its own outlived it",
     "broken case": "the campaign itself failed",
 }
