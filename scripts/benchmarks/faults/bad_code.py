@@ -29,7 +29,7 @@ FORWARDS: Mapping[str, tuple[str, bool]] = {  # what comes before forward's last
     "prints": ("print('[/red]' * 1000)", False),
     "prints ten megabytes": ("print('x' * 10_000_000)", False),
     "closes stdout": ("import sys; sys.stdout.close()", False),
-    "closes stderr": ("import os; os.close(2)", False),
+    "closes standard input": ("import os; os.close(0)", False),
     "changes the folder": ("import os; os.chdir('/')", False),
     "removes the folder": ("import os, shutil; shutil.rmtree(os.getcwd(), ignore_errors=True)", False),
     "takes over signals": ("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)", False),

@@ -23,37 +23,9 @@ CASES = 560
 WORDS = (
     *("", " ", "-", "--", "x", "=", "a=b", "a=", "=b", ":", "none", "auto", "true", "null", "~", "{}", "[]"),
     *("nan", "inf", "-inf", "-1", "0", "1", "2", "0.5", "1e400", "1e99", "-1e99", "1e-320", "0x10", "1_000"),
-    *(
-        "99999999",
-        "9" * 30,
-        "-" + "9" * 30,
-        "9" * 5000,
-        "\uff11\uff12",
-        "[1, [2",
-        "{a: b",
-        "%s%n",
-        "a" * 5000,
-    ),
-    *(
-        "[/red]",
-        "[bold]x",
-        "\x1b[31mred",
-        "\x07",
-        "a\nb",
-        "a\tb",
-        "\u202e\u200b",
-        "\u0130\u0131",
-        "\U0001f600",
-    ),
-    *(
-        "\U0001f600",
-        "e\u0301",
-        "x\udcff",
-        "${HOME}",
-        "$(touch ../../../ran)",
-        "; touch ../../../ran",
-        "../../x",
-    ),
+    *("99999999", "9" * 30, "-" + "9" * 30, "9" * 5000, "\uff11\uff12", "[1, [2", "{a: b", "%s%n"),
+    *("[/red]", "[bold]x", "\x1b[31mred", "\x07", "a\nb", "a\tb", "\u202e\u200b", "\u0130\u0131"),
+    *("\U0001f600", "e\u0301", "x\udcff", "a" * 5000, "${HOME}", "$(touch ../../../ran)", "../../x"),
     *("/etc/passwd", "/dev/null", "/dev/full", "/proc/self/mem", "os:getcwd", "x.py:", "x.py:y", "meta"),
     *("macs=nan", "macs=0", "macs=1e-9", "macs=0.5..", "macs=0.5..0.1", "gamma=nan", "gamma=[1"),
     *("n_epochs=999999999999", "policy_kwargs.net_arch=[0]", "learning_rate=1e400", "npz:", "npz:x"),
@@ -105,15 +77,12 @@ def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
     return Finding("done" if ended.code == DONE else "refused", told, shortened(ended))
 
 
-def _words_of(flag: Flag, rng: Random) -> list[str]:
-    words = [rng.choice(WORDS) for _ in range(flag.values)]
-    return [f"{flag.name}={words[0]}"] if flag.values == 1 else [flag.name, *words]
-
-
 def _flag(number: int, rng: Random, world: World, place: Place) -> Case:
     flags = all_flags()
     flag = flags[number * 7 % len(flags)]
-    words = _words_of(flag, rng)
+    words = [flag.name, *(rng.choice(WORDS) for _ in range(flag.values))]
+    if flag.values == 1:
+        words = ["=".join(words)]
     return Case(f"{flag.verb} {_short(words)}", [*quick(flag.verb, world), *words])
 
 

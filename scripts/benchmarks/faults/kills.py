@@ -7,7 +7,7 @@ import time
 from functools import partial
 from random import Random
 
-from prunegym.scripts.benchmarks.faults.children import Place, Running, run
+from prunegym.scripts.benchmarks.faults.children import Ended, Place, Running, run
 from prunegym.scripts.benchmarks.faults.commands import COMMANDS
 from prunegym.scripts.benchmarks.faults.comparing import differences, written
 from prunegym.scripts.benchmarks.faults.steps import killed_at
@@ -22,14 +22,13 @@ TORN = 0.003  # seconds after a step begins within which a file may be half-writ
 def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
     """Kill a command, repeat it, and compare what it wrote with a command that nobody disturbed."""
     name = list(COMMANDS)[number % len(COMMANDS)]
-    by_step = number // len(COMMANDS) % 2 == 1
+    kill = (_at_a_moment, _at_a_step)[number // len(COMMANDS) % 2]
     told = []
     for _ in range(1 + (rng.random() < AGAIN)):
-        argv = next_argv(name, world, place)
-        how, killed = (_at_a_step if by_step else _at_a_moment)(name, argv, rng, world, place)
+        how, killed = kill(name, next_argv(name, world, place), rng, world, place)
         told.append(how)
-        if killed == "lingering process":
-            return Finding(killed, f"{name}, {how}")
+        if killed.lingering:
+            return Finding("lingering process", f"{name}, killed {how}")
     return repeated(name, f"{name}, killed {' and '.join(told)}", world, place)
 
 
@@ -55,32 +54,24 @@ def compared(name: str, attack: str, world: World, place: Place) -> Finding:
     expected = world.reference(name).files
     other = differences(written(place), expected)
     left = [file for file in other if file not in expected]
-    if len(other) > len(left):
-        return Finding(
-            "unequal", attack, f"other are {', '.join(file for file in other if file not in left)}"
-        )
+    if wrong := [file for file in other if file in expected]:
+        return Finding("unequal", attack, f"other are {', '.join(wrong)}")
     if left:
         return Finding("leftover", attack, f"there still are {', '.join(left)}")
     return Finding("equal", attack)
 
 
-def _at_a_moment(
-    name: str, argv: list[str], rng: Random, world: World, place: Place
-) -> tuple[str, str | None]:
+def _at_a_moment(name: str, argv: list[str], rng: Random, world: World, place: Place) -> tuple[str, Ended]:
     running = Running(place, argv)
     moment = rng.random() * world.reference(name).seconds
     if not running.ended_within(moment):
         running.send(signal.SIGKILL)
-    return f"after {moment:.2f} s", "lingering process" if running.end().lingering else None
+    return f"after {moment:.2f} s", running.end()
 
 
-def _at_a_step(name: str, argv: list[str], rng: Random, world: World, place: Place) -> tuple[str, str | None]:
+def _at_a_step(name: str, argv: list[str], rng: Random, world: World, place: Place) -> tuple[str, Ended]:
     reference = world.reference(name)
-    of_interest = reference.telling_steps if rng.random() < 0.75 else range(len(reference.steps))
-    number, delay = rng.choice(of_interest), rng.choice([None, rng.random() * TORN])
+    number, delay = reference.drawn(rng), rng.choice([None, rng.random() * TORN])
     ended = run(place, argv, partial(killed_at, (place.work, place.cache), number, delay))
     when = f"{1e3 * delay:.1f} ms into" if delay else "before"
-    return (
-        f"{when} step {number}, {reference.steps[number]}",
-        "lingering process" if ended.lingering else None,
-    )
+    return f"{when} step {number}, {reference.steps[number]}", ended

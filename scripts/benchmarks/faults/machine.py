@@ -34,12 +34,12 @@ def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
 
 def _failing_step(name: str, rng: Random, world: World, place: Place) -> Finding:
     reference = world.reference(name)
-    of_interest = reference.telling_steps if rng.random() < 0.75 else range(len(reference.steps))
-    number, code, lasting = rng.choice(of_interest), rng.choice(ERRORS), rng.random() < 0.5
-    reading = rng.random() < 0.2
+    number, code, lasting = reference.drawn(rng), rng.choice(ERRORS), rng.random() < 0.5
+    reading = rng.random() < 0.2  # then steps are more, and this one may be another
     prepare = partial(failing_at, (place.work, place.cache), number, code, lasting=lasting, reading=reading)
     when = "from" if lasting else "at"
-    told = f"{name}, {errno.errorcode[code]} {when} step {number}, {reference.steps[number]}"
+    told = f"{name}, {errno.errorcode[code]} {when} step {number}, "
+    told += "reading counted" if reading else reference.steps[number]
     return _disturbed(name, told, prepare, world, place)
 
 
