@@ -18,6 +18,7 @@ from prunegym.scripts.benchmarks import (
     transfer,
 )
 from prunegym.scripts.benchmarks.assets import WEIGHTS
+from prunegym.scripts.benchmarks.faults import campaign as faults
 from prunegym.scripts.cli import run_verb
 from prunegym.scripts.options.benchmark import BenchmarkConfig, parse
 from prunegym.scripts.tables import print_json
@@ -86,6 +87,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         reward.show,
         "rank correlation of rewards without labels with true accuracy",
         ("assets", "networks", "episodes", "seed"),
+    ),
+    "faults": Benchmark(
+        faults.measure,
+        faults.show,
+        "attacks on the commands themselves: kills, faults of the machine, bad input, changed records",
+        ("seed", "out", "table", "share", "only"),
     ),
 }
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,24 +79,38 @@ def run_side_by_side(
         progress: show a bar.
     """
     missing = [job for job in jobs if _found(record.results, job) is None]
+    for (*path, last), result in each_result(missing, run, processes=available_cores(), progress=progress):
+        place = record.results
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = result
+        record.keep()
+    return record.results
+
+
+def each_result(
+    jobs: Sequence[tuple[str, ...]], run: Callable[..., Any], *, processes: int, progress: bool
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield (job, its result) as jobs end; Ctrl-C, or a job that fails, ends all processes at once.
+
+    Args:
+        jobs: their names.
+        run: called with the parts of a job's name, returns its result; each process uses one thread.
+        processes: the number of jobs that run at a time.
+        progress: show a bar.
+    """
     fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(available_cores(), mp_context=fork, initializer=_start, initargs=(run,)) as pool:
-        futures = {pool.submit(_call, job): job for job in missing}
+    with ProcessPoolExecutor(processes, mp_context=fork, initializer=_start, initargs=(run,)) as pool:
+        futures = {pool.submit(_call, job): job for job in jobs}
         try:
             done = as_completed(futures)
             for future in progress_bar(done, shown=progress, total=len(futures), unit="run"):
-                *path, last = futures[future]
-                result, place = future.result(), record.results
-                for part in path:
-                    place = place.setdefault(part, {})
-                place[last] = result
-                record.keep()
+                yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()  # it has minutes of work in hand
             raise
-    return record.results
 
 
 def progress_bar(items: Iterable[T], *, shown: bool, **settings: Any) -> Iterable[T]:

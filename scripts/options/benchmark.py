@@ -22,6 +22,8 @@ class BenchmarkConfig:
     episodes: int | None = None
     out: Path | None = None  # JSON file of results so far
     table: Path | None = None  # Markdown file of the results
+    share: float = 1.0  # of its cases
+    only: str | None = None  # the one case to run
     device: str = "auto"
     seed: int = 0
     progress: bool = False
@@ -81,12 +83,14 @@ def parse(
         help="JSON file of results so far; what it holds is not measured again",
     )
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the results there too")
+    parser.add_argument("--share", type=_share, metavar="S", help="of the cases of faults (1: all of them)")
+    parser.add_argument("--only", metavar="CASE", help="repeat this case of faults, such as kills/17")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, ...")
     parser.add_argument("--seed", type=whole(0, MAX_SEED), metavar="N", help="of all that is drawn (0)")
     add_output_flags(parser, out=False)
     flags = parser.parse(argv)
     heeded = benchmarks[flags.name].flags
-    for flag in ("networks", "episodes", "seed", "out", "table"):
+    for flag in ("networks", "episodes", "seed", "out", "table", "share", "only"):
         if vars(flags)[flag] is not None and flag not in heeded:
             takers = ", ".join(name for name, one in benchmarks.items() if flag in one.flags)
             raise UsageError(f"--{flag} goes with {takers}; leave it out with {flags.name}")
@@ -108,8 +112,17 @@ def parse(
         episodes=flags.episodes,
         out=flags.out,
         table=flags.table,
+        share=flags.share or 1.0,
+        only=flags.only,
         device=flags.device,
         seed=flags.seed or 0,
         progress=not flags.quiet,
         as_json=flags.json,
     )
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value

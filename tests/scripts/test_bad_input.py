@@ -171,12 +171,16 @@ def test_a_file_that_holds_no_results_is_not_added_to(refused, tmp_path, text):
     ("argv", "line"),
     [
         (["reward", "--out", "results.json"], "--out goes with data-free, runtime, per-input, search, "),
-        (["env", "--table", "x.md"], "--table goes with coverage; leave it out with env"),
+        (["env", "--table", "x.md"], "--table goes with coverage, faults; leave it out with env"),
         (
             ["search", "--seed", "1"],
-            "--seed goes with env, runtime, coverage, depth, reward; leave it out with sea",
+            "--seed goes with env, runtime, coverage, depth, reward, faults; leave it out wi",
         ),
         (["data-free", "--episodes", "9"], "leave it out with data-free"),
+        (["env", "--share", "0.5"], "--share goes with faults; leave it out with env"),
+        (["faults", "--share", "0"], "argument --share: invalid"),
+        (["faults", "--share", "nan"], "argument --share: invalid"),
+        (["faults", "--only", "kills/x"], "there is no case kills/x; there are kills/0 to kills/"),
         (["transfer", "--networks", "cifar_resnet20"], "leave it out with transfer"),
         (["search", "--networks", "cifar_resnet32"], "are those of its cells here: cifar_resnet20, cifar_re"),
     ],

@@ -1,0 +1,1 @@
+"""`benchmark faults`: attacks on the tool's own commands, counted; one module per kind of attack."""
