@@ -22,7 +22,7 @@ from prunegym.scripts.benchmarks.faults.world import World
 from prunegym.scripts.benchmarks.results import available_cores, each_result
 from prunegym.scripts.options.benchmark import BenchmarkConfig
 from prunegym.scripts.options.parser import UsageError
-from prunegym.scripts.tables import console, print_table
+from prunegym.scripts.tables import print_note, print_table
 
 SIDE_BY_SIDE = 2  # commands at a time, at most
 TOLD_EVERY = 50  # cases
@@ -113,8 +113,6 @@ def show(record: Mapping[str, Any]) -> None:
     alone = record["cases"] if "folder" in record else {}
     for name, finding in {**failures(record), **alone}.items():
         said = f": {finding['said']}" if finding["said"] else ""
-        console().print(
-            f"{name} {finding['verdict']}: {finding['attack']}{said}", markup=False, soft_wrap=True
-        )
+        print_note(f"{name} {finding['verdict']}: {finding['attack']}{said}")
     if alone:
         print(f"what it printed and wrote is kept in {record['folder']}")
