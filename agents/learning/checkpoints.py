@@ -156,7 +156,8 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 def _model_state(model: BaseAlgorithm) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return all of a model that changes between rollouts: plain data, and tensors."""
     plain: dict[str, Any] = {name: getattr(model, name) for name in COUNTERS}
-    plain["episodes"] = list(model.ep_info_buffer or ())
+    # without the times of day at which they ended: equal runs have equal checkpoints
+    plain["episodes"] = [{"r": one["r"], "l": one["l"]} for one in model.ep_info_buffer or ()]
     tensors: dict[str, Tensor] = {}
     networks, variables = model._get_torch_save_params()
     for name in networks:

@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from prunegym.pruning.cache import write_cached
 from prunegym.scripts.benchmarks.faults import children, records, steps
 from prunegym.scripts.benchmarks.faults.campaign import KINDS, case_names, run_case
 from prunegym.scripts.benchmarks.faults.children import Ended, Place, Running, run
@@ -139,14 +140,13 @@ class TestSteps:
         assert "OSError: [Errno 28] No space left on device: 'a/c'" in ended.err
 
 
-def test_clocks_and_locks_make_no_difference(place, tmp_path):
+def test_clocks_make_no_difference(place, tmp_path):
     other = Place(tmp_path / "other").prepared()
     for one, clock in ((place, 1), (other, 2)):
         one.out.mkdir()
         (one.out / "metrics.json").write_text(json.dumps({"rows": [{"latency_ms": clock, "macs": 3}]}))
         (one.out / "config.json").write_text(json.dumps({"seed": 0, "command": str(clock)}))
-        (one.cache / "latency-a.json").write_text(json.dumps({"dense": clock / 3}))
-        (one.cache / "in-use").write_bytes(b"x" * clock)
+        write_cached(one.cache / "latency-a", json.dumps({"dense": clock / 3}).encode())
     assert differences(written(place), written(other)) == []
     (other.out / "metrics.json").write_text(json.dumps({"rows": [{"latency_ms": 1, "macs": 4}]}))
     (other.out / ".tmp").mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from prunegym.scripts.benchmarks.faults.children import Place
 
 HOW = ("overwrite", "resume")  # in config.json: whether a command was repeated
 CLOCKS = ("latency_ms", "command", "seconds", "eager_ms", "onnx_ms", "pt2_ms", "milliseconds")
-LOCK = "in-use"  # in the cache: of a size that says nothing
 
 
 def written(place: Place) -> dict[str, Any]:
@@ -32,7 +30,7 @@ def written(place: Place) -> dict[str, Any]:
                     found[f"{name}/"] = "empty"
             elif "tfevents" in path.name:
                 found.setdefault(str(path.parent.relative_to(place.root)), None)
-            elif path.name != LOCK:
+            else:
                 found[name] = _content(path, place)
     for name, content in found.items():
         if content is None:
@@ -73,20 +71,14 @@ def _content(path: Path, place: Place) -> Any:
     if path.is_symlink():
         return f"link to {path.readlink()}"
     data = path.read_bytes()
+    if path.parent == place.cache and path.name.startswith("latency-"):
+        return _shape(json.loads(data.partition(b"\n")[2]))  # after the checksum
     if path.suffix in (".json", ".jsonl"):
         try:
             lines = data.splitlines() if path.suffix == ".jsonl" else [data]
-            records = [json.loads(line) for line in lines]
+            return without_clocks([json.loads(line) for line in lines])
         except ValueError:
             return "no JSON"
-        if path.parent == place.cache and path.name.startswith("latency-"):
-            return _shape(records)
-        return without_clocks(records)
-    if path.suffix == ".zip" and zipfile.is_zipfile(path):  # Stable-Baselines3 packs clocks into the rest
-        with zipfile.ZipFile(path) as archive:
-            return {name: _digest(archive.read(name)) for name in archive.namelist() if name.endswith(".pth")}
-    if path.suffix in (".pkl", ".pt"):
-        return "there"
     return _digest(data)
 
 

@@ -126,12 +126,10 @@ def _no_home(name: str, rng: Random, world: World, place: Place) -> Finding:
 
 
 def _bad_cache(name: str, rng: Random, world: World, place: Place) -> Finding:
-    kind = rng.choice(["a file", "below a file", "a link to nothing", "a folder of folders"])
+    kind = rng.choice(["a file", "below a file", "a link to nothing"])
     cache = place.root / "other"
     if kind == "a link to nothing":
         cache.symlink_to(place.root / "nothing" / "there")
-    elif kind == "a folder of folders":
-        (cache / "in-use").mkdir(parents=True)
     else:
         cache.touch()
 

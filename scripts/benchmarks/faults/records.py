@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import io
 import json
 import pickle
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-import torch
-
+from prunegym.pruning.cache import write_cached
+from prunegym.pruning.storage.state import read_state, write_state
 from prunegym.scripts.benchmarks.faults.bad_files import CONTAINERS, Payload, spoiled
 from prunegym.scripts.benchmarks.faults.children import Ended, Place, run
 from prunegym.scripts.benchmarks.faults.comparing import differences, without_clocks, written
@@ -44,26 +41,26 @@ FROM_POLICY = (
 )  # fmt: skip
 LATENCY = ("latency", "--model", "{model}", "--input-size", "1", "8", "8", "--json")
 READINGS: Sequence[Reading] = (
-    Reading("train ppo", "out/checkpoint/state.json"),
+    Reading("train ppo", "out/checkpoint/state.safetensors"),
     Reading("prune", "out/compressed/structure.json", EVALUATE),
-    Reading("train sac", "out/checkpoint/model-*.pkl"),
+    Reading("train sac", "out/checkpoint/state.safetensors"),
     Reading("train ppo", "out/policy/policy.json", BY_POLICY),
-    Reading("train dyna-ppo", "out/checkpoint/model-*.zip"),
+    Reading("train dyna-ppo", "out/checkpoint/state.safetensors"),
     Reading("train ppo", "out/episodes.jsonl", REPORT),
     Reading("train ppo", "out/episodes.jsonl"),
     Reading("prune", "out/plan.json", ("prune", "{dense}", "--plan", "out/plan.json", "--out", "other")),
-    Reading("finetune", "out/checkpoint/state.pt"),
+    Reading("finetune", "out/checkpoint/state.safetensors"),
     Reading("prune", "out/compressed/model.safetensors", EVALUATE),
     Reading("train ppo", "out/metrics.json", REPORT),
-    Reading("train-per-input", "out/checkpoint/round-*/state.json"),
-    Reading("latency", "cache/latency-*.json", LATENCY),
+    Reading("train-per-input", "out/checkpoint/round-*/state.safetensors"),
+    Reading("latency", "cache/latency-*", LATENCY),
     Reading("train ppo", "out/config.json"),
     Reading("prune", "out/compressed/structure.json", FINETUNE),
     Reading("train ppo", "out/policy/policy.safetensors", BY_POLICY),
     Reading("train-per-input", "out/inputs.npz", REPORT),
-    Reading("train sac", "out/checkpoint/state.json"),
+    Reading("train amc", "out/checkpoint/state.safetensors"),
     Reading("train ppo", "out/config.json", REPORT),
-    Reading("train-per-input", "out/checkpoint/round-*/model-*.zip"),
+    Reading("train-per-input", "out/checkpoint/round-*/state.safetensors"),
     Reading("train-per-input", "out/compressed/structure.json", EVALUATE),
     Reading("train ppo", "out/policy/policy.json", FROM_POLICY),
     Reading("train-per-input", "out/updates.jsonl", REPORT),
@@ -80,7 +77,7 @@ VALUES: Sequence[Any] = (
     None, True, -1, 0, 1, 0.5, 1e300, -1e300, float("nan"), float("inf"), 10**400, 2**63, "", "x", "../../x",
     "/etc/passwd", "[/red]", "\x1b[31m\n\0", "\ud800", "9" * 5000, [], {}, [[]], {"": None}, [1e9] * 2000,
 )  # fmt: skip
-STRICT = (".safetensors", ".npz", ".zip", ".pkl", ".pt")  # in which nothing may be changed by hand
+STRICT = (".safetensors", ".npz", "")  # of files in which no byte may be another, those of the cache too
 
 
 def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
@@ -100,7 +97,7 @@ def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
     expected = world.kept(f"reading-{READINGS.index(reading)}", lambda whole: _outcome(reading, world, whole))
     record = str(file.relative_to(place.root))
     other = [name for name in differences(_result(ended, place), expected) if name != record]
-    strict = how in (*BYTES, CODE) and (file.suffix in STRICT or "checkpoint" in file.parts)
+    strict = how in (*BYTES, CODE) and file.suffix in STRICT
     verdict = "equal" if not other else "unequal" if strict else "changed"
     return Finding(verdict, told, f"other are {', '.join(other)}" if other else "")
 
@@ -142,11 +139,21 @@ BYTES = ("cut short", "a byte flipped", "a pickle", "more at its end", *CONTAINE
 def _changed(file: Path, number: int, rng: Random, place: Place) -> str:
     """Change a record, and return how."""
     data = file.read_bytes()
-    if file.suffix in (".json", ".jsonl") and number % 3:
-        return _changed_json(file, data, rng)
-    if file.suffix in FOREIGN and number % 3 == 1:
-        file.write_bytes(FOREIGN[file.suffix](data, place))
+    state, cached = file.name == "state.safetensors", file.parent == place.cache
+    if number % 3 == 1 and (state or file.suffix == ".npz"):
+        file.write_bytes(pickle.dumps(Payload(place)))
         return CODE
+    if number % 3 and state:
+        record, tensors = read_state(file)
+        record, how = _changed_data(record, rng)
+        write_state(file, record, tensors)
+        return how
+    if number % 3 and cached:
+        record, how = _changed_data(json.loads(data.partition(b"\n")[2]), rng)
+        write_cached(file, json.dumps(record).encode())
+        return how
+    if number % 3 and file.suffix in (".json", ".jsonl"):
+        return _changed_json(file, data, rng)
     how = rng.choice(["a byte flipped"] * len(BYTES) + [*BYTES, "gone", "a folder"])
     if how in ("gone", "a folder"):
         file.unlink()
@@ -160,22 +167,22 @@ def _changed(file: Path, number: int, rng: Random, place: Place) -> str:
 def _changed_json(file: Path, data: bytes, rng: Random) -> str:
     lines = data.splitlines() if file.suffix == ".jsonl" else [data]
     line = rng.randrange(len(lines))
-    record = json.loads(lines[line])
+    record, how = _changed_data(json.loads(lines[line]), rng)
+    lines[line] = json.dumps(record).encode().replace(b'"NESTED"', b"[" * 3000 + b"]" * 3000)
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    return how
+
+
+def _changed_data(record: Any, rng: Random) -> tuple[Any, str]:
+    """Return plain data with another value at one place, or without it, and how it was changed."""
     path = rng.choice(list(_paths(record)))
     shown = ".".join(map(str, path)) or "all of it"
     if path and rng.random() < 0.2:
-        record, how = _with(record, path, _GONE), f"{shown} is gone"
-    elif rng.random() < 0.1:
-        nested = "[" * 3000 + "]" * 3000
-        lines[line] = json.dumps(_with(record, path, "NESTED")).replace('"NESTED"', nested).encode()
-        file.write_bytes(b"\n".join(lines) + b"\n")
-        return f"{shown} is nested deeply"
-    else:
-        value = rng.choice(VALUES)
-        record, how = _with(record, path, value), f"{shown} is {ascii(value)[:40]}"
-    lines[line] = json.dumps(record).encode()
-    file.write_bytes(b"\n".join(lines) + b"\n")
-    return how
+        return _with(record, path, _GONE), f"{shown} is gone"
+    if rng.random() < 0.1:
+        return _with(record, path, "NESTED"), f"{shown} is nested deeply"
+    value = rng.choice(VALUES)
+    return _with(record, path, value), f"{shown} is {ascii(value)[:40]}"
 
 
 _GONE = object()
@@ -205,34 +212,3 @@ def _with(data: Any, path: tuple[Any, ...], value: Any) -> Any:
     else:
         parent[path[-1]] = value
     return data
-
-
-def _in_archive(data: bytes, place: Place) -> bytes:
-    """Return an archive of Stable-Baselines3 with code in what it unpickles."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(buffer, "w") as changed:
-        for name in archive.namelist():
-            content = archive.read(name)
-            if name == "data":
-                entries = json.loads(content)
-                code = base64.b64encode(pickle.dumps(Payload(place))).decode()
-                for entry in entries.values():
-                    if isinstance(entry, dict) and ":serialized:" in entry:
-                        entry[":serialized:"] = code
-                content = json.dumps(entries).encode()
-            changed.writestr(name, content)
-    return buffer.getvalue()
-
-
-def _in_tensors(data: bytes, place: Place) -> bytes:
-    """Return a file of torch with code in what it unpickles."""
-    buffer = io.BytesIO()
-    torch.save({"run": Payload(place)}, buffer)
-    return buffer.getvalue()
-
-
-FOREIGN: Mapping[str, Callable[[bytes, Place], bytes]] = {
-    ".zip": _in_archive,
-    ".pkl": lambda data, place: pickle.dumps(Payload(place)),
-    ".pt": _in_tensors,
-}

@@ -22,7 +22,7 @@ from prunegym.scripts.benchmarks.faults.material import Material, make_material
 from prunegym.scripts.benchmarks.faults.steps import killed_at, noted
 
 T = TypeVar("T")
-CHECKPOINT = re.compile(r"rename \S*checkpoint/\S*(state\.json|state\.pt)$")
+CHECKPOINT = re.compile(r"rename \S*checkpoint/\S*state\.safetensors$")
 
 
 @dataclass(frozen=True)
