@@ -35,6 +35,10 @@ def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
 def _failing_step(name: str, rng: Random, world: World, place: Place) -> Finding:
     reference = world.reference(name)
     number, code, lasting = reference.drawn(rng), rng.choice(ERRORS), rng.random() < 0.5
+    while reference.steps[number].startswith(
+        ("remove ", "rmdir ")
+    ):  # what stays is the next command's to remove
+        number = reference.drawn(rng)
     reading = rng.random() < 0.2  # then steps are more, and this one may be another
     prepare = partial(failing_at, (place.work, place.cache), number, code, lasting=lasting, reading=reading)
     when = "from" if lasting else "at"
