@@ -49,7 +49,8 @@ def place(tmp_path):
         ({"code": -6}, "wrong code"),
         ({"out": ""}, "wrong code"),  # as where a network ends the process in its forward
         ({"code": 2}, "no line"),
-        ({"code": 2, "err": "a warning\nprunegym: no\n"}, "several lines"),
+        ({"code": 2, "err": "a warning\nprunegym: no\n"}, None),
+        ({"code": 2, "err": "prunegym: no\nprunegym: no\n"}, "several lines"),
         ({"code": 2, "err": f"prunegym: {'x' * 700}\n"}, "long line"),
         ({"code": 2, "err": "prunegym: no \x1b[31m\n"}, "control characters"),
         ({"lingering": True}, "lingering process"),

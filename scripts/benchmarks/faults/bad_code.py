@@ -48,7 +48,7 @@ FORWARDS: Mapping[str, tuple[str, bool]] = {  # what comes before forward's last
         False,
     ),
     "changes torch's defaults": ("torch.set_default_dtype(torch.float64)", False),
-    "changes numbers of threads": ("torch.set_num_threads(1000)", False),
+    "changes numbers of threads": ("torch.set_num_threads(3)", False),
     "empties the environment": ("import os; os.environ.clear()", False),
 }  # fmt: skip
 FILES: Mapping[str, str] = {

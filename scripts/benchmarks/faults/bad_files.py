@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -182,3 +183,34 @@ def _png(side: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("1", (side, side)).save(buffer, "png")
     return buffer.getvalue()
+
+
+NAMES = (
+    *("[/red]", "[red]", "\x1b[31mred", "a\nb", "a\tb", "x\udcff", "\u0130", "\U0001f600", "e\u0301", "-x"),
+    *("--", "a b", "a,b", "a:b", "a=b", "%s", "$HOME", "'", '"', "#", "~", "*", "x" * 200, ".hidden", "\\"),
+)
+
+
+def odd_name(number: int, rng: Random, world: World, place: Place) -> Case:
+    """Return a command on a good file, or with a folder for results, whose name is odd."""
+    name, known, made = NAMES[number % len(NAMES)], world.known, world.material
+    flags: Mapping[str, tuple[str, Callable[[], str]]] = {
+        "--out": ("prune", lambda: name),
+        "--model": ("prune", lambda: f"{_copied(made.folder / 'net.py', place, f'{name}.py')}:Net"),
+        "--weights": ("prune", lambda: _copied(made.weights, place, f"{name}.safetensors")),
+        "--data": ("prune", lambda: f"npz:{_copied(made.data, place, f'{name}.npz')}"),
+        "--plan": ("prune", lambda: _copied(Path(known["plan"]), place, name)),
+        "--compressed": ("finetune", lambda: _copied(Path(known["compressed"]), place, name)),
+    }
+    flag = list(flags)[(number + number // len(NAMES)) % len(flags)]
+    verb, value = flags[flag]
+    return Case(f"{verb} {flag}, named {ascii(name)[:60]}", [*quick(verb, world), f"{flag}={value()}"])
+
+
+def _copied(source: Path, place: Place, name: str) -> str:
+    target = f"{place.work}/{name}"
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy(source, target)
+    return name

@@ -1,4 +1,4 @@
-"""Bad input: flags, YAML files, images, weights, networks and folders of images."""
+"""Bad input: flags, YAML files, images, weights, networks, folders of images, and odd names."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import functools
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 from unittest import mock
 
 from prunegym.scripts.benchmarks.faults.bad_code import network, score
-from prunegym.scripts.benchmarks.faults.bad_files import data, images, weights
+from prunegym.scripts.benchmarks.faults.bad_files import data, images, odd_name, weights
 from prunegym.scripts.benchmarks.faults.children import Place, run
 from prunegym.scripts.benchmarks.faults.quick_commands import QUICK, Case, quick
 from prunegym.scripts.benchmarks.faults.verdicts import Finding, fault, shortened
@@ -19,15 +20,17 @@ from prunegym.scripts.benchmarks.faults.world import World
 from prunegym.scripts.cli import DONE, VERBS
 from prunegym.scripts.options.parser import Parser
 
-CASES = 560
-WORDS = (
+CASES = 45 * 14
+NUMBERS = (
+    *("-1", "0", "1", "2", "0.5", "1.5", "-0.0", "1e-9", "1e-320", "1e99", "-1e99", "1e400", "nan", "inf"),
+    *("-inf", "99999999", "9" * 12, "9" * 30, "-" + "9" * 30, "9" * 5000, "0x10", "1_000", "\uff11\uff12"),
+)
+TEXTS = (
     *("", " ", "-", "--", "x", "=", "a=b", "a=", "=b", ":", "none", "auto", "true", "null", "~", "{}", "[]"),
-    *("nan", "inf", "-inf", "-1", "0", "1", "2", "0.5", "1e400", "1e99", "-1e99", "1e-320", "0x10", "1_000"),
-    *("99999999", "9" * 30, "-" + "9" * 30, "9" * 5000, "\uff11\uff12", "[1, [2", "{a: b", "%s%n"),
-    *("[/red]", "[bold]x", "\x1b[31mred", "\x07", "a\nb", "a\tb", "\u202e\u200b", "\u0130\u0131"),
-    *("\U0001f600", "e\u0301", "x\udcff", "a" * 5000, "${HOME}", "$(touch ../../../ran)", "../../x"),
-    *("/etc/passwd", "/dev/null", "/dev/full", "/proc/self/mem", "os:getcwd", "x.py:", "x.py:y", "meta"),
-    *("macs=nan", "macs=0", "macs=1e-9", "macs=0.5..", "macs=0.5..0.1", "gamma=nan", "gamma=[1"),
+    *("[/red]", "[bold]x", "\x1b[31mred", "\x07", "a\nb", "a\tb", "\u202e\u200b", "\u0130\u0131", "%s%n"),
+    *("\U0001f600", "e\u0301", "x\udcff", "a" * 5000, "${HOME}", "$(touch ../../../ran)", "[1, [2", "{a: b"),
+    *("../../x", "/etc/passwd", "/dev/null", "/dev/full", "/proc/self/mem", "os:getcwd", "x.py:", "x.py:y"),
+    *("macs=nan", "macs=0", "macs=1e-9", "macs=0.5..", "macs=0.5..0.1", "gamma=nan", "gamma=[1", "meta"),
     *("n_epochs=999999999999", "policy_kwargs.net_arch=[0]", "learning_rate=1e400", "npz:", "npz:x"),
     *("folder:", "folder:/", "cifar10:", "digits:x", "timm/", "torchvision/../x"),
 )
@@ -44,6 +47,7 @@ class Flag(NamedTuple):
     verb: str
     name: str
     values: int  # that it takes at once, in a case
+    numeric: bool
 
 
 @functools.cache
@@ -55,7 +59,8 @@ def all_flags() -> tuple[Flag, ...]:
         verb = parser.prog.removeprefix("prunegym ")
         for name, action in sorted(parser._option_string_actions.items()):
             if name not in NEVER and name.startswith("--") and action.nargs != 0:
-                found.append(Flag(verb, name, action.nargs if isinstance(action.nargs, int) else 1))
+                values = action.nargs if isinstance(action.nargs, int) else 1
+                found.append(Flag(verb, name, values, numeric=action.type not in (None, Path)))
         raise _Caught
 
     with mock.patch.object(Parser, "parse", catch):
@@ -79,8 +84,9 @@ def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
 
 def _flag(number: int, rng: Random, world: World, place: Place) -> Case:
     flags = all_flags()
-    flag = flags[number * 7 % len(flags)]
-    words = [flag.name, *(rng.choice(WORDS) for _ in range(flag.values))]
+    flag = flags[number * 37 % len(flags)]  # a prime, so that the first few are of all verbs
+    usual, rare = (NUMBERS, TEXTS) if flag.numeric else (TEXTS, NUMBERS)
+    words = [flag.name, *(rng.choice(usual if rng.random() < 0.8 else rare) for _ in range(flag.values))]
     if flag.values == 1:
         words = ["=".join(words)]
     return Case(f"{flag.verb} {_short(words)}", [*quick(flag.verb, world), *words])
@@ -111,5 +117,5 @@ def _yaml(number: int, rng: Random, world: World, place: Place) -> Case:
 
 
 SOURCES: Sequence[Callable[[int, Random, World, Place], Case]] = (
-    _flag, _yaml, _flag, data, _flag, weights, _flag, network, _flag, score, _flag, images,
+    _flag, _yaml, _flag, data, _flag, weights, _flag, network, _flag, score, _flag, images, _flag, odd_name,
 )  # fmt: skip

@@ -63,17 +63,16 @@ def fault(
         codes: the exit codes that may come of it.
         silenced: its standard output led nowhere.
     """
-    lines = [line for line in ended.err.splitlines() if line.strip()]
-    ours = [line for line in lines if line.startswith("prunegym: ")]
+    ours = [line for line in ended.err.splitlines() if line.startswith("prunegym: ")]
     failed = ended.code != DONE
     worst_first = {
         "code run": place.ran.exists(),
         "touched outside": not untouched(place),
         "hang": ended.hung,
         "traceback": "Traceback (most recent" in ended.err or "Exception ignored" in ended.err,
-        "wrong code": ended.code not in codes or not (failed or silenced or ended.out.strip() or lines),
+        "wrong code": ended.code not in codes or not (failed or silenced or (ended.out + ended.err).strip()),
         "no line": failed and not ours,
-        "several lines": failed and len(lines) > 1,
+        "several lines": failed and len(ours) > 1,
         "long line": any(len(line) > LONGEST_LINE for line in ours),
         "control characters": bool(CONTROL.search(ended.out + ended.err)),
         "lingering process": ended.lingering,
