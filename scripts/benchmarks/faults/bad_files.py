@@ -47,8 +47,8 @@ def spoiled(data: bytes, kind: str, rng: Random, place: Place) -> bytes:
     if kind == "cut short":
         return data[: rng.randrange(1, len(data))]
     if kind == "a byte flipped":
-        telling = [at for at in rng.choices(range(len(data)), k=50) if data[at]]  # no padding
-        at = rng.choice(telling or [0])
+        telling = np.flatnonzero(np.frombuffer(data, np.uint8))  # no padding
+        at = int(telling[rng.randrange(len(telling))])
         return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
     if kind == "a pickle":
         return pickle.dumps(Payload(place))

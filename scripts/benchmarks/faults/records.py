@@ -26,7 +26,7 @@ class Reading(NamedTuple):
 
     source: str  # the command that wrote it
     record: str  # a pattern below the folder where it was run, or that of the cache
-    argv: tuple[str, ...] = ()  # none: the source itself, interrupted after its last checkpoint and resumed
+    argv: tuple[str, ...] = ()  # none: the source itself, interrupted after a checkpoint and resumed
 
 
 COMPRESSED = ("--compressed", "out", "--model", "{model}")

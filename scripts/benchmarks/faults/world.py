@@ -87,14 +87,15 @@ class World:
         return found
 
     def interrupted(self, name: str) -> Place:
-        """Return the folders of a command that was killed after its last checkpoint; not to be changed."""
+        """Return the folders of a command that was killed half-way, after a checkpoint; not to be changed."""
         steps = self.reference(name).steps
-        last = max(number for number, step in enumerate(steps) if CHECKPOINT.search(step))
+        checkpoints = [number for number, step in enumerate(steps) if CHECKPOINT.search(step)]
+        half_way = checkpoints[(len(checkpoints) - 1) // 2]
         place = Place(self.folder / "interrupted" / name.replace(" ", "-"))
         with _made_once(place.root) as made:
             if not made:
                 folders = (place.prepared().work, place.cache)
-                run(place, self.argv(name), partial(killed_at, folders, last + 1, None))
+                run(place, self.argv(name), partial(killed_at, folders, half_way + 1, None))
         return place
 
     def kept(self, name: str, make: Callable[[Place], T]) -> T:
