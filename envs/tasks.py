@@ -22,7 +22,7 @@ from prunegym.pruning.errors import DataError, WeightsError, one_line
 from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.metrics import ScoreFunction
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
-from prunegym.pruning.networks.weights import load_weights_
+from prunegym.pruning.networks.weights import built_with
 from prunegym.pruning.registry import Registry, unknown_name
 from prunegym.pruning.training.dense import dense_digits
 
@@ -60,7 +60,8 @@ class NetworkSource:
     """Where a trained network comes from."""
 
     name: str  # as `resolve_network` understands it
-    weights: Path | None = None  # file of trained weights; the embedded default trains itself without
+    # file of trained weights, or "factory", see `built_with`; the embedded default trains itself without
+    weights: Path | None = None
     input_size: tuple[int, int, int] | None = None  # (channels, height, width), where the name does not say
     mean: Sequence[float] | None = None  # per channel, of pixels in [0, 1], where the name does not say
     std: Sequence[float] | None = None  # likewise
@@ -135,12 +136,11 @@ def load_task(
 
 def _trained(network: NetworkSpec, weights: Path | None, images: str | None, *, progress: bool) -> nn.Module:
     if weights is not None:
-        model = network.build()
-        load_weights_(model, weights)
-        return model
+        return built_with(network, weights)
     if trains_itself(network.name, images):
         return dense_digits(progress=progress)
-    raise WeightsError(f"{network.name} is untrained: name its trained weights with --weights")
+    own = " FILE, or --weights factory if the function trains or loads it" if ":" in network.name else ""
+    raise WeightsError(f"{network.name} is untrained: name its trained weights with --weights{own}")
 
 
 def trains_itself(model: str, images: str | None) -> bool:

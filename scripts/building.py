@@ -25,7 +25,7 @@ from prunegym.pruning.latency import LatencyTable, latency_table
 from prunegym.pruning.measures import MEASURES
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.networks.registry import NetworkSpec, resolve_network
-from prunegym.pruning.networks.weights import load_weights_
+from prunegym.pruning.networks.weights import built_with
 from prunegym.pruning.surgery.verification import trace
 from prunegym.pruning.user_functions import named_function
 from prunegym.scripts.options.network import TaskConfig
@@ -77,10 +77,8 @@ def build_dense(config: NetworkSource, *, seed: int | None = None) -> tuple[nn.M
     spec = resolve_network(config.name, input_size=config.input_size, mean=config.mean, std=config.std)
     if seed is not None:
         torch.manual_seed(seed)
-    model = spec.build().eval()
-    if config.weights is not None:
-        load_weights_(model, config.weights)
-    return model, spec
+    model = spec.build() if config.weights is None else built_with(spec, config.weights)
+    return model.eval(), spec
 
 
 def build_network(task: Task, pruning: PruningConfig, *, seed: int) -> PrunableNetwork:

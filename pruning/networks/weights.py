@@ -16,13 +16,33 @@ from torch import Tensor, nn
 from prunegym.pruning.errors import WeightsError
 from prunegym.pruning.files import foreign_content
 from prunegym.pruning.machine_failures import raise_machine_failure
+from prunegym.pruning.networks.registry import NetworkSpec
 
+FACTORY = Path("factory")  # names the weights that a user's function builds a network with
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _ALONE = "save the state dict alone: torch.save(model.state_dict(), FILE)"
 _ASKS_FOR_CODE = ("Unsupported operand", "GLOBAL", "unrecognized function", "allowlisted")  # in torch's words
 _FLOATS, _WHOLE = "of floats", "of whole numbers"
 _WHOLE_TYPES = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _LISTED = 5  # names in a message; a wrong architecture misses hundreds
+
+
+def built_with(network: NetworkSpec, weights: Path) -> nn.Module:
+    """Return a network with trained weights: those of a file or, for "factory", those that it is built with.
+
+    Raises:
+        WeightsError: see `load_weights_`; or a network that is no function of the user's has no such weights.
+    """
+    model = network.build()
+    if weights != FACTORY or weights.exists():
+        load_weights_(model, weights)
+    elif ":" not in network.name:
+        raise WeightsError(
+            f"{network.name} is built with random weights; --weights {FACTORY} is for a function of your own"
+        )
+    else:
+        _check_values(model.state_dict(), model.state_dict(), FACTORY)
+    return model
 
 
 def load_weights_(model: nn.Module, path: Path) -> None:

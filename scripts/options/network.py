@@ -54,7 +54,12 @@ def add_model_flags(parser: Parser, *, compressed: bool = False) -> None:
         help="digits_resnet, cifar_resnet20|32|44|56|110, torchvision/NAME, timm/NAME, FILE.py:FACTORY "
         f"(default: {model or 'what was compressed'})",
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="trained weights: safetensors or torch")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="trained weights: safetensors or torch; or factory, those that FILE.py:NAME returns",
+    )
     parser.add_argument(
         "--data",
         default=data,

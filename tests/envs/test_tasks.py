@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -108,6 +110,54 @@ def test_an_untrained_network_is_refused(tmp_path):
     )
     with pytest.raises(WeightsError, match="cifar_resnet20 is untrained: name its trained weights"):
         load_task("cifar_resnet20", data=f"npz:{tmp_path / 'd.npz'}", budget=HALF)
+
+
+TRAINED = """
+import torch
+
+def make():
+    torch.manual_seed(3)
+    layers = torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 10)
+    return torch.nn.Sequential(*layers)
+
+def diverged():
+    model = make()
+    model[1].weight.data[0] = float("nan")
+    return model
+"""
+
+
+class TestWeightsOfTheFactory:
+    @pytest.fixture
+    def file(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "net.py").write_text(TRAINED)
+        return tmp_path / "net.py"
+
+    def source(self, name):
+        return NetworkSource(name, Path("factory"), input_size=(1, 8, 8))
+
+    def test_are_those_that_it_returns(self, file):
+        task = load_task(self.source(f"{file}:make"), data="digits", budget=HALF)
+        torch.manual_seed(3)
+        assert torch.equal(task.model[1].weight, torch.nn.Sequential(torch.nn.Linear(64, 8))[0].weight)
+
+    def test_must_be_finite(self, file):
+        with pytest.raises(WeightsError, match=r"factory: 1\.weight holds NaN or infinity"):
+            load_task(self.source(f"{file}:diverged"), data="digits", budget=HALF)
+
+    def test_are_no_weights_of_networks_by_name(self, file):
+        with pytest.raises(WeightsError, match="digits_resnet is built with random weights"):
+            load_task(NetworkSource("digits_resnet", Path("factory")), data="digits", budget=HALF)
+
+    def test_a_file_of_that_name_comes_first(self, file):
+        Path("factory").touch()
+        with pytest.raises(WeightsError, match="factory is an empty file"):
+            load_task(self.source(f"{file}:make"), data="digits", budget=HALF)
+
+    def test_are_named_where_weights_are_missing(self, file):
+        with pytest.raises(WeightsError, match="or --weights factory if the function trains or loads it"):
+            load_task(NetworkSource(f"{file}:make", input_size=(1, 8, 8)), data="digits", budget=HALF)
 
 
 def test_the_embedded_weights_are_for_the_digits_alone(tmp_path):
