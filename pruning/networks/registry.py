@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
+import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -21,6 +24,8 @@ from prunegym.pruning.registry import Registry, unknown_name
 from prunegym.pruning.user_functions import named_function, running_users_code
 
 Shape = tuple[int, int, int]
+logger = logging.getLogger(__name__)
+
 _LARGEST_MEAN, _LARGEST_STD = 1e6, 1e6  # far beyond any normalisation; images stay finite in float32
 MAX_IMAGE_NUMBERS = 2**24  # of one image, channels times height times width
 
@@ -212,6 +217,9 @@ def _built(spec: str, factory: Callable[[], object]) -> nn.Module:
         model = factory()
     if not isinstance(model, nn.Module):
         raise PruningError(f"{spec}: the factory must return a torch.nn.Module, got {type(model).__name__}")
+    model = _unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise PruningError(f"{spec}: the network is TorchScript; return the module that it was made from")
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     for name, tensor in tensors.items():
         if is_lazy(tensor):
@@ -222,4 +230,27 @@ def _built(spec: str, factory: Callable[[], object]) -> nn.Module:
             )
     if not any(True for _ in model.parameters()):
         raise PruningError(f"{spec}: {type(model).__name__} has no parameters, so nothing can be compressed")
+    if {torch.float16, torch.bfloat16} & {tensor.dtype for tensor in tensors.values()}:
+        logger.warning("%s is in half precision; it is worked with in float32", spec)
+        model.float()
+    _thaw_(model)
     return model
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module within what torch.compile and wrappers for several GPUs return."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    inner = getattr(model, "_orig_mod", model)
+    return model if inner is model else _unwrapped(inner)
+
+
+def _thaw_(model: nn.Module) -> None:
+    """Replace tensors that were made under inference_mode, and can be neither changed nor trained."""
+    for module in model.modules():
+        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in own:
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_inference():
+                    copy = tensor.clone()
+                    tensors[name] = nn.Parameter(copy) if isinstance(tensor, nn.Parameter) else copy

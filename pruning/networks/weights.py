@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
+import logging
 import pickle
+import re
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,8 +23,24 @@ from prunegym.pruning.files import foreign_content
 from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.networks.registry import NetworkSpec
 
+logger = logging.getLogger(__name__)
+
 FACTORY = Path("factory")  # names the weights that a user's function builds a network with
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+# entries in which trainers keep a state dict; the first that is there counts
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "weights", "params"),
+    *("state_dict_ema", "model_ema", "ema"),
+)
+_COUNTERS = ("total_ops", "total_params", "n_averaged")  # left among the weights by profilers and averaging
+_scalar = np.float64(0).__reduce__()[0]
+_HARMLESS: tuple[
+    Any, ...
+] = (  # classes that trainers keep beside the weights, and that run no code when they are loaded
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd"),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+)
 _ALONE = "save the state dict alone: torch.save(model.state_dict(), FILE)"
 _ASKS_FOR_CODE = ("Unsupported operand", "GLOBAL", "unrecognized function", "allowlisted")  # in torch's words
 _FLOATS, _WHOLE = "of floats", "of whole numbers"
@@ -48,9 +69,9 @@ def built_with(network: NetworkSpec, weights: Path) -> nn.Module:
 def load_weights_(model: nn.Module, path: Path) -> None:
     """Load the state dict in `path` into `model`, in place; after any error the model is as before.
 
-    The file may be `.safetensors` or what `torch.save` wrote, bare or wrapped in `{'state_dict': ...}`,
-    with or without `module.` before each name. BatchNorm's `num_batches_tracked`, which old files lack
-    and inference never reads, may be missing; all else must fit.
+    The file may be safetensors or what `torch.save` wrote, bare or in an entry such as "state_dict" or "ema",
+    with or without a prefix such as `module.` before all names. BatchNorm's `num_batches_tracked`, which old
+    files lack and inference never reads, may be missing; all else must fit.
 
     Raises:
         WeightsError: the file is missing, damaged or asks for code; it is no state dict; names or shapes do
@@ -58,8 +79,7 @@ def load_weights_(model: nn.Module, path: Path) -> None:
     """
     own = model.state_dict()
     state = _state_dict(_read(path), path)
-    if not any(name.startswith("module.") for name in own):  # else it is the model's own, not DataParallel's
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = _renamed(state, own, path)
     _check_fit(state, own, path)
     _check_values(state, own, path)
     own.update(state)  # in its own dictionary, which carries the version that some modules ask for
@@ -76,7 +96,8 @@ def _read(path: Path) -> Any:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the file's pickle protocol and the like
-            with path.open("rb") as file:  # by its name, torch would choose for itself what it is
+            # an open file, since by its name torch would choose for itself what it is
+            with path.open("rb") as file, torch.serialization.safe_globals([*_HARMLESS]):
                 return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in a dozen ways, KeyError among them
         raise_machine_failure(error, reading=path)
@@ -101,7 +122,9 @@ def _fault(path: Path, error: Exception) -> str:
     # in a pickle, an operand that torch does not support asks for more than tensors; elsewhere it is garbage
     words = _ASKS_FOR_CODE if archive or _is_pickle(path) else _ASKS_FOR_CODE[1:]
     if isinstance(error, pickle.UnpicklingError) and any(word in str(error) for word in words):
-        return f"holds more than tensors, and loading it could run its code; {_ALONE}"
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named[1]})" if named else ""
+        return f"holds more than tensors{what}, and loading it could run its code; {_ALONE}"
     return "is truncated, damaged, or no weights file; expected safetensors or what torch.save wrote"
 
 
@@ -116,9 +139,8 @@ def _holds_pickle(archive: Path) -> bool:
 
 
 def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
-        if isinstance(data, Mapping) and isinstance(data.get(wrapper), Mapping):
-            data = data[wrapper]
+    while isinstance(data, Mapping) and (inner := [data[key] for key in _WRAPPERS if _is_wrapped(data, key)]):
+        data = inner[0]
     if not isinstance(data, Mapping):
         raise WeightsError(f"{path} holds a {type(data).__name__}, not a state dict (names to tensors)")
     strange = [key for key, value in data.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
@@ -128,6 +150,36 @@ def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
     return dict(data)
 
 
+def _is_wrapped(data: Mapping[str, Any], key: str) -> bool:
+    return isinstance(data.get(key), Mapping)
+
+
+def _renamed(state: dict[str, Tensor], own: Collection[str], path: Path) -> dict[str, Tensor]:
+    """Return a state dict without counters, and without a prefix that is before all of its names."""
+    counters = [name for name in state if name.rpartition(".")[2] in _COUNTERS and name not in own]
+    if counters:
+        logger.warning("%s: ignored %s, which count something and are no weights", path, _some(counters))
+    state = {name: value for name, value in state.items() if name not in counters}
+    shorter = state
+    while not any(name in own for name in shorter):
+        first = {name.partition(".")[0] for name in shorter}
+        if len(first) != 1 or not all("." in name for name in shorter):
+            return state
+        shorter = {name.partition(".")[2]: value for name, value in shorter.items()}
+    return shorter
+
+
+def _neighbours(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """Return what may have become of names that are missing, for a message."""
+    for name in missing:
+        longer = [other for other in unexpected if other.endswith(f".{name}")]
+        if longer:
+            return f"; names there begin with {longer[0].removesuffix(name)!r}"
+        if near := difflib.get_close_matches(name, unexpected, n=1):
+            return f"; is {near[0]} there what is {name} here?"
+    return ""
+
+
 def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -135,7 +187,8 @@ def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Pat
         unexpected
     )
     if parts:
-        raise WeightsError(f"{path} does not fit the network; {'; '.join(parts)}")
+        near = _neighbours(missing, unexpected)
+        raise WeightsError(f"{path} does not fit the network; {'; '.join(parts)}{near}")
     strange = [f"{name} is {kind}" for name, value in state.items() if (kind := _misfit(value, own[name]))]
     if strange:
         raise WeightsError(f"{path}: {_some(strange)}; save plain tensors of the network's own types")

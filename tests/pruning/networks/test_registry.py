@@ -240,3 +240,53 @@ class TestTransform:
 def test_a_specification_is_checked_when_it_is_made():
     with pytest.raises(PruningError, match="one number per input channel"):
         NetworkSpec(name="odd", build=nn.Identity, input_shape=(1, 2, 2), mean=(), std=(1.0,))
+
+
+OBJECTS = """
+import torch
+from torch import nn
+
+def plain():
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+
+def half():
+    return plain().half()
+
+def bfloat16():
+    return plain().bfloat16()
+
+def compiled():
+    return torch.compile(plain())
+
+def parallel():
+    return nn.DataParallel(torch.compile(plain()))
+
+def inference():
+    with torch.inference_mode():
+        return plain()
+
+def scripted():
+    return torch.jit.trace(plain().eval(), torch.zeros(1, 3, 2, 2))
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own
+class TestWhatFactoriesReturn:
+    def build(self, folder, name):
+        (folder / "net.py").write_text(OBJECTS)
+        return resolve_network(f"{folder / 'net.py'}:{name}", input_size=(3, 2, 2)).build()
+
+    @pytest.mark.parametrize("name", ["half", "bfloat16", "compiled", "parallel", "inference"])
+    def test_is_taken_for_the_plain_module_in_it(self, tmp_path, name, caplog):
+        model = self.build(tmp_path, name)
+        assert type(model) is nn.Sequential
+        model(torch.ones(2, 3, 2, 2)).sum().backward()
+        with torch.no_grad():
+            model[1].weight.mul_(2)
+        assert model[1].weight.grad.dtype == torch.float32
+        noted = any("is in half precision" in message for message in caplog.messages)
+        assert noted == (name in ("half", "bfloat16"))
+
+    def test_torch_script_is_refused(self, tmp_path):
+        with pytest.raises(PruningError, match="the network is TorchScript"):
+            self.build(tmp_path, "scripted")

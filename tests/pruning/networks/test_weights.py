@@ -1,3 +1,4 @@
+import argparse
 import gzip
 import os
 import pickle
@@ -5,6 +6,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -264,3 +266,62 @@ def test_a_module_that_asks_for_the_version_of_what_it_loads_is_told(tmp_path):
     model = Versioned(3, 2)
     load_weights_(model, tmp_path / "w.safetensors")
     assert torch.equal(model.weight, torch.ones(2, 3))
+
+
+NESTS = {
+    "an average": lambda state: {"model_ema": state, "epoch": 5},
+    "two": lambda state: {"state_dict": state, "state_dict_ema": {"x": torch.zeros(1)}},
+    "one in another": lambda state: {"model": {"state_dict": state}},
+    "compiled": lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
+    "compiled for several GPUs": lambda state: {f"module._orig_mod.{name}": v for name, v in state.items()},
+    "a trainer's attribute": lambda state: {"state_dict": {f"model.{name}": v for name, v in state.items()}},
+    "with what was asked": lambda state: {"weights": state, "args": argparse.Namespace(lr=0.1)},
+    "with numbers of numpy": lambda state: {"net": state, "best": np.float64(0.3), "n": np.int32(4)},
+}
+
+
+@pytest.mark.parametrize("nest", NESTS)
+def test_weights_are_found_where_trainers_put_them(tmp_path, nest):
+    state = good_state()
+    torch.save(NESTS[nest](state), tmp_path / "w.pt")
+    assert_loads(tmp_path / "w.pt", state)
+
+
+def test_counters_among_the_weights_are_ignored_with_a_note(tmp_path, caplog):
+    state = good_state()
+    counters = {
+        "total_ops": torch.zeros(1),
+        "conv.total_params": torch.zeros(1),
+        "n_averaged": torch.tensor(3),
+    }
+    torch.save({**state, **counters}, tmp_path / "w.pt")
+    assert_loads(tmp_path / "w.pt", state)
+    assert caplog.messages == [
+        f"{tmp_path / 'w.pt'}: ignored total_ops, conv.total_params, n_averaged, which count something and "
+        "are no weights"
+    ]
+
+
+def test_a_whole_module_is_named_by_its_class(tmp_path):
+    torch.save(make_model(), tmp_path / "w.pt")
+    line = refusal(tmp_path / "w.pt")
+    assert "holds more than tensors (torch.nn.modules.container.Sequential), and loading it could run" in line
+
+
+@pytest.mark.parametrize(
+    ("renamed", "hint"),
+    [
+        (
+            lambda name: f"backbone.{name}" if name != "linear.bias" else "x",
+            "; names there begin with 'backbone.'",
+        ),
+        (
+            lambda name: name.replace("linear", "linear1"),
+            "; is linear1.weight there what is linear.weight here?",
+        ),
+        (lambda name: name if "linear" not in name else f"{ord(name[-1])}", "unexpected: 116, 115"),
+    ],
+)
+def test_names_that_do_not_fit_are_shown_with_their_neighbours(tmp_path, renamed, hint):
+    torch.save({renamed(name): value for name, value in good_state().items()}, tmp_path / "w.pt")
+    assert refusal(tmp_path / "w.pt").endswith(hint)
