@@ -11,9 +11,9 @@ from prunegym.agents.errors import CheckpointError
 from prunegym.agents.interface import EpisodicEnvironment
 from prunegym.agents.rollout import EpisodeResult
 from prunegym.pruning.errors import PlanError, PruningError
-from prunegym.pruning.files import written_whole
+from prunegym.pruning.files.plain_data import parse_json
+from prunegym.pruning.files.writing import written_whole
 from prunegym.pruning.machine_failures import written_to
-from prunegym.pruning.plain_data import parse_json
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.techniques import check_amounts
 

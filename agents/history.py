@@ -7,6 +7,8 @@ from typing import Any
 
 from prunegym.agents.rollout import EpisodeResult
 from prunegym.envs.results import PlainPlan
+from prunegym.pruning.plan import CompressionPlan
+from prunegym.pruning.techniques import check_amounts
 
 
 class EpisodeHistory:
@@ -51,7 +53,9 @@ class EpisodeHistory:
         """Build a history from what `to_dict` returned."""
         history = cls(data["sites"])
         history.steps = data["steps"]
-        history.best = data["best"] and EpisodeResult.from_dict(data["best"])
+        if data["best"] is not None:
+            history.best = EpisodeResult.from_dict(data["best"])
+            check_amounts(CompressionPlan(history.best.plan))
         history.best_episode = data["best_episode"]
-        history.plans = list(data["plans"])
+        history.plans = [CompressionPlan(plan).to_dict() for plan in data["plans"]]
         return history

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from prunegym.pruning.errors import PlanError
-from prunegym.pruning.plain_data import read_json, write_json
+from prunegym.pruning.files.plain_data import read_json, write_json
 
 PLAN_VERSION = 2
 MAX_AMOUNT = 10**9  # beyond it no amount of any technique makes sense

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+import torch
+
 from prunegym.pruning.errors import PruningError, UserCodeError, one_line
 from prunegym.pruning.optional_packages import despite_torchvision
 
@@ -47,7 +49,8 @@ def named_function(spec: str) -> Callable[..., Any]:
 def running_users_code(failed: Callable[[str], PruningError]) -> Iterator[None]:
     """Turn whatever a user's code raises in the block into a named error, an exit included; but not Ctrl-C.
 
-    Working folder, standard streams and handlers of signals are afterwards as they were before.
+    Working folder, standard streams, handlers of signals and torch's default numbers are afterwards as they
+    were before.
 
     Args:
         failed: makes the error from its cause, such as "ValueError: no such layer".
@@ -63,7 +66,7 @@ def running_users_code(failed: Callable[[str], PruningError]) -> Iterator[None]:
 
 @contextmanager
 def _surroundings_kept() -> Iterator[None]:
-    folder, streams = None, (sys.stdout, sys.stderr)
+    folder, streams, numbers = None, (sys.stdout, sys.stderr), torch.get_default_dtype()
     with suppress(OSError):  # the working folder was removed
         folder = os.getcwd()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -71,6 +74,7 @@ def _surroundings_kept() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = streams
+        torch.set_default_dtype(numbers)
         if folder is not None:
             os.chdir(folder)
         if threading.current_thread() is threading.main_thread():  # no other may set them
@@ -216,7 +220,9 @@ def _is_library(name: str) -> bool:
     if name in ("__main__", __name__.partition(".")[0]) or name in sys.stdlib_module_names:
         return True
     # of what is on the path, and in front: a script's folder, and what `python -m` and pytest add
-    no_libraries = {OWN_FOLDER, Path.cwd(), *_FINDERS}
+    no_libraries = {OWN_FOLDER, *_FINDERS}
+    with suppress(OSError):  # the working folder was removed
+        no_libraries.add(Path.cwd())
     main = sys.modules["__main__"]
     if main.__spec__ is None and (script := getattr(main, "__file__", None)):
         no_libraries.add(Path(script).resolve().parent)

@@ -43,7 +43,7 @@ def usable_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         cause = str(error).splitlines()[0]
         raise UsageError(f"--device {name} cannot be used here ({cause}); try auto or cpu") from error
     return name

@@ -14,11 +14,11 @@ from prunegym.envs import Budget, count_classes
 from prunegym.pruning.data import Images, check_labels
 from prunegym.pruning.evaluation.comparison import image_for_latency
 from prunegym.pruning.evaluation.evaluate import Evaluation, evaluate
+from prunegym.pruning.files.plain_data import write_json
 from prunegym.pruning.graph import find_groups
 from prunegym.pruning.latency.timing import measure_latency
 from prunegym.pruning.metrics import ScoreFunction
 from prunegym.pruning.networks.registry import NetworkSpec
-from prunegym.pruning.plain_data import write_json
 from prunegym.pruning.runtime.slicing import deployed
 from prunegym.pruning.storage.compressed import LoadedNetwork, load_compressed
 from prunegym.pruning.user_functions import named_function

@@ -18,11 +18,11 @@ from prunegym.envs.training_data import TrainingData
 from prunegym.pruning.data import absolute, check_labels
 from prunegym.pruning.evaluation.comparison import typical_image
 from prunegym.pruning.evaluation.evaluate import evaluate
+from prunegym.pruning.files.plain_data import write_json
 from prunegym.pruning.graph import find_groups
 from prunegym.pruning.latency.timing import measure_latency
 from prunegym.pruning.machine_failures import written_to
 from prunegym.pruning.metrics import predictions
-from prunegym.pruning.plain_data import write_json
 from prunegym.pruning.runtime.gates import gates_of
 from prunegym.pruning.runtime.installing import fit_input_statistics_
 from prunegym.pruning.runtime.outcomes import input_outcomes, keep_budget_
@@ -171,7 +171,8 @@ class Curves:
     def write(self, epoch: EpochRecord) -> None:
         """Add an epoch's loss, learning rate and, if it was measured, accuracy."""
         with written_to(self._folder):
-            self._writer = self._writer or SummaryWriter(str(self._folder))
+            if self._writer is None:  # an interrupted run may have written this epoch, too
+                self._writer = SummaryWriter(str(self._folder), purge_step=epoch.number)
             for name in ("loss", "learning_rate", "accuracy"):
                 value = getattr(epoch, name)
                 if value is not None:

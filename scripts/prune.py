@@ -11,8 +11,8 @@ from prunegym.agents.learning.policies import action_mode
 from prunegym.agents.reuse import apply_policy
 from prunegym.envs import Task
 from prunegym.pruning.evaluation.comparison import measure_rows
+from prunegym.pruning.files.plain_data import write_json
 from prunegym.pruning.network import PrunableNetwork
-from prunegym.pruning.plain_data import write_json
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.storage.compressed import save_compressed
 from prunegym.scripts.building import build_env, build_network, build_task, measured_on

@@ -17,8 +17,8 @@ from prunegym.agents.pictures.page import bullets, element, page, picture, table
 from prunegym.agents.pictures.plan_table import plan_cells
 from prunegym.envs.results import PlainPlan
 from prunegym.pruning.errors import PlanError
-from prunegym.pruning.files import written_whole
-from prunegym.pruning.plain_data import read_json
+from prunegym.pruning.files.plain_data import read_json
+from prunegym.pruning.files.writing import written_whole
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.techniques import check_amounts
 from prunegym.scripts.cli import run_verb

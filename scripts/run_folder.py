@@ -16,8 +16,8 @@ from typing import Any
 from prunegym.envs import DataSource, Task
 from prunegym.pruning.data import absolute
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files import is_temporary, remove, remove_abandoned
-from prunegym.pruning.plain_data import read_json, write_json
+from prunegym.pruning.files.plain_data import read_json, write_json
+from prunegym.pruning.files.writing import is_temporary, remove, remove_abandoned
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.storage.compressed import Manifest
 from prunegym.scripts.options.output import OutputConfig
@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 CONFIG, METRICS = "config.json", "metrics.json"
 UPDATES, INPUTS = "updates.jsonl", "inputs.npz"  # of a run that learns to decide for each input
+WRITTEN = {  # by a run, beside its configuration
+    *(METRICS, UPDATES, INPUTS, "plan.json", "episodes.jsonl", "report.html"),
+    *("checkpoint", "compressed", "pictures", "policy", "tensorboard"),
+}
 # flags that may differ between a run and its resumption
 MAY_DIFFER = ("out", "resume", "overwrite", "json", "quiet", "device", "download", "cluster")
 
@@ -102,7 +106,7 @@ def check_empty(out: Path, *, overwrite: bool, way_out: str = "--overwrite") -> 
     """
     if not out.exists() or _is_empty(out):
         return
-    if not (out / CONFIG).is_file():
+    if not (out / CONFIG).is_file() and not _is_rest(out):
         raise UsageError(f"{out} is not the folder of a run and is left alone; give another --out")
     if not overwrite:
         raise UsageError(f"{out} already holds a run; give another --out, or {way_out}")
@@ -122,6 +126,12 @@ def check_files(folder: Path) -> None:
                     f"{Path(place, name)} is a link or a device, and writing there could change "
                     "something else; remove it"
                 )
+
+
+def _is_rest(folder: Path) -> bool:
+    """Return whether a folder holds what a run wrote and nothing else, though its configuration is gone."""
+    names = {entry.name for entry in folder.iterdir()}
+    return names <= WRITTEN and bool(names & {METRICS, "checkpoint", "compressed", "tensorboard"})
 
 
 def _is_empty(folder: Path) -> bool:
@@ -152,7 +162,9 @@ def check_out(output: OutputConfig, *, may_differ: Collection[str] = ()) -> None
     try:
         earlier = read_json(out / CONFIG)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{out} holds no run to resume ({error}); give another --out") from error
+        raise UsageError(
+            f"{out} holds no run to resume ({error}); give another --out, or --overwrite"
+        ) from error
     if not isinstance(earlier, dict):
         raise UsageError(f"{out / CONFIG} is damaged; give another --out, or --overwrite")
     now = run_config(output)

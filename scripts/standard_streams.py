@@ -73,7 +73,7 @@ class _File(io.FileIO):
         except self._forgiven:
             return memoryview(data).nbytes
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror} on standard output") from error
+            raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 class _Stream(io.TextIOWrapper):

@@ -22,8 +22,8 @@ from prunegym.agents.vector.ray_connection import connected
 from prunegym.envs import Budget, BudgetRange, LayerPruningEnv, Task
 from prunegym.pruning.evaluation.comparison import measure_rows
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files import folder_written_whole
-from prunegym.pruning.plain_data import write_json
+from prunegym.pruning.files.plain_data import write_json
+from prunegym.pruning.files.writing import folder_written_whole
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.storage.compressed import save_compressed
 from prunegym.scripts.building import build_env, build_task, measured_on

@@ -29,11 +29,11 @@ from prunegym.pruning.apply import Compressed
 from prunegym.pruning.data import Images
 from prunegym.pruning.evaluation.comparison import measure_side_by_side
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files import written_whole
+from prunegym.pruning.files.plain_data import parse_json, write_json
+from prunegym.pruning.files.writing import written_whole
 from prunegym.pruning.machine_failures import written_to
 from prunegym.pruning.metrics import predictions
 from prunegym.pruning.networks.registry import NetworkSpec
-from prunegym.pruning.plain_data import write_json
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.outcomes import InputOutcomes, input_outcomes
 from prunegym.pruning.storage.compressed import save_compressed
@@ -107,7 +107,7 @@ def _appending(path: Path) -> Callable[[dict[str, float]], None]:
             kept, number = [], (record["round"], record["episodes"])
             for line in path.read_bytes().splitlines(keepends=True):
                 with suppress(ValueError, KeyError, TypeError):  # a kill may have cut the last line short
-                    earlier = json.loads(line)
+                    earlier = parse_json(line)
                     if (earlier["round"], earlier["episodes"]) < number:
                         kept.append(line)
             with written_whole(path) as temporary:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegym.pruning.cache import cache_folder
-from prunegym.pruning.plain_data import write_json
+from prunegym.pruning.files.cache import cache_folder
+from prunegym.pruning.files.plain_data import write_json
 
 USERS = {
     "HOME": "/nonexistent",

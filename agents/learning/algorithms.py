@@ -23,7 +23,7 @@ from prunegym.agents.dyna_ppo.algorithm import N_SURROGATE_ENVS, DynaPPO
 from prunegym.agents.errors import HyperparameterError
 from prunegym.agents.learning.amc import AMC
 from prunegym.envs.action import ActionMode
-from prunegym.pruning.plain_data import parse_yaml, shortened
+from prunegym.pruning.files.plain_data import parse_yaml, shortened
 from prunegym.pruning.registry import Registry, nearest_hint
 
 Settings: TypeAlias = dict[str, Any]  # arguments of a Stable-Baselines3 algorithm

@@ -24,8 +24,7 @@ from torch.optim import Optimizer
 
 from prunegym.agents.errors import CheckpointError
 from prunegym.pruning.errors import one_line
-from prunegym.pruning.machine_failures import raise_machine_failure
-from prunegym.pruning.storage.state import (
+from prunegym.pruning.files.state import (
     optimizer_tensors,
     prefixed,
     read_state,
@@ -33,6 +32,7 @@ from prunegym.pruning.storage.state import (
     with_prefix,
     write_state,
 )
+from prunegym.pruning.machine_failures import raise_machine_failure
 
 STATE = "state.safetensors"
 COUNTERS = ("num_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")

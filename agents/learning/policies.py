@@ -22,9 +22,9 @@ from prunegym.agents.learning.algorithms import ALGORITHMS
 from prunegym.envs.action import ActionMode
 from prunegym.envs.observation import context_features
 from prunegym.pruning.errors import UnknownNameError, one_line
-from prunegym.pruning.files import foreign_content
+from prunegym.pruning.files.plain_data import read_json, write_json
+from prunegym.pruning.files.writing import foreign_content
 from prunegym.pruning.machine_failures import raise_machine_failure
-from prunegym.pruning.plain_data import read_json, write_json
 
 POLICY_VERSION = 4
 CHECKSUM = "weights_sha256"  # the entry of the description with the hash of the file of tensors

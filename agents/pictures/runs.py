@@ -29,8 +29,8 @@ from prunegym.agents.pictures.plan_bars import plan_bars_figure
 from prunegym.agents.pictures.reward_curve import reward_curve_figure
 from prunegym.agents.pictures.scores import scores
 from prunegym.envs.results import PlainPlan
+from prunegym.pruning.files.plain_data import parse_json
 from prunegym.pruning.machine_failures import raise_machine_failure
-from prunegym.pruning.plain_data import parse_json
 
 DENSE, UNIFORM, FIXED = "dense", "uniform", "fixed"
 Update = Mapping[str, float]  # of learning a policy that decides for each input

@@ -9,10 +9,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from prunegym.agents.errors import AgentError
+from prunegym.agents.errors import AgentError, CheckpointError
 from prunegym.agents.interface import GymEnv, episodic_environment
 from prunegym.envs.layer_pruning import Action, Observation
-from prunegym.pruning.errors import PruningError
+from prunegym.pruning.errors import PruningError, one_line
 from prunegym.pruning.user_functions import as_user_error
 
 FAILURE = "failure"  # key in an info: (the exception that the environment raised, its stack trace as text)
@@ -45,7 +45,14 @@ class RestartableEpisodes(gym.Wrapper[Observation, Action, Observation, Action])
         """Start an episode; see the class."""
         environment = episodic_environment(self.env)
         if self._restart_from is not None:
-            environment.restore_episode_state(self._restart_from)
+            try:
+                environment.restore_episode_state(self._restart_from)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"the checkpoint holds no state of an environment ({type(error).__name__}: "
+                    f"{one_line(error)}); remove the folder checkpoint and resume: it learns anew, plans on "
+                    "file are not evaluated again"
+                ) from error
             seed = self._restart_from = None
         self.start_state = environment.episode_state()
         return self.env.reset(seed=seed, options=options)

@@ -206,7 +206,7 @@ def propagate(
         ) from error
     interpreter.run(example)
     # those that torch spent on convolutions and on matrices of weights
-    flops = counter.get_flop_counts()["Global"]
+    flops = counter.get_flop_counts().get("Global", {})
     counted = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
     total = sum(flops.get(operator, 0) for operator in counted)
     interpreter.propagation.counted_macs = total // (2 * BATCH)  # a MAC is 2 FLOPs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunegym.pruning.cache import cache_folder, read_cached, write_cached
+from prunegym.pruning.files.cache import cache_folder, read_cached, write_cached
+from prunegym.pruning.files.plain_data import parse_json
 from prunegym.pruning.graph import ChannelGraph
 from prunegym.pruning.latency.layers import LayerGrid, TimeOf, layer_grids
 from prunegym.pruning.latency.measuring import brief_time, measure_table
 from prunegym.pruning.latency.records import LatencyTable
-from prunegym.pruning.plain_data import parse_json
 from prunegym.pruning.surgery.equalization import fuse_batch_norms
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1  # another way to measure gives other tables
 
@@ -96,4 +99,8 @@ def table_path(key: dict[str, Any]) -> Path:
 
 def _read(path: Path) -> LatencyTable | None:
     content = read_cached(path)
-    return None if content is None else LatencyTable.from_dict(parse_json(content))
+    try:
+        return None if content is None else LatencyTable.from_dict(parse_json(content))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # it was changed, its checksum too
+        logger.warning("the latency table %s is unusable and left aside: %s", path, error)
+        return None

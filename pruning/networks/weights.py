@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prunegym.pruning.errors import WeightsError
-from prunegym.pruning.files import foreign_content
+from prunegym.pruning.files.writing import foreign_content
 from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.networks.registry import NetworkSpec
 

@@ -16,11 +16,11 @@ from torch import nn
 from prunegym.pruning.apply import rebuild_
 from prunegym.pruning.errors import PruningError, one_line
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files import folder_written_whole, foreign_content
+from prunegym.pruning.files.plain_data import read_json, write_json
+from prunegym.pruning.files.writing import folder_written_whole, foreign_content
 from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.networks.registry import MAX_IMAGE_NUMBERS, NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
-from prunegym.pruning.plain_data import read_json, write_json
 from prunegym.pruning.plan import CompressionPlan
 from prunegym.pruning.runtime.gates import GateSite, gate_sites
 from prunegym.pruning.surgery.cutting import attempt

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.pruning.errors import ExportError, message_of
-from prunegym.pruning.files import written_whole
+from prunegym.pruning.files.writing import written_whole
 from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.modes import evaluating
 from prunegym.pruning.optional_packages import imported

@@ -13,8 +13,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from prunegym.pruning.errors import PruningError
+from prunegym.pruning.files.state import prefixed, read_state, with_prefix, write_state
 from prunegym.pruning.machine_failures import raise_machine_failure
-from prunegym.pruning.storage.state import prefixed, read_state, with_prefix, write_state
 from prunegym.pruning.training.loop import EpochRecord, TrainingLoop
 
 

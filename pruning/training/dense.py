@@ -13,8 +13,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunegym.pruning.cache import cache_folder, read_cached, write_cached
 from prunegym.pruning.data import Images, joined, load_splits
+from prunegym.pruning.files.cache import cache_folder, read_cached, write_cached
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.threads import one_thread
 from prunegym.pruning.training.loop import TrainingConfig, TrainingLoop, seeded

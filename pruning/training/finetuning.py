@@ -59,7 +59,8 @@ class RunControl:
         checkpoint: the file to which the run is saved after each epoch; all processes must see it.
         resume: continue the run saved in `checkpoint`, if there is one; the weights come out as if there had
             been no interruption.
-        on_epoch: called after each epoch, when its checkpoint is written; what it raises ends the run.
+        on_epoch: called after each epoch, when its checkpoint is written; what it raises ends the run. A run
+            that goes on calls it with the last epoch before, which an interruption may have kept from it.
     """
 
     processes: ProcessGroup = SINGLE_PROCESS
@@ -122,6 +123,8 @@ def finetune_(
         evaluating(*([teacher] if teacher else [])),
     ):
         history = saved.restore_(model, loop) if saved else []
+        if history and control.on_epoch is not None and not processes.number:
+            control.on_epoch(history[-1])
         for epoch in loop.epochs(done=len(history), progress=progress and not processes.number):
             if validation is not None:
                 epoch = replace(epoch, accuracy=accuracy(*predictions(model, validation.batches())))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from prunegym.pruning.data import Images
 from prunegym.pruning.errors import DataError, PruningError
-from prunegym.pruning.storage.state import optimizer_tensors, prefixed, restore_optimizer_, with_prefix
+from prunegym.pruning.files.state import optimizer_tensors, prefixed, restore_optimizer_, with_prefix
 from prunegym.pruning.training.augmentation import Augmentation
 from prunegym.pruning.training.distributed import SINGLE_PROCESS, ProcessGroup, add_up_gradients_, share_of
 from prunegym.pruning.training.optimizers import OPTIMIZERS

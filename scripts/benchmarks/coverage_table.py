@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prunegym.pruning.files import written_whole
+from prunegym.pruning.files.writing import written_whole
 from prunegym.scripts.benchmarks.coverage_subject import RATIO, TOLERANCE
 
 TITLES = {

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from prunegym.pruning.plain_data import read_json, write_json
+from prunegym.pruning.files.plain_data import read_json, write_json
 from prunegym.scripts.options.benchmark import BenchmarkConfig
 from prunegym.scripts.options.parser import UsageError
 

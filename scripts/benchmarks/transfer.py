@@ -21,7 +21,7 @@ from prunegym.agents import (
 )
 from prunegym.agents.learning.training import LearningConfig
 from prunegym.envs import Budget, BudgetRange, MultiNetworkEnv
-from prunegym.pruning.files import folder_written_whole
+from prunegym.pruning.files.writing import folder_written_whole
 from prunegym.scripts.benchmarks.assets import comparison_env
 from prunegym.scripts.benchmarks.figures import accuracy_on, mean_and_spread
 from prunegym.scripts.benchmarks.results import begun, run_side_by_side

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prunegym.pruning.errors import one_line
-from prunegym.pruning.plain_data import read_yaml, shortened
+from prunegym.pruning.files.plain_data import read_yaml, shortened
 
 MAX_SEED = 2**31 - 1  # some seeds are sums of it and a small number, and NumPy takes none above 2**32
 MAX_EPISODES = 10_000_000

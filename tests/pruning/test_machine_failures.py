@@ -18,7 +18,8 @@ from prunegym.envs.tasks import count_classes
 from prunegym.pruning.data.npz import _read as read_arrays
 from prunegym.pruning.data.preparation import read_image
 from prunegym.pruning.errors import WeightsError
-from prunegym.pruning.files import written_whole
+from prunegym.pruning.files.state import write_state
+from prunegym.pruning.files.writing import written_whole
 from prunegym.pruning.graph.blocks import find_blocks
 from prunegym.pruning.machine_failures import (
     machine_failure,
@@ -28,7 +29,6 @@ from prunegym.pruning.machine_failures import (
 )
 from prunegym.pruning.networks.registry import NetworkSpec
 from prunegym.pruning.networks.weights import load_weights_
-from prunegym.pruning.storage.state import write_state
 from prunegym.pruning.surgery.cutting import cut_
 from prunegym.pruning.surgery.verification import trace
 from prunegym.pruning.training.checkpoints import read_checkpoint

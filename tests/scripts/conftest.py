@@ -170,15 +170,18 @@ def finished_run(material: Material, tmp_path_factory: pytest.TempPathFactory) -
 def refused(run_cli: Callable[..., Outcome], tmp_path: Path) -> Callable[..., str]:
     """Run the command line, check that it refuses in one line and writes nothing, and return the line."""
 
+    def written() -> set[Path]:
+        return {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}  # which is Python's
+
     def run(*argv: object, code: int = 2) -> str:
-        before = set(tmp_path.rglob("*"))
+        before = written()
         outcome = run_cli(*argv)
         assert outcome.code == code, outcome
         assert outcome.out == ""
         assert outcome.err.startswith("prunegym: ")
         assert outcome.err.count("\n") == 1, outcome.err
         assert "Traceback" not in outcome.err
-        assert set(tmp_path.rglob("*")) == before
+        assert written() == before
         return outcome.err
 
     return run

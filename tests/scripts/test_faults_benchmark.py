@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from prunegym.pruning.cache import write_cached
+from prunegym.pruning.files.cache import write_cached
 from prunegym.scripts.benchmarks.faults import children, records, steps
 from prunegym.scripts.benchmarks.faults.campaign import KINDS, case_names, run_case
 from prunegym.scripts.benchmarks.faults.children import Ended, Place, Running, run

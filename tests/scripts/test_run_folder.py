@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from prunegym.pruning.files import folder_written_whole, remove, written_whole
+from prunegym.pruning.files.writing import folder_written_whole, remove, written_whole
 from prunegym.scripts.options.output import OutputConfig
 from prunegym.scripts.options.parser import UsageError
 from prunegym.scripts.run_folder import begin_run, check_empty, check_out, claimed, open_run
@@ -158,6 +158,28 @@ class TestAfterADeath:
         assert in_a_process_that_dies(begin) == signal.SIGKILL
         assert os.listdir(run) == ["config.json"]
         check_empty(run, overwrite=True)
+
+
+class TestWhatIsLeftOfARun:
+    def rest(self, run, *names):
+        (run / "config.json").unlink()
+        for name in names:
+            (run / name).touch()
+        return run
+
+    def test_whose_configuration_is_gone_may_be_replaced(self, run):
+        check_empty(self.rest(run, "metrics.json"), overwrite=True)
+        with pytest.raises(UsageError, match=r"holds no run to resume .*, or --overwrite"):
+            check_out(output(run, resume=True))
+
+    def test_is_left_alone_where_there_is_anything_else(self, run):
+        with pytest.raises(UsageError, match="is not the folder of a run and is left alone"):
+            check_empty(self.rest(run, "metrics.json", "thesis.tex"), overwrite=True)
+
+    def test_a_plan_alone_is_none(self, tmp_path):
+        (tmp_path / "plan.json").touch()
+        with pytest.raises(UsageError, match="is not the folder of a run and is left alone"):
+            check_empty(tmp_path, overwrite=True)
 
 
 class TestLinks:

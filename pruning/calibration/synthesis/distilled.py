@@ -14,9 +14,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from prunegym.pruning.cache import cache_folder, read_cached, write_cached
 from prunegym.pruning.calibration.statistics import CalibrationInputs
 from prunegym.pruning.calibration.synthesis.records import SYNTHESES, can_synthesise, gaussian_images
+from prunegym.pruning.files.cache import cache_folder, read_cached, write_cached
 from prunegym.pruning.graph.tracing import BATCH_NORMS
 
 BATCH_SIZE = 64

@@ -209,6 +209,7 @@ def odd_name(number: int, rng: Random, world: World, place: Place) -> Case:
 
 def _copied(source: Path, place: Place, name: str) -> str:
     target = f"{place.work}/{name}"
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target)
     else:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunegym.pruning.files import written_whole
+from prunegym.pruning.files.writing import written_whole
 from prunegym.scripts.benchmarks.faults.verdicts import FAILED, PASSED
 from prunegym.scripts.options.benchmark import BenchmarkConfig
 from prunegym.scripts.options.parser import UsageError

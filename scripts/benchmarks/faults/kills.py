@@ -39,9 +39,10 @@ def next_argv(name: str, world: World, place: Place) -> list[str]:
     return world.argv(name, repeated=place.out.exists())
 
 
-def repeated(name: str, attack: str, world: World, place: Place) -> Finding:
-    """Repeat a command that was disturbed, and return what came of it."""
-    ended = run(place, next_argv(name, world, place))
+def repeated(name: str, attack: str, world: World, place: Place, *, anew: bool = False) -> Finding:
+    """Repeat a command that was disturbed, perhaps from its beginning, and return what came of it."""
+    argv = next_argv(name, world, place)
+    ended = run(place, ["--overwrite" if anew and word == "--resume" else word for word in argv])
     if found := fault(ended, place):
         return Finding(found, attack, shortened(ended))
     if ended.code != 0:
@@ -49,10 +50,10 @@ def repeated(name: str, attack: str, world: World, place: Place) -> Finding:
     return compared(name, attack, world, place)
 
 
-def compared(name: str, attack: str, world: World, place: Place) -> Finding:
-    """Compare what a command wrote with what it writes if nobody disturbs it."""
+def compared(name: str, attack: str, world: World, place: Place, *, cache: bool = True) -> Finding:
+    """Compare what a command wrote, its cache perhaps left out, with what it writes if nobody disturbs it."""
     expected = world.reference(name).files
-    other = differences(written(place), expected)
+    other = [file for file in differences(written(place), expected) if cache or not file.startswith("cache/")]
     left = [file for file in other if file not in expected]
     if wrong := [file for file in other if file in expected]:
         return Finding("unequal", attack, f"other are {', '.join(wrong)}")

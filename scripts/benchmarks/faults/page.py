@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from prunegym.pruning.files import written_whole
+from prunegym.pruning.files.writing import written_whole
 from prunegym.scripts.benchmarks.faults.findings import Record, failures, table
 from prunegym.scripts.benchmarks.faults.verdicts import FAILED, PASSED
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from prunegym.pruning.cache import write_cached
-from prunegym.pruning.storage.state import read_state, write_state
+from prunegym.pruning.files.cache import write_cached
+from prunegym.pruning.files.state import read_state, write_state
 from prunegym.scripts.benchmarks.faults.bad_files import CONTAINERS, Payload, spoiled
 from prunegym.scripts.benchmarks.faults.children import Ended, Place, run
 from prunegym.scripts.benchmarks.faults.comparing import differences, without_clocks, written

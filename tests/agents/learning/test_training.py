@@ -23,7 +23,7 @@ from prunegym.agents.learning.policies import load_policy, save_policy
 from prunegym.agents.rollout import deterministic, run_episode
 from prunegym.agents.search import search
 from prunegym.pruning.errors import UnknownNameError
-from prunegym.pruning.storage.state import read_state, write_state
+from prunegym.pruning.files.state import read_state, write_state
 from tests.agents.conftest import ToyPruning, learn
 
 # as tuned, but small and quick: what is tested here does not depend on their size
@@ -284,7 +284,7 @@ class TestResume:
         with pytest.raises(KeyboardInterrupt):
             start(toy(), "cut", name=name, episodes=24, on_episode=Interrupt(12))
         with monkeypatch.context() as patch:
-            patch.setattr("prunegym.pruning.files.os.replace", die)  # all is written but for its name
+            patch.setattr("prunegym.pruning.files.writing.os.replace", die)  # all is written but for its name
             with pytest.raises(SystemExit):
                 start(toy(), "cut", name=name, episodes=24, resume=True)
         assert_same(expected, start(toy(), "cut", name=name, episodes=24, resume=True))

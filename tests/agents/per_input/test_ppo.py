@@ -13,7 +13,7 @@ import prunegym.agents.per_input.ppo
 from prunegym.agents.errors import AgentError, CheckpointError, HyperparameterError
 from prunegym.agents.learning.checkpoints import STATE
 from prunegym.agents.per_input.ppo import InputHistory, PerInputRecording, learn_per_input
-from prunegym.pruning.storage.state import read_state, write_state
+from prunegym.pruning.files.state import read_state, write_state
 from tests.agents.per_input.toy_inputs import GATES, ToyInputs
 
 BUDGET = 0.3  # of which the best policy gives twice as much to hard inputs, for 0.3 * 2 * (1 - 0.3 * 2)

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-from prunegym.pruning.files import folder_written_whole, written_whole
+from prunegym.pruning.files.writing import folder_written_whole, written_whole
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from prunegym.pruning.cache import cache_folder, read_cached, write_cached
+from prunegym.pruning.files.cache import cache_folder, read_cached, write_cached
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from prunegym.pruning.errors import PruningError
-from prunegym.pruning.files import written_whole
+from prunegym.pruning.files.writing import written_whole
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from prunegym.pruning.errors import one_line
-from prunegym.pruning.files import foreign_content, written_whole
+from prunegym.pruning.files.writing import foreign_content, written_whole
 
 MAX_DEPTH = 50  # of the lists and objects in a JSON file; those of any record are nested a dozen deep
 MAX_YAML_CHARACTERS, MAX_YAML_DEPTH = 100_000, 20  # a file of flags has a few hundred, and lists in mappings

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from prunegym.pruning.plain_data import parse_json, parse_yaml, read_json, write_json
+from prunegym.pruning.files.plain_data import parse_json, parse_yaml, read_json, write_json
 
 
 def test_json_comes_back_equal_and_ends_in_a_newline(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from prunegym.pruning.storage.state import (
+from prunegym.pruning.files.state import (
     optimizer_tensors,
     prefixed,
     read_state,

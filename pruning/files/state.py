@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunegym.pruning.files import written_whole
+from prunegym.pruning.files.writing import written_whole
 from prunegym.pruning.machine_failures import raise_machine_failure
 
 RECORD = "record"  # the tensor that holds the plain data, as JSON in UTF-8: [bytes]
