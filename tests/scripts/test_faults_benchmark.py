@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from prunegym.scripts.benchmarks.faults import children, records, steps
+from prunegym.scripts.benchmarks.faults import children, kills, records, steps
 from prunegym.scripts.benchmarks.faults.campaign import KINDS, case_names, run_case
 from prunegym.scripts.benchmarks.faults.children import Ended, Place, Running, run
 from prunegym.scripts.benchmarks.faults.commands import COMMANDS
@@ -153,6 +153,26 @@ def test_clocks_and_locks_make_no_difference(place, tmp_path):
     (other.out / ".tmp").mkdir()
     names = [f"some/where/work/out/{name}" for name in (".tmp/", "metrics.json")]
     assert differences(written(place), written(other)) == names
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        (lambda place: None, "equal"),
+        (lambda place: (place.cache / "latency-a.json").unlink(), "equal"),
+        (lambda place: (place.out / "plan.json").unlink(), "unequal"),
+        (lambda place: (place.out / "plan.json").write_text("{}"), "unequal"),
+        (lambda place: (place.out / ".plan.json.x").touch(), "leftover"),
+    ],
+)
+def test_a_disturbed_run_is_compared_with_one_that_was_not(place, change, verdict):
+    place.out.mkdir()
+    (place.out / "plan.json").write_text('{"version": 2}')
+    (place.cache / "latency-a.json").write_text("{}")
+    reference = type("Reference", (), {"files": written(place)})
+    world = type("World", (), {"reference": staticmethod(lambda name: reference)})
+    change(place)
+    assert kills.compared("prune", "killed", world, place).verdict == verdict
 
 
 def test_every_verb_is_attacked():

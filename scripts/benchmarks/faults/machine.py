@@ -44,7 +44,7 @@ def _failing_step(name: str, rng: Random, world: World, place: Place) -> Finding
 
 
 def _small_files(name: str, rng: Random, world: World, place: Place) -> Finding:
-    most = rng.choice([0, 100, 1000, 5000, 20_000])
+    most = rng.choice([3000, 5000, 8000, 20_000, 50_000])  # what is printed goes to files, too
     prepare = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
     return _disturbed(name, f"{name}, files of at most {most} bytes", prepare, world, place)
 
