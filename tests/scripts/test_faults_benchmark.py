@@ -159,7 +159,7 @@ def test_clocks_and_locks_make_no_difference(place, tmp_path):
     ("change", "verdict"),
     [
         (lambda place: None, "equal"),
-        (lambda place: (place.cache / "latency-a.json").unlink(), "equal"),
+        (lambda place: (place.cache / "table.json").unlink(), "equal"),
         (lambda place: (place.out / "plan.json").unlink(), "unequal"),
         (lambda place: (place.out / "plan.json").write_text("{}"), "unequal"),
         (lambda place: (place.out / ".plan.json.x").touch(), "leftover"),
@@ -168,7 +168,7 @@ def test_clocks_and_locks_make_no_difference(place, tmp_path):
 def test_a_disturbed_run_is_compared_with_one_that_was_not(place, change, verdict):
     place.out.mkdir()
     (place.out / "plan.json").write_text('{"version": 2}')
-    (place.cache / "latency-a.json").write_text("{}")
+    (place.cache / "table.json").write_text("{}")
     reference = type("Reference", (), {"files": written(place)})
     world = type("World", (), {"reference": staticmethod(lambda name: reference)})
     change(place)
