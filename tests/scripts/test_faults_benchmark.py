@@ -11,13 +11,14 @@ from random import Random
 
 import pytest
 
-from prunegym.scripts.benchmarks.faults import children, kills, records, steps
+from prunegym.scripts.benchmarks.faults import children, records, steps
 from prunegym.scripts.benchmarks.faults.campaign import KINDS, case_names, run_case
 from prunegym.scripts.benchmarks.faults.children import Ended, Place, Running, run
 from prunegym.scripts.benchmarks.faults.commands import COMMANDS
 from prunegym.scripts.benchmarks.faults.comparing import differences, written
 from prunegym.scripts.benchmarks.faults.findings import Findings, failures
 from prunegym.scripts.benchmarks.faults.inputs import all_flags
+from prunegym.scripts.benchmarks.faults.kills import compared
 from prunegym.scripts.benchmarks.faults.page import write_page
 from prunegym.scripts.benchmarks.faults.quick_commands import QUICK
 from prunegym.scripts.benchmarks.faults.verdicts import FAILED, Finding, fault
@@ -155,26 +156,6 @@ def test_clocks_and_locks_make_no_difference(place, tmp_path):
     assert differences(written(place), written(other)) == names
 
 
-@pytest.mark.parametrize(
-    ("change", "verdict"),
-    [
-        (lambda place: None, "equal"),
-        (lambda place: (place.cache / "table.json").unlink(), "equal"),
-        (lambda place: (place.out / "plan.json").unlink(), "unequal"),
-        (lambda place: (place.out / "plan.json").write_text("{}"), "unequal"),
-        (lambda place: (place.out / ".plan.json.x").touch(), "leftover"),
-    ],
-)
-def test_a_disturbed_run_is_compared_with_one_that_was_not(place, change, verdict):
-    place.out.mkdir()
-    (place.out / "plan.json").write_text('{"version": 2}')
-    (place.cache / "table.json").write_text("{}")
-    reference = type("Reference", (), {"files": written(place)})
-    world = type("World", (), {"reference": staticmethod(lambda name: reference)})
-    change(place)
-    assert kills.compared("prune", "killed", world, place).verdict == verdict
-
-
 def test_every_verb_is_attacked():
     assert set(QUICK) == set(VERBS)
     assert {flag.verb for flag in all_flags()} == set(VERBS)
@@ -206,6 +187,26 @@ def test_what_goes_wrong_in_the_campaign_is_a_finding(tmp_path, monkeypatch):
     monkeypatch.setitem(KINDS, "kills", KINDS["kills"]._replace(attack=break_down))
     world = type("World", (), {"folder": tmp_path / "world"})
     assert run_case(world, 0, "kills/3")["verdict"] == "broken case"
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        (lambda place: None, "equal"),
+        (lambda place: (place.cache / "table.json").unlink(), "equal"),
+        (lambda place: (place.out / "plan.json").unlink(), "unequal"),
+        (lambda place: (place.out / "plan.json").write_text("{}"), "unequal"),
+        (lambda place: (place.out / ".plan.json.x").touch(), "leftover"),
+    ],
+)
+def test_a_disturbed_run_is_compared_with_one_that_was_not(place, change, verdict):
+    place.out.mkdir()
+    (place.out / "plan.json").write_text('{"version": 2}')
+    (place.cache / "table.json").write_text("{}")
+    reference = type("Reference", (), {"files": written(place)})
+    world = type("World", (), {"reference": staticmethod(lambda name: reference)})
+    change(place)
+    assert compared("prune", "killed", world, place).verdict == verdict
 
 
 class TestFindings:
