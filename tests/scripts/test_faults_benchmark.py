@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from prunegym.scripts.benchmarks.faults import children, records, steps
+from prunegym.scripts.benchmarks.faults import children, inputs, records, steps
 from prunegym.scripts.benchmarks.faults.campaign import KINDS, case_names, run_case
 from prunegym.scripts.benchmarks.faults.children import Ended, Place, Running, run
 from prunegym.scripts.benchmarks.faults.commands import COMMANDS
@@ -160,6 +160,22 @@ def test_every_verb_is_attacked():
     assert set(QUICK) == set(VERBS)
     assert {flag.verb for flag in all_flags()} == set(VERBS)
     assert {command.verb for command in COMMANDS.values()} == set(VERBS) - {"describe", "report", "benchmark"}
+
+
+def test_every_flag_gets_a_wrong_word(place, monkeypatch):
+    given = set()
+
+    def refuse(place, argv):
+        verb, words = argv[0], argv[1:]
+        given.add((verb, words[0].partition("=")[0]))
+        return Ended(code=2, out="", err="prunegym: no\n", seconds=1.0, hung=False, lingering=False)
+
+    monkeypatch.setattr(inputs, "quick", lambda verb, world: [verb])
+    monkeypatch.setattr(inputs, "run", refuse)
+    for number in range(inputs.CASES):
+        if inputs.SOURCES[number % len(inputs.SOURCES)] is inputs._flag:
+            assert inputs.attack(number, Random(number), None, place).verdict == "refused"
+    assert given == {(flag.verb, flag.name) for flag in all_flags()}
 
 
 def test_there_are_as_many_cases_as_were_promised():
