@@ -11,13 +11,13 @@ from random import Random
 
 import pytest
 
-from prunegym.scripts.benchmarks.faults import children, inputs, records, steps
+from prunegym.scripts.benchmarks.faults import children, records, steps
 from prunegym.scripts.benchmarks.faults.campaign import KINDS, case_names, run_case
 from prunegym.scripts.benchmarks.faults.children import Ended, Place, Running, run
 from prunegym.scripts.benchmarks.faults.commands import COMMANDS
 from prunegym.scripts.benchmarks.faults.comparing import differences, written
 from prunegym.scripts.benchmarks.faults.findings import Findings, failures
-from prunegym.scripts.benchmarks.faults.inputs import all_flags
+from prunegym.scripts.benchmarks.faults.inputs import CASES, SOURCES, all_flags, attack
 from prunegym.scripts.benchmarks.faults.kills import compared
 from prunegym.scripts.benchmarks.faults.page import write_page
 from prunegym.scripts.benchmarks.faults.quick_commands import QUICK
@@ -170,11 +170,11 @@ def test_every_flag_gets_a_wrong_word(place, monkeypatch):
         given.add((verb, words[0].partition("=")[0]))
         return Ended(code=2, out="", err="prunegym: no\n", seconds=1.0, hung=False, lingering=False)
 
-    monkeypatch.setattr(inputs, "quick", lambda verb, world: [verb])
-    monkeypatch.setattr(inputs, "run", refuse)
-    for number in range(inputs.CASES):
-        if inputs.SOURCES[number % len(inputs.SOURCES)] is inputs._flag:
-            assert inputs.attack(number, Random(number), None, place).verdict == "refused"
+    monkeypatch.setattr("prunegym.scripts.benchmarks.faults.inputs.quick", lambda verb, world: [verb])
+    monkeypatch.setattr("prunegym.scripts.benchmarks.faults.inputs.run", refuse)
+    for number in range(CASES):
+        if SOURCES[number % len(SOURCES)] is SOURCES[0]:  # which draws a flag
+            assert attack(number, Random(number), None, place).verdict == "refused"
     assert given == {(flag.verb, flag.name) for flag in all_flags()}
 
 
