@@ -18,7 +18,8 @@ from prunegym.scripts.benchmarks.faults.children import Ended, Place, Running, r
 from prunegym.scripts.benchmarks.faults.commands import COMMANDS
 from prunegym.scripts.benchmarks.faults.comparing import differences, written
 from prunegym.scripts.benchmarks.faults.findings import Findings, failures
-from prunegym.scripts.benchmarks.faults.inputs import all_flags
+from prunegym.scripts.benchmarks.faults.inputs import CASES, SOURCES, all_flags, attack
+from prunegym.scripts.benchmarks.faults.kills import compared
 from prunegym.scripts.benchmarks.faults.page import write_page
 from prunegym.scripts.benchmarks.faults.quick_commands import QUICK
 from prunegym.scripts.benchmarks.faults.verdicts import FAILED, Finding, fault
@@ -161,6 +162,22 @@ def test_every_verb_is_attacked():
     assert {command.verb for command in COMMANDS.values()} == set(VERBS) - {"describe", "report", "benchmark"}
 
 
+def test_every_flag_gets_a_wrong_word(place, monkeypatch):
+    given = set()
+
+    def refuse(place, argv):
+        verb, words = argv[0], argv[1:]
+        given.add((verb, words[0].partition("=")[0]))
+        return Ended(code=2, out="", err="prunegym: no\n", seconds=1.0, hung=False, lingering=False)
+
+    monkeypatch.setattr("prunegym.scripts.benchmarks.faults.inputs.quick", lambda verb, world: [verb])
+    monkeypatch.setattr("prunegym.scripts.benchmarks.faults.inputs.run", refuse)
+    for number in range(CASES):
+        if SOURCES[number % len(SOURCES)] is SOURCES[0]:  # which draws a flag
+            assert attack(number, Random(number), None, place).verdict == "refused"
+    assert given == {(flag.verb, flag.name) for flag in all_flags()}
+
+
 def test_there_are_as_many_cases_as_were_promised():
     least = {"kills": 200, "machine": 100, "inputs": 500, "records": 300}
     assert {kind for kind, count in least.items() if KINDS[kind].cases >= count} == set(least) == set(KINDS)
@@ -186,6 +203,26 @@ def test_what_goes_wrong_in_the_campaign_is_a_finding(tmp_path, monkeypatch):
     monkeypatch.setitem(KINDS, "kills", KINDS["kills"]._replace(attack=break_down))
     world = type("World", (), {"folder": tmp_path / "world"})
     assert run_case(world, 0, "kills/3")["verdict"] == "broken case"
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        (lambda place: None, "equal"),
+        (lambda place: (place.cache / "table.json").unlink(), "equal"),
+        (lambda place: (place.out / "plan.json").unlink(), "unequal"),
+        (lambda place: (place.out / "plan.json").write_text("{}"), "unequal"),
+        (lambda place: (place.out / ".plan.json.x").touch(), "leftover"),
+    ],
+)
+def test_a_disturbed_run_is_compared_with_one_that_was_not(place, change, verdict):
+    place.out.mkdir()
+    (place.out / "plan.json").write_text('{"version": 2}')
+    (place.cache / "table.json").write_text("{}")
+    reference = type("Reference", (), {"files": written(place)})
+    world = type("World", (), {"reference": staticmethod(lambda name: reference)})
+    change(place)
+    assert compared("prune", "killed", world, place).verdict == verdict
 
 
 class TestFindings:

@@ -195,8 +195,8 @@ def odd_name(number: int, rng: Random, world: World, place: Place) -> Case:
     """Return a command on a good file, or with a folder for results, whose name is odd."""
     name, known, made = NAMES[number % len(NAMES)], world.known, world.material
     flags: Mapping[str, tuple[str, Callable[[], str]]] = {
-        "--out": ("prune", lambda: name),
         "--model": ("prune", lambda: f"{_copied(made.folder / 'net.py', place, f'{name}.py')}:Net"),
+        "--out": ("prune", lambda: name),
         "--weights": ("prune", lambda: _copied(made.weights, place, f"{name}.safetensors")),
         "--data": ("prune", lambda: f"npz:{_copied(made.data, place, f'{name}.npz')}"),
         "--plan": ("prune", lambda: _copied(Path(known["plan"]), place, name)),
@@ -208,8 +208,8 @@ def odd_name(number: int, rng: Random, world: World, place: Place) -> Case:
 
 
 def _copied(source: Path, place: Place, name: str) -> str:
-    target = f"{place.work}/{name}"
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    target = place.work / name
+    target.parent.mkdir(exist_ok=True)  # a name of markup may hold a slash
     if source.is_dir():
         shutil.copytree(source, target)
     else:

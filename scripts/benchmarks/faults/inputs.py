@@ -21,9 +21,10 @@ from prunegym.scripts.cli import DONE, VERBS
 from prunegym.scripts.options.parser import Parser
 
 CASES = 45 * 14
+LARGE = ("99999999", "9" * 12)  # which may be meant
 NUMBERS = (
     *("-1", "0", "1", "2", "0.5", "1.5", "-0.0", "1e-9", "1e-320", "1e99", "-1e99", "1e400", "nan", "inf"),
-    *("-inf", "99999999", "9" * 12, "9" * 30, "-" + "9" * 30, "9" * 5000, "0x10", "1_000", "\uff11\uff12"),
+    *("-inf", *LARGE, "9" * 30, "-" + "9" * 30, "9" * 5000, "0x10", "1_000", "\uff11\uff12"),
 )
 TEXTS = (
     *("", " ", "-", "--", "x", "=", "a=b", "a=", "=b", ":", "none", "auto", "true", "null", "~", "{}", "[]"),
@@ -34,6 +35,7 @@ TEXTS = (
     *("n_epochs=999999999999", "policy_kwargs.net_arch=[0]", "learning_rate=1e400", "npz:", "npz:x"),
     *("folder:", "folder:/", "cifar10:", "digits:x", "timm/", "torchvision/../x"),
 )
+LONG = ("--episodes", "--epochs", "--n-envs", "--rounds", "--samples", "--tune-epochs")  # to work, if large
 NEVER = ("--help", "--version", "--cluster", "--download")  # no network is reached for
 
 
@@ -72,8 +74,9 @@ def all_flags() -> tuple[Flag, ...]:
 
 def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
     """Run a command on bad input; it must be refused in one line, or work where the input is right."""
-    source = SOURCES[number % len(SOURCES)]
-    told, argv, must_fail = source(number // len(SOURCES), rng, world, place)
+    source, before = SOURCES[number % len(SOURCES)], SOURCES[: number % len(SOURCES)]
+    turn = number // len(SOURCES) * SOURCES.count(source) + before.count(source)
+    told, argv, must_fail = source(turn, rng, world, place)
     ended = run(place, argv)
     if found := fault(ended, place):
         return Finding(found, told, shortened(ended))
@@ -85,7 +88,8 @@ def attack(number: int, rng: Random, world: World, place: Place) -> Finding:
 def _flag(number: int, rng: Random, world: World, place: Place) -> Case:
     flags = all_flags()
     flag = flags[number * 37 % len(flags)]  # a prime, so that the first few are of all verbs
-    usual, rare = (NUMBERS, TEXTS) if flag.numeric else (TEXTS, NUMBERS)
+    numbers = [word for word in NUMBERS if not (word in LARGE and flag.name in LONG)]
+    usual, rare = (numbers, TEXTS) if flag.numeric else (TEXTS, numbers)
     words = [flag.name, *(rng.choice(usual if rng.random() < 0.8 else rare) for _ in range(flag.values))]
     if flag.values == 1:
         words = ["=".join(words)]

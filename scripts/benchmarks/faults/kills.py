@@ -50,12 +50,15 @@ def repeated(name: str, attack: str, world: World, place: Place, *, anew: bool =
     return compared(name, attack, world, place)
 
 
-def compared(name: str, attack: str, world: World, place: Place, *, cache: bool = True) -> Finding:
-    """Compare what a command wrote, its cache perhaps left out, with what it writes if nobody disturbs it."""
+def compared(name: str, attack: str, world: World, place: Place) -> Finding:
+    """Compare what a command wrote with what it writes if nobody disturbs it."""
     expected = world.reference(name).files
-    other = [file for file in differences(written(place), expected) if cache or not file.startswith("cache/")]
+    found = written(place)
+    other = differences(found, expected)
     left = [file for file in other if file not in expected]
-    if wrong := [file for file in other if file in expected]:
+    # what a cache lacks is made again
+    missing = [file for file in other if file not in found and file.startswith("cache/")]
+    if wrong := [file for file in other if file not in (*left, *missing)]:
         return Finding("unequal", attack, f"other are {', '.join(wrong)}")
     if left:
         return Finding("leftover", attack, f"there still are {', '.join(left)}")

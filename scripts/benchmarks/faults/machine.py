@@ -48,7 +48,7 @@ def _failing_step(name: str, rng: Random, world: World, place: Place) -> Finding
 
 
 def _small_files(name: str, rng: Random, world: World, place: Place) -> Finding:
-    most = rng.choice([1000, 2000, 5000, 20_000])  # standard error is a file, too
+    most = rng.choice([3000, 5000, 8000, 20_000, 50_000])  # what is printed goes to files, too
     prepare = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
     return _disturbed(name, f"{name}, files of at most {most} bytes", prepare, world, place)
 
@@ -238,7 +238,7 @@ def _then_repeated(
     if found := fault(ended, place, codes=codes, silenced=silenced):
         return Finding(found, told, shortened(ended))
     if ended.code == DONE:
-        return compared(name, told, world, place, cache=False)  # which need not be written
+        return compared(name, told, world, place)
     finding = repeated(name, f"{told}, then repeated", world, place, anew=anew)
     return Finding("refused", told, shortened(ended)) if finding.verdict == "equal" else finding
 
