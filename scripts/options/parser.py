@@ -75,6 +75,8 @@ class Parser(argparse.ArgumentParser):
             text = value if part.startswith("--") else part
             if not text.strip():
                 self.error(f"{flag} is empty; name what is meant, or leave it out")
+            if text == "--":  # argparse takes it for the end of the flags
+                self.error(f"{flag} is '--', which is no value")
             if not _fits_into_path(text):
                 self.error(f"{flag} holds a character that is no text: {shortened(text)!r}; rename it")
 

@@ -5,8 +5,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
-from prunegym.pruning.user_functions import named_function
+from prunegym.pruning.errors import PruningError
+from prunegym.pruning.user_functions import named_function, running_users_code
 
 ROOT = Path(__file__).parents[2]
 EAGER = "from agents.models import NUMBER\ndef make():\n    return NUMBER\n"
@@ -96,3 +98,19 @@ def test_a_module_is_looked_for_in_the_working_folder_first(tmp_path, monkeypatc
     (tmp_path / "report.py").write_text("def score(model):\n    return 3.0\n")
     assert named_function("report:score")(None) == 3.0
     assert named_function("math:sqrt")(9.0) == 3.0
+
+
+def test_a_function_that_removes_the_working_folder_can_be_called_again(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    remove = f"shutil.rmtree({str(tmp_path / 'here')!r}, ignore_errors=True)"
+    (tmp_path / "net.py").write_text(f"import shutil\ndef f():\n    {remove}\n")
+    function = named_function(f"{tmp_path / 'net.py'}:f")
+    function()
+    function()
+
+
+def test_torchs_default_numbers_are_what_they_were():
+    with running_users_code(PruningError):
+        torch.set_default_dtype(torch.float64)
+    assert torch.get_default_dtype() == torch.float32

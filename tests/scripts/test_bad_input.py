@@ -63,6 +63,7 @@ def altered(path, change):
     ("argv", "expected"),
     [
         (["trian"], "no verb named 'trian'. Did you mean 'train'?"),
+        (["prune", "--device=--", "--out", "out"], "argument --device is '--', which is no value"),
         (
             ["train", "--model", "cifar_resnet21"],
             "no network named 'cifar_resnet21'. Did you mean 'cifar_resnet",

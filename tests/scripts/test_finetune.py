@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 
 import pytest
@@ -17,6 +18,8 @@ import prunegym.scripts.finetune
 from prunegym.pruning.calibration.synthesis import distilled, records
 from prunegym.pruning.data import load_splits
 from prunegym.pruning.training import dense
+from prunegym.pruning.training.loop import EpochRecord
+from prunegym.scripts.finetune import Curves
 from tests.scripts.conftest import start
 from tests.scripts.test_main_job import METRICS, read, without_latency
 
@@ -340,3 +343,13 @@ class TestBadInput:
         (tmp_path / "out" / "thesis.tex").write_text("years of work")
         line = refused("finetune", *flags, "--overwrite")
         assert "is not the folder of a run and is left alone" in line
+
+
+def test_a_curve_has_each_epoch_once_however_often_it_was_written(tmp_path):
+    for epochs in ((1, 2), (2, 3)):
+        with closing(Curves(tmp_path)) as curves:
+            for number in epochs:
+                curves.write(EpochRecord(number, loss=1 / number, learning_rate=0.1))
+        time.sleep(1.0 - time.time() % 1.0)  # event files are ordered by the second they were opened in
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("finetune/loss")] == [1, 2, 3]

@@ -350,6 +350,8 @@ class TestResume:
             ("ppo", ("random", "environments"), 7),
             ("ppo", ("history", "plans"), None),
             ("ppo", ("history", "best"), [1]),
+            ("ppo", ("history", "best", "plan"), {"a": [[[]]]}),
+            ("ppo", ("history", "plans"), [{"a": {"static_ratio": {}}}]),
         ],
     )
     def test_a_record_that_somebody_changed_is_refused_in_one_line(
@@ -362,6 +364,15 @@ class TestResume:
         write_state(tmp_path / STATE, record, tensors)
         with pytest.raises(CheckpointError, match=rf"^cannot read .*{STATE}.*; remove .* and resume"):
             quick(toy(), algorithm, episodes=40, checkpoint=tmp_path, resume=True)
+
+    @pytest.mark.parametrize("n_envs", [1, 2])
+    def test_a_state_that_no_environment_has_is_refused_in_one_line(self, toy, tmp_path, n_envs):
+        quick(toy(), "ppo", episodes=20, checkpoint=tmp_path, n_envs=n_envs)
+        record, tensors = read_state(tmp_path / STATE)
+        record["random"]["environments"][0]["random"] = "x"
+        write_state(tmp_path / STATE, record, tensors)
+        with pytest.raises(CheckpointError, match=r"holds no state of an environment .*; remove the folder"):
+            quick(toy(), "ppo", episodes=40, checkpoint=tmp_path, resume=True, n_envs=n_envs)
 
     def test_tensors_that_somebody_changed_are_refused_in_one_line(self, toy, tmp_path):
         quick(toy(), "td3", episodes=20, checkpoint=tmp_path)

@@ -331,3 +331,12 @@ def test_a_fault_of_a_rule_is_not_told_as_the_networks(monkeypatch):
     monkeypatch.setitem(FUNCTION_RULES, F.relu, faulty)
     model = with_middle(lambda self, x: F.relu(x))
     assert prunable(trace(model, (3, 6, 6)))["b.0"] == "the rule for relu failed: one too many"
+
+
+@pytest.mark.parametrize("result", [None, (), 3])
+def test_a_network_that_gives_no_tensor_has_no_groups(result):
+    class Nothing(Network):
+        def forward(self, x):
+            return result
+
+    assert find_groups(Nothing(), (3, 6, 6)).groups == ()

@@ -1,3 +1,4 @@
+import json
 import logging
 from dataclasses import replace
 from functools import cache
@@ -12,6 +13,7 @@ from torch import nn
 import prunegym.pruning.latency.cache
 from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.errors import BudgetError
+from prunegym.pruning.files.cache import write_cached
 from prunegym.pruning.graph import find_groups
 from prunegym.pruning.latency import LatencyPrices, LayerTimes, cached_table, latency_table
 from prunegym.pruning.latency.cache import device_name
@@ -205,6 +207,18 @@ def test_a_damaged_table_is_measured_anew(damage, small, tmp_path, caplog):
         assert latency_table(model, graph, time_of=device) == table
     assert f"{path} is damaged and left aside" in caplog.text
     assert cached_table(model, graph) == table
+
+
+@pytest.mark.parametrize(
+    "junk", [[], {}, {"errors": ["x"]}, {"layers": [{}], "whole": None, "errors": [1], "dense": 1}]
+)
+def test_a_table_that_somebody_changed_is_measured_anew(junk, small, tmp_path, caplog):
+    model, graph, _, device = small
+    table = latency_table(model, graph, time_of=device)
+    (path,) = (tmp_path / "cache").iterdir()
+    write_cached(path, json.dumps(junk).encode())
+    assert latency_table(model, graph, time_of=device) == table
+    assert f"the latency table {path} is unusable and left aside" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_the_work(small, tmp_path, monkeypatch, caplog):
