@@ -220,16 +220,21 @@ def _is_library(name: str) -> bool:
     if name in ("__main__", __name__.partition(".")[0]) or name in sys.stdlib_module_names:
         return True
     # of what is on the path, and in front: a script's folder, and what `python -m` and pytest add
-    no_libraries = {OWN_FOLDER, *_FINDERS}
-    with suppress(OSError):  # the working folder was removed
-        no_libraries.add(Path.cwd())
+    no_libraries = {OWN_FOLDER, _resolved("."), *_FINDERS}
     main = sys.modules["__main__"]
     if main.__spec__ is None and (script := getattr(main, "__file__", None)):
-        no_libraries.add(Path(script).resolve().parent)
-    libraries = [entry for entry in sys.path if Path(entry).resolve() not in no_libraries]
+        no_libraries.add(place.parent if (place := _resolved(script)) else None)
+    libraries = [entry for entry in sys.path if _resolved(entry) not in no_libraries]
     others = [
         finder for finder in sys.meta_path if finder is not PathFinder and finder not in _FINDERS.values()
     ]
     return any(finder.find_spec(name, None) for finder in others) or bool(
         PathFinder.find_spec(name, libraries)
     )
+
+
+def _resolved(entry: str) -> Path | None:
+    """Return the folder that an entry of the import path names; None where it was removed."""
+    with suppress(OSError):
+        return Path(entry).resolve()
+    return None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunegym.pruning.errors import PruningError
-from prunegym.pruning.user_functions import named_function, running_users_code
+from prunegym.pruning.user_functions import _is_library, named_function, running_users_code
 
 ROOT = Path(__file__).parents[2]
 EAGER = "from agents.models import NUMBER\ndef make():\n    return NUMBER\n"
@@ -103,10 +103,12 @@ def test_a_module_is_looked_for_in_the_working_folder_first(tmp_path, monkeypatc
 def test_a_function_that_removes_the_working_folder_can_be_called_again(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", [*sys.path, ""])
     remove = f"shutil.rmtree({str(tmp_path / 'here')!r}, ignore_errors=True)"
     (tmp_path / "net.py").write_text(f"import shutil\ndef f():\n    {remove}\n")
-    function = named_function(f"{tmp_path / 'net.py'}:f")
+    function = named_function(f"{tmp_path / 'net.py'}:f")  # the working folder is on the import path
     function()
+    assert not _is_library("no_such_module")
     function()
 
 
