@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunegym.pruning.errors import PruningError
 from prunegym.pruning.files.cache import cache_folder, read_cached, write_cached
 from prunegym.pruning.files.plain_data import parse_json
 from prunegym.pruning.graph import ChannelGraph
@@ -41,7 +42,12 @@ def latency_table(
         time_of: times a network on an image, in milliseconds.
         remeasure: measure again even if the cache holds a table.
         progress: show a bar while measuring.
+
+    Raises:
+        PruningError: the network has no layer.
     """
+    if not graph.layers:
+        raise PruningError("the network runs no convolution or linear layer whose latency could be measured")
     grids = _grids(model, graph)
     key = table_key(model, graph, grids)
     path = table_path(key)

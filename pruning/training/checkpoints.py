@@ -35,7 +35,7 @@ class Checkpoint:
         try:
             model.load_state_dict(with_prefix("model", self.tensors))
             loop.restore_(self.record["loop"], with_prefix("loop", self.tensors))
-            return [EpochRecord(**epoch) for epoch in self.record["history"]]
+            return [_epoch(**epoch) for epoch in self.record["history"]]
         except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
             raise_machine_failure(error, reading=self.path)
             raise _damaged(self.path) from error
@@ -75,6 +75,11 @@ def read_checkpoint(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
             f"{path} was made with other {' and '.join(changed)}; repeat them, or start afresh"
         )
     return Checkpoint(path, record, tensors)
+
+
+def _epoch(number: int, loss: float, learning_rate: float, accuracy: float | None) -> EpochRecord:
+    checked = None if accuracy is None else float(accuracy)
+    return EpochRecord(int(number), float(loss), float(learning_rate), checked)
 
 
 def _damaged(path: Path) -> PruningError:

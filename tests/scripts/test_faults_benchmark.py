@@ -277,6 +277,5 @@ def test_a_twentieth_of_the_campaign_runs(twentieth):
     assert [found for found in twentieth.values() if found["verdict"] == "broken case"] == []
 
 
-@pytest.mark.xfail(strict=True, reason="the faults that the first campaign found are being mended")
 def test_nothing_fails_in_a_twentieth_of_the_campaign(twentieth):
     assert failures({"cases": twentieth}) == {}

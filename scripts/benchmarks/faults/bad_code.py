@@ -82,7 +82,7 @@ def network(number: int, rng: Random, world: World, place: Place) -> Case:
     (place.work / "odd.py").write_text(text, encoding="utf-8", errors="surrogateescape")
     verb = rng.choice(["describe", "latency", "prune", "train", "evaluate"])
     argv = [*quick(verb, world), "--model", "odd.py:Net"]
-    return Case(f"{verb}, a network: {kind}", argv, must_fail)
+    return Case(f"{verb}, a network: {kind}", argv, must_fail and verb != "describe")
 
 
 def score(number: int, rng: Random, world: World, place: Place) -> Case:

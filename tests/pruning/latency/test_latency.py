@@ -12,7 +12,7 @@ from torch import nn
 
 import prunegym.pruning.latency.cache
 from prunegym.pruning.calibration.statistics import real_images
-from prunegym.pruning.errors import BudgetError
+from prunegym.pruning.errors import BudgetError, PruningError
 from prunegym.pruning.files.cache import write_cached
 from prunegym.pruning.graph import find_groups
 from prunegym.pruning.latency import LatencyPrices, LayerTimes, cached_table, latency_table
@@ -247,3 +247,9 @@ def test_a_network_prices_latency_once_it_has_a_table(small):
     network.enable_latency_prices_(latency_table(model, graph, time_of=device))
     took = 1e6 * additive(model, example("residual")[2][:1])
     assert network.cost.price("latency", network.cost.dense) == pytest.approx(took, abs=2)
+
+
+def test_a_network_without_layers_has_no_latency():
+    model = nn.Sequential(nn.ReLU())
+    with pytest.raises(PruningError, match="runs no convolution or linear layer"):
+        latency_table(model, find_groups(model, (3, 6, 6)))

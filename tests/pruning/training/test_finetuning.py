@@ -9,6 +9,7 @@ from torch import nn
 from prunegym.pruning.calibration.statistics import real_images
 from prunegym.pruning.data import Images, load_splits
 from prunegym.pruning.errors import PruningError, UnknownNameError
+from prunegym.pruning.files.state import read_state, write_state
 from prunegym.pruning.network import PrunableNetwork
 from prunegym.pruning.networks.registry import resolve_network
 from prunegym.pruning.plan import CompressionPlan
@@ -475,6 +476,12 @@ class TestACheckpointThatDoesNotFit:
 
     def test_no_checkpoint_at_all(self, file, splits):
         torch.save({"weight": torch.zeros(1)}, file)
+        assert "no checkpoint" in self.refusal(file, splits)
+
+    def test_with_an_epoch_that_is_none(self, file, splits):
+        record, tensors = read_state(file)
+        record["history"][-1]["learning_rate"] = "x"
+        write_state(file, record, tensors)
         assert "no checkpoint" in self.refusal(file, splits)
 
     def test_that_would_run_code(self, file, splits, tmp_path):
