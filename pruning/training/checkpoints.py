@@ -33,9 +33,10 @@ class Checkpoint:
             PruningError: the file is damaged.
         """
         try:
-            model.load_state_dict(with_prefix("model", self.tensors))
+            history = [_epoch(**epoch) for epoch in self.record["history"]]
             loop.restore_(self.record["loop"], with_prefix("loop", self.tensors))
-            return [_epoch(**epoch) for epoch in self.record["history"]]
+            model.load_state_dict(with_prefix("model", self.tensors))
+            return history
         except Exception as error:  # a damaged file fails in a dozen ways, by where it is damaged
             raise_machine_failure(error, reading=self.path)
             raise _damaged(self.path) from error
