@@ -1,7 +1,4 @@
-"""Named errors for the user's mistakes, and how failures of the machine are told from them.
-
-Each message is one line that says the way out.
-"""
+"""Named errors for the user's mistakes; each message is one line that says the way out."""
 
 from __future__ import annotations
 

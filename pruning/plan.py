@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from prunegym.pruning.errors import PlanError
-from prunegym.pruning.files.plain_data import read_json, write_json
+from prunegym.pruning.files.plain_data import read_json, version_of, write_json
 
 PLAN_VERSION = 2
 MAX_AMOUNT = 10**9  # beyond it no amount of any technique makes sense
@@ -84,8 +84,7 @@ class CompressionPlan:
             data: Any = read_json(path)
         except (OSError, ValueError) as error:
             raise PlanError(f"cannot read the plan {path}: {error}") from error
-        version = data.get("version") if isinstance(data, dict) else None
-        if type(version) is not int or version != PLAN_VERSION:
+        if version_of(data) != PLAN_VERSION:
             raise PlanError(
                 f"{path} is not a compression plan of version {PLAN_VERSION}; write it anew with this release"
             )

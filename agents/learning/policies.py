@@ -22,8 +22,8 @@ from prunegym.agents.learning.algorithms import ALGORITHMS
 from prunegym.envs.action import ActionMode
 from prunegym.envs.observation import context_features
 from prunegym.pruning.errors import UnknownNameError, one_line
-from prunegym.pruning.files.plain_data import read_json, write_json
-from prunegym.pruning.files.writing import foreign_content
+from prunegym.pruning.files.content import read_described
+from prunegym.pruning.files.plain_data import read_json, version_of, write_json
 from prunegym.pruning.machine_failures import raise_machine_failure
 
 POLICY_VERSION = 4
@@ -327,8 +327,8 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise PolicyError(
             f"cannot read the policy {path}: {one_line(error)}; name the folder of a policy, or builtin"
         ) from error
-    version = description.get("version") if isinstance(description, dict) else None
-    if type(version) is not int or version != POLICY_VERSION:
+    if version_of(description) != POLICY_VERSION:
+        version = description.get("version") if isinstance(description, dict) else None
         raise PolicyError(
             f"{path}: expected a policy of version {POLICY_VERSION}, got {version!r}; train it anew"
         )
@@ -352,20 +352,14 @@ def _is_shape(shape: Any) -> bool:
 
 
 def _read_tensors(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
-    path = folder / TENSORS
+    path, anew = folder / TENSORS, "copy the policy anew"
     try:
-        weights = path.read_bytes()
-        if hashlib.sha256(weights).hexdigest() != description[CHECKSUM]:
-            found = (
-                foreign_content(path) or f"not the file that {DESCRIPTION} describes; copy the policy anew"
-            )
-            raise PolicyError(f"{path} is {found}")
-        tensors = load(weights)
+        tensors = load(read_described(path, description[CHECKSUM], description=DESCRIPTION, way_out=anew))
+    except ValueError as error:
+        raise PolicyError(str(error)) from error
     except (OSError, SafetensorError) as error:
         raise_machine_failure(error)
-        raise PolicyError(
-            f"cannot read the policy {path}: {one_line(error)}; copy the policy anew"
-        ) from error
+        raise PolicyError(f"cannot read the policy {path}: {one_line(error)}; {anew}") from error
     bad = [name for name, tensor in tensors.items() if not _is_sensible(name, tensor)]
     if bad:
         raise PolicyError(f"{path}: {', '.join(bad)} not finite, or far too large; train the policy anew")

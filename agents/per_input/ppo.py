@@ -138,7 +138,6 @@ def learn_per_input(
         checkpoint = read_checkpoint(
             recording.checkpoint, run=identity, history=lambda data: InputHistory(data["updates"])
         )
-    env.price = env.marginal_price()
     model = PER_INPUT.make(
         envs,
         RolloutSchedule(len(env.gate_names), 1, envs.num_envs),
@@ -149,6 +148,8 @@ def learn_per_input(
     )
     if checkpoint:
         checkpoint.restore_(model, envs)
+    else:
+        env.price = env.marginal_price()
     if recording.tensorboard is None:
         log_nowhere_(model)
     history = checkpoint.history if checkpoint else InputHistory()

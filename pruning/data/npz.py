@@ -14,7 +14,7 @@ from prunegym.pruning.data.kinds import KINDS, Request
 from prunegym.pruning.data.pixels import StoredPixels, check_size
 from prunegym.pruning.data.splits import ImageSplits, draw_splits
 from prunegym.pruning.errors import DataError
-from prunegym.pruning.files.writing import foreign_content
+from prunegym.pruning.files.content import foreign_content
 from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.networks.registry import NetworkSpec
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunegym.pruning.data.pixels import normalised
 from prunegym.pruning.errors import DataError, one_line
-from prunegym.pruning.files.writing import foreign_content
+from prunegym.pruning.files.content import foreign_content
 from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.networks.registry import NetworkSpec
 

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from prunegym.pruning.errors import one_line
-from prunegym.pruning.files.writing import foreign_content, written_whole
+from prunegym.pruning.files.content import foreign_content
+from prunegym.pruning.files.writing import written_whole
 
 MAX_DEPTH = 50  # of the lists and objects in a JSON file; those of any record are nested a dozen deep
 MAX_YAML_CHARACTERS, MAX_YAML_DEPTH = 100_000, 20  # a file of flags has a few hundred, and lists in mappings
@@ -69,6 +70,12 @@ def parse_json(text: bytes) -> Any:
         if depth > MAX_DEPTH:
             raise ValueError("it is nested too deeply")
     return data
+
+
+def version_of(data: Any) -> int | None:
+    """Return the version that a record says it is of; None if it says none, as with `true` or 2.0."""
+    version = data.get("version") if isinstance(data, dict) else None
+    return version if type(version) is int else None
 
 
 def _parts(node: Any) -> Collection[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import glob
-import logging
 import os
 import re
 import shutil
@@ -16,19 +15,7 @@ from typing import Any
 
 from prunegym.pruning.machine_failures import written_to
 
-logger = logging.getLogger(__name__)
-
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.partial", re.DOTALL)  # names of what is being written
-_START_BYTES = 256
-_FOREIGN = {  # the beginning, in lower case, of files that are given by mistake -> what they are
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run git lfs pull",
-    b"<!doctype html": "a web page; download the file itself",
-    b"<html": "a web page; download the file itself",
-    b"\x89png": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"%pdf": "a PDF document",
-    b"\x1f\x8b": "compressed by gzip; unpack it",
-}
 
 
 @contextmanager
@@ -130,12 +117,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def foreign_content(path: Path) -> str | None:
-    """Return what a file of something else is, with the way out, or None; for files that cannot be read."""
-    with path.open("rb") as file:
-        start = file.read(_START_BYTES).lstrip().lower()
-    if path.stat().st_size == 0:
-        return "an empty file; copy or download it anew"
-    return next((found for signature, found in _FOREIGN.items() if start.startswith(signature)), None)

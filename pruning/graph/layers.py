@@ -14,12 +14,10 @@ from prunegym.pruning.graph.channels import spread
 from prunegym.pruning.graph.propagation import Call, ChannelPropagation
 from prunegym.pruning.graph.records import LayerShape
 from prunegym.pruning.graph.rules import LAYER_RULES, function_rule, layer_rule, pointwise
-from prunegym.pruning.graph.tracing import BATCH, BATCH_NORMS
+from prunegym.pruning.graph.tracing import BATCH, BATCH_NORMS, LAYERS
 
 
-@layer_rule(
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear
-)
+@layer_rule(*LAYERS)
 def weight_layer(propagation: ChannelPropagation, call: Call) -> Any:
     """A layer that reads all channels of its input and writes new ones; a depthwise one carries them."""
     module: Any = call.module
@@ -132,12 +130,10 @@ def group_norm(propagation: ChannelPropagation, call: Call) -> Any:
     if module.num_groups == 1:
         return mixing_norm(propagation, call)
     ids = propagation.along(call.index_args[0], 1, call)
-    if ids is None:
-        return propagation.freeze(call, f"{call.name} normalises across channels")
-    by_group = ids.reshape(module.num_groups, -1)
-    propagation.channels.tie(by_group, by_group[:, :1].expand_as(by_group).contiguous())
-    propagation.add_slot("carriers", call.name, ids)
-    return spread(ids, call.value.shape, 1)
+    if ids is not None:
+        by_group = ids.reshape(module.num_groups, -1)
+        propagation.channels.tie(by_group, by_group[:, :1].expand_as(by_group).contiguous())
+    return per_channel_norm(propagation, call)
 
 
 @layer_rule(nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax2d, nn.RMSNorm)

@@ -91,12 +91,8 @@ class OpaqueParts:
 
 def stopping_line(error: BaseException) -> str | None:
     """Return file, line number and text of the user's line at which following a network ended."""
-    frames = []
-    traceback = error.__traceback__
-    while traceback is not None:
-        frames.append((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
-        traceback = traceback.tb_next
-    for file, line in reversed(frames):
+    for frame in reversed(list(_frames(error))):
+        file, line = frame.tb_frame.f_code.co_filename, frame.tb_lineno
         if not _is_machinery(file):
             return f"{file}:{line}: {linecache.getline(file, line).strip()}"
     return None
@@ -109,14 +105,19 @@ def _is_machinery(file: str) -> bool:
 
 def _own_frame(model: nn.Module, error: BaseException) -> TracebackType | None:
     """Return the innermost frame of a method of the network itself."""
-    found = None
+    for frame in reversed(list(_frames(error))):
+        code = frame.tb_frame.f_code
+        if code.co_argcount and frame.tb_frame.f_locals.get(code.co_varnames[0]) is model:
+            return frame
+    return None
+
+
+def _frames(error: BaseException) -> Iterator[TracebackType]:
+    """Yield the frames that an error passed through, the outermost first."""
     traceback = error.__traceback__
     while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if code.co_argcount and traceback.tb_frame.f_locals.get(code.co_varnames[0]) is model:
-            found = traceback
+        yield traceback
         traceback = traceback.tb_next
-    return found
 
 
 def _method_of(kind: type, code: CodeType) -> tuple[type, str, FunctionType] | None:

@@ -8,6 +8,7 @@ import operator
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from prunegym.pruning.machine_failures import raise_machine_failure
 BATCH = 2  # more than one, so that no rule can take the batch for a channel dimension
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+LAYERS = (*CONVOLUTIONS, nn.Linear)
 _VARIED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *BATCH_NORMS)
 # functions and methods that read no entries of a tensor
 _SIZES = (
@@ -204,14 +206,14 @@ class ModuleTracer(fx.Tracer):
         """Follow a module's forward or, if that fails, take it as one operator."""
         if self._computing:
             return forward(*args, **kwargs)
-        before, stack, held = set(self.graph.nodes), self.module_stack.copy(), Held(m)
+        last, stack, held = next(reversed(self.graph.nodes), None), self.module_stack.copy(), Held(m)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:  # user code may raise anything on a symbolic input
             raise_machine_failure(error)
             self.module_stack = stack
             held.put_back_()
-            self._forget(node for node in reversed(self.graph.nodes) if node not in before)
+            self._forget(takewhile(lambda node: node is not last, reversed(self.graph.nodes)))
             proxy = self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
             proxy.node.meta[UNTRACED] = f"{type(m).__name__} is not followed: {_reason(error)}"
             return proxy

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prunegym.pruning.errors import WeightsError
-from prunegym.pruning.files.writing import foreign_content
+from prunegym.pruning.files.content import foreign_content
 from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.networks.registry import NetworkSpec
 
@@ -33,9 +33,8 @@ _WRAPPERS = (
 )
 _COUNTERS = ("total_ops", "total_params", "n_averaged")  # left among the weights by profilers and averaging
 _scalar = np.float64(0).__reduce__()[0]
-_HARMLESS: tuple[
-    Any, ...
-] = (  # classes that trainers keep beside the weights, and that run no code when they are loaded
+# classes that trainers keep beside the weights, and that run no code when they are loaded
+_HARMLESS: tuple[Any, ...] = (
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd"),

@@ -16,8 +16,9 @@ from torch import nn
 from prunegym.pruning.apply import rebuild_
 from prunegym.pruning.errors import PruningError, one_line
 from prunegym.pruning.evaluation.evaluate import Evaluation
-from prunegym.pruning.files.plain_data import read_json, write_json
-from prunegym.pruning.files.writing import folder_written_whole, foreign_content
+from prunegym.pruning.files.content import read_described
+from prunegym.pruning.files.plain_data import read_json, version_of, write_json
+from prunegym.pruning.files.writing import folder_written_whole
 from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.networks.registry import MAX_IMAGE_NUMBERS, NetworkSpec, resolve_network
 from prunegym.pruning.networks.weights import load_weights_
@@ -150,20 +151,17 @@ def _read_record(folder: Path) -> Mapping[str, Any]:
         record = read_json(path)
     except (OSError, ValueError) as error:
         raise PruningError(f"cannot read {path}: {error}; give a folder written by train or prune") from error
-    version = record.get("version") if isinstance(record, dict) else None
-    if type(version) is not int or version != FORMAT_VERSION:
+    if version_of(record) != FORMAT_VERSION:
         raise PruningError(f"{path} is not a compressed network of version {FORMAT_VERSION}; write it anew")
-    try:
-        digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    except OSError as error:
-        raise PruningError(f"cannot read {folder / WEIGHTS}: {error}; write the folder anew") from error
     if unknown := set(record) - _ENTRIES:
         raise PruningError(f"{path} holds the unknown entry {min(unknown)!r}; write the folder anew")
-    if digest != record.get("weights_sha256"):
-        found = foreign_content(folder / WEIGHTS) or (
-            f"not the file that {STRUCTURE} describes; write the folder anew"
-        )
-        raise PruningError(f"{folder / WEIGHTS} is {found}")
+    anew = "write the folder anew"
+    try:
+        read_described(folder / WEIGHTS, record.get("weights_sha256"), description=STRUCTURE, way_out=anew)
+    except OSError as error:
+        raise PruningError(f"cannot read {folder / WEIGHTS}: {error}; {anew}") from error
+    except ValueError as error:
+        raise PruningError(str(error)) from error
     return record
 
 

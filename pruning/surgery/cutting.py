@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from prunegym.pruning.errors import PruningError
 from prunegym.pruning.graph import ChannelGraph
-from prunegym.pruning.graph.tracing import TRANSPOSED
+from prunegym.pruning.graph.tracing import CONVOLUTIONS, TRANSPOSED
 from prunegym.pruning.machine_failures import raise_machine_failure
 from prunegym.pruning.modes import evaluating
 
@@ -22,7 +22,6 @@ KeptUnits = Mapping[str, Tensor]  # group -> numbers of the kept units, ascendin
 Form = Literal["module", "graph"]
 _SIZES = {nn.PReLU: "num_parameters", nn.GroupNorm: "num_channels"}  # attributes; of others num_features
 Axis = Literal["out", "in", "parameter"]
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 @dataclass(frozen=True, slots=True)

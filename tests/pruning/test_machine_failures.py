@@ -88,7 +88,7 @@ READERS = {
     "pt": (lambda path: torch.save(LARGE, path), partial(load_weights_, nn.Linear(1, 1))),
     "policy": (
         lambda path: (path.mkdir(), save_file(LARGE, path / TENSORS)),
-        partial(_read_tensors, description={}),
+        partial(_read_tensors, description={"weights_sha256": ""}),
     ),
     "state": (lambda path: write_state(path, {}, LARGE), lambda path: read_checkpoint(path, {})),
 }
