@@ -163,7 +163,7 @@ def _place(node: ast.expr | ast.stmt) -> Place:
 
 
 def _stands_alone(statement: ast.stmt, method: FunctionType) -> bool:
-    """Return whether a statement can be a function: nothing leaves it, and the module has no part in it."""
+    """Return whether a statement can be a function: it does not return or break, nor use the module."""
     nodes = list(ast.walk(statement))
     leaves = any(
         isinstance(node, (ast.Return, ast.Break, ast.Continue, ast.Yield, ast.Await)) for node in nodes

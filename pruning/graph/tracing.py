@@ -96,8 +96,8 @@ def _reason(error: Exception) -> str:
 class Held:
     """What the modules of a model hold, lists and dictionaries included, so that it can be put back.
 
-    A `forward` may keep what it computes, as detection heads keep their grids. While it is followed, that is
-    no tensor.
+    A `forward` may keep what it computes, as detection heads keep their grids. While torch.fx follows it,
+    these are stand-ins for tensors, which must not stay behind.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -119,9 +119,10 @@ class Held:
 
 
 class Constant:
-    """A tensor that a forward made by itself, as a function without arguments, which programs can call.
+    """A function without arguments that returns a tensor which a `forward` made by itself.
 
-    fx would keep it as an attribute of the traced copy, where no other copy of the network finds it.
+    torch.fx would keep the tensor as an attribute of the traced copy, and other copies of the network would
+    lack it. A function that the program calls is part of the program, and goes wherever that goes.
     """
 
     __module__, __name__, __qualname__ = __name__, "constant", "constant"
