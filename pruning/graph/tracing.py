@@ -53,7 +53,7 @@ def trace_program(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModul
     model = copy.deepcopy(model).eval()
     example = example_image(model, input_shape)
     parts = OpaqueParts(model)
-    held = Held(model)
+    held = ModuleState(model)
     try:
         while True:
             try:
@@ -93,7 +93,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-class Held:
+class ModuleState:
     """What the modules of a model hold, lists and dictionaries included, so that it can be put back.
 
     A `forward` may keep what it computes, as detection heads keep their grids. While torch.fx follows it,
@@ -207,7 +207,7 @@ class ModuleTracer(fx.Tracer):
         """Follow a module's forward or, if that fails, take it as one operator."""
         if self._computing:
             return forward(*args, **kwargs)
-        last, stack, held = next(reversed(self.graph.nodes), None), self.module_stack.copy(), Held(m)
+        last, stack, held = next(reversed(self.graph.nodes), None), self.module_stack.copy(), ModuleState(m)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:  # user code may raise anything on a symbolic input

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from prunegym.scripts.options.output import add_output_flags
-from prunegym.scripts.options.parser import MAX_EPISODES, MAX_SEED, Parser, UsageError, whole
+from prunegym.scripts.options.parser import MAX_EPISODES, MAX_SEED, Parser, UsageError, number, whole
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def parse(
         help="JSON file of results so far; what it holds is not measured again",
     )
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the results there too")
-    parser.add_argument("--share", type=_share, metavar="S", help="of the cases of faults (1: all of them)")
+    parser.add_argument(
+        "--share", type=number(0.001, 1), metavar="S", help="of the cases of faults (1: all of them)"
+    )
     parser.add_argument("--only", metavar="CASE", help="repeat this case of faults, such as kills/17")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, ...")
     parser.add_argument("--seed", type=whole(0, MAX_SEED), metavar="N", help="of all that is drawn (0)")
@@ -119,10 +121,3 @@ def parse(
         progress=not flags.quiet,
         as_json=flags.json,
     )
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise ValueError
-    return value
